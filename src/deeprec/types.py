@@ -1,0 +1,245 @@
+"""The frozen values that flow between rooms, and the ports across which they flow.
+
+Everything here is plain data: no file, network or model is touched. Items and users are named by their own ids
+(strings) everywhere outside model code. A history is ordered oldest first, newest last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+ANYTHING = "anything"
+"""The reserved phrase of a broad call: the TRM is asked with no preference at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One catalogue item: its id, unique title, raw text columns, and the phrases its attributes give.
+
+    ``phrases`` are lower-case attribute values such as ``comedy``, ``1990s`` or a maker's name, in catalogue order;
+    they are the vocabulary of preferences.
+    """
+
+    item_id: str
+    title: str
+    attributes: Mapping[str, str | float | None] = field(default_factory=dict)
+    phrases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All items, in the order that defines every model's item index (0-based)."""
+
+    items: tuple[Item, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """Item id → row."""
+        return {item.item_id: row for row, item in enumerate(self.items)}
+
+    @cached_property
+    def phrases(self) -> tuple[str, ...]:
+        """Every distinct phrase, sorted."""
+        return tuple(sorted({phrase for item in self.items for phrase in item.phrases}))
+
+    def __getitem__(self, item_id: str) -> Item:
+        return self.items[self.index[item_id]]
+
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self.index
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prediction task: a user's history (oldest first) and the item that came next."""
+
+    user_id: str
+    history: tuple[str, ...]
+    target: str
+
+    @property
+    def key(self) -> str:
+        """Unique among a split's examples: the user and how much of the history is shown."""
+        return f"{self.user_id}@{len(self.history)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A condition on an item attribute: ``Filter("year", ">=", 1990)``, ``Filter("genres", "=", "Comedy")``.
+
+    ``=`` on a list-valued column (values joined by ``|``) holds when one of the values is equal.
+    """
+
+    column: str
+    operator: Literal["=", "!=", ">=", "<="]
+    value: str | float
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What the TRM is asked. An empty ``preference`` asks for no preference at all.
+
+    Items of ``history`` are excluded from the answer unless ``allow_seen``; ``exclude`` adds further item ids.
+    The TRM reads as much of ``history`` as it can; exclusion uses the whole.
+    """
+
+    history: tuple[str, ...]
+    preference: tuple[str, ...] = ()
+    exclude: AbstractSet[str] = frozenset()
+    filters: tuple[Filter, ...] = ()
+    allow_seen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievedItem:
+    """One retrieved item and its match score in [0, 1] (higher is better, comparable between calls for one history)."""
+
+    item_id: str
+    score: float
+
+
+class Retriever(Protocol):
+    """Port: the loop's only knowledge of retrieval. Implemented by ``trm.retriever.TrmRetriever``."""
+
+    def retrieve(self, queries: Sequence[Query], k: int) -> list[tuple[RetrievedItem, ...]]:
+        """The best ``k`` items for each query, best first; fewer only when filters leave fewer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens one ``generate`` call produced, the stop token included, with their sampled log-probabilities (nats)."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+class Generation(Protocol):
+    """Port: a batch of growing token sequences held by an engine between turns (so that it can keep its cache)."""
+
+    def generate(
+        self, rows: Sequence[int], *, stop_ids: AbstractSet[int], max_new_tokens: int, temperature: float
+    ) -> list[Segment]:
+        """Extend the given rows until a stop token or the limit; ``temperature`` 0 is greedy. One result per row."""
+        ...
+
+    def append(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
+        """Append tokens the environment wrote to the given rows."""
+        ...
+
+
+class Policy(Protocol):
+    """Port: a language model and its tokenizer, as the loop sees them."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of the tokens, markup included, with no clean-up of spaces."""
+        ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    def start(self, prompts: Sequence[Sequence[int]], *, seed: int | None = None) -> Generation:
+        """Begin a batch from prompt token ids. The seed fixes sampling."""
+        ...
+
+
+class EndReason(StrEnum):
+    """Why a rollout ended."""
+
+    ANSWERED = "answered"
+    EMPTY_PREFERENCE = "empty_preference"
+    CALL_LIMIT = "call_limit"
+    CONTEXT_LIMIT = "context_limit"
+    SEGMENT_LIMIT = "segment_limit"
+    OUTSIDE_PROTOCOL = "outside_protocol"
+    DEADLINE = "deadline"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of the TRM: the preference as written, its phrases (empty for ``anything``), what came back."""
+
+    preference: str
+    phrases: tuple[str, ...]
+    items: tuple[RetrievedItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardPart:
+    """One part of the reward. ``value`` is None when the part was not scored; never 0 in its place."""
+
+    name: str
+    value: float | None
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One rollout: everything that training, rewards, evaluation and a reader need to know about it.
+
+    ``completion_ids``, ``loss_mask`` (1 = written by the policy) and ``logprobs`` (0.0 where the mask is 0) have equal
+    length. ``text`` is the completion as text, lists included. ``answer`` holds one entry per answered line, in order:
+    the item id, or None where the line is not the title of an item this rollout retrieved.
+    """
+
+    example_key: str
+    user_id: str
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    loss_mask: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    calls: tuple[Call, ...]
+    answer: tuple[str | None, ...]
+    end: EndReason
+    rewards: tuple[RewardPart, ...] = ()
+
+    @property
+    def reward(self) -> float:
+        """Weighted sum of the scored parts."""
+        return sum(part.weight * part.value for part in self.rewards if part.value is not None)
+
+
+class Embedder(Protocol):
+    """Port: text to unit-length vectors. Implemented by ``trm.text`` providers."""
+
+    @property
+    def identity(self) -> str:
+        """Name and version of the encoder, kept in a bundle."""
+        ...
+
+    @property
+    def width(self) -> int: ...
+
+    def embed(self, texts: Sequence[str]) -> FloatArray:
+        """(texts, width), rows of unit length."""
+        ...
+
+
+@dataclass(frozen=True)
+class ItemVectors:
+    """Unit-length vectors of the catalogue's items, row order of ``Catalogue.items``.
+
+    ``text`` is (items, text width), ``collaborative`` is (items, TRM width).
+    """
+
+    text: FloatArray
+    collaborative: FloatArray
+
+
+JsonDict = dict[str, Any]
