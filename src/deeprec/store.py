@@ -1,0 +1,444 @@
+"""Artifacts and object storage: directories written whole or not at all, read with their hashes checked.
+
+An artifact is a directory with ``manifest.json``, which names its kind, the sha256 of every other file, what it was
+made from (configuration, parents, seed) and by which package version. ``write_artifact`` builds it in a hidden
+directory beside its place and moves it there in one step; ``read_artifact`` refuses a directory whose files are not
+exactly those of the manifest. ``put_directory`` and ``get_directory`` copy artifacts to and from a local path or
+``s3://bucket/prefix``; there the manifest is written last, so a prefix without one holds no artifact.
+
+S3 takes its endpoint and credentials from the environment: ``AWS_ENDPOINT_URL`` (or ``S3_ENDPOINT_URL``),
+``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``.
+
+Limits: one writer per place; replacing an artifact on S3 leaves a moment without a manifest, which readers report as
+missing; symbolic links inside an artifact are read through, and copied as files.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any
+
+from deeprec import __version__
+from deeprec.errors import ArtifactError, StoreError
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+_FULL_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_TEXTS = ("No space left on device", "os error 28", "Disk quota exceeded", "File too large")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What ``manifest.json`` says.
+
+    ``files`` maps relative POSIX paths to sha256; ``parents`` maps a parent's kind (``policy-2`` for the second of one
+    kind) to the sha256 of its manifest. ``seconds`` is the wall time from the start of the writing process to the
+    moment of writing. ``digest`` is the sha256 of the manifest file itself; it differs between two runs that wrote
+    equal files, ``contents`` does not.
+    """
+
+    kind: str
+    schema_version: int
+    files: Mapping[str, str]
+    config_sha256: str | None
+    parents: Mapping[str, str]
+    seed: int | None
+    package_version: str
+    created: str
+    seconds: float
+    digest: str
+
+    @property
+    def contents(self) -> str:
+        """sha256 over the kind and the files' names and hashes: equal files give an equal value."""
+        return config_digest({"kind": self.kind, "files": dict(self.files)})
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """sha256 of a configuration part: its JSON with sorted keys."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------- artifacts
+
+
+@contextmanager
+def write_artifact(
+    path: str | Path,
+    kind: str,
+    *,
+    config: Mapping[str, Any] | None = None,
+    parents: Sequence[str | Path] = (),
+    seed: int | None = None,
+) -> Iterator[Path]:
+    """Yield an empty directory to fill; on a clean exit add the manifest and put it at ``path``.
+
+    ``path`` may be absent, an empty directory, or an earlier artifact, which is replaced. After an exception nothing
+    is left behind and what was at ``path`` is untouched.
+
+    Raises:
+        StoreError: the place cannot be written, the disk is full, or ``path`` holds something that is no artifact.
+        ArtifactError: a parent has no readable manifest.
+    """
+    place = Path(path)
+    digests = _parent_digests(parents)
+    with _replacing(place) as work:
+        yield work
+        manifest = {
+            "kind": kind,
+            "schema_version": SCHEMA_VERSION,
+            "files": {name: file_digest(work / name) for name in _file_names(work)},
+            "config_sha256": None if config is None else config_digest(config),
+            "parents": digests,
+            "seed": seed,
+            "package_version": __version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(_process_seconds(), 3),
+        }
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_artifact(path: str | Path, kind: str | None = None, *, verify: bool = True) -> Manifest:
+    """The manifest of the artifact at ``path``, after checking its kind and (``verify``) every file's hash.
+
+    Raises:
+        ArtifactError: no such artifact, unreadable manifest, another kind or schema, a missing, extra or changed file.
+    """
+    place = Path(path)
+    manifest = _read_manifest(place)
+    if kind is not None and manifest.kind != kind:
+        raise ArtifactError(f"{place} is an artifact of kind {manifest.kind!r}, not {kind!r}; name the right directory")
+    if verify:
+        _verify(place, manifest)
+    return manifest
+
+
+def _read_manifest(place: Path) -> Manifest:
+    file = place / MANIFEST
+    try:
+        raw = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        state = "does not exist" if not place.exists() else f"has no {MANIFEST}"
+        raise ArtifactError(f"{place} {state}, so it is no artifact; name a directory that a run finished") from error
+    except OSError as error:
+        raise ArtifactError(f"cannot read {file}: {error.strerror}; check its permissions") from error
+    return _parse_manifest(raw, str(file))
+
+
+def _parse_manifest(raw: bytes, where: str) -> Manifest:
+    try:
+        values = json.loads(raw)
+        manifest = Manifest(
+            kind=str(values["kind"]),
+            schema_version=int(values["schema_version"]),
+            files=MappingProxyType({_safe_name(name, where): str(digest) for name, digest in values["files"].items()}),
+            config_sha256=values["config_sha256"],
+            parents=MappingProxyType(dict(values["parents"])),
+            seed=values["seed"],
+            package_version=str(values["package_version"]),
+            created=str(values["created"]),
+            seconds=float(values["seconds"]),
+            digest=hashlib.sha256(raw).hexdigest(),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{where} is not a manifest ({type(error).__name__}: {error}); make it again") from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{where} has schema version {manifest.schema_version}, this version of deeprec reads {SCHEMA_VERSION}; "
+            f"make it again with deeprec {__version__}"
+        )
+    return manifest
+
+
+def _safe_name(name: str, where: str) -> str:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or name == MANIFEST:
+        raise ArtifactError(f"{where} names the file {name!r}, which cannot be part of an artifact; do not use it")
+    return name
+
+
+def _verify(place: Path, manifest: Manifest) -> None:
+    present = set(_file_names(place))
+    missing = sorted(set(manifest.files) - present)
+    extra = sorted(present - set(manifest.files))
+    if missing or extra:
+        found = [f"{name} is missing" for name in missing] + [f"{name} is not in its manifest" for name in extra]
+        raise ArtifactError(f"{place} is not as it was written: {_first(found)}; copy it or make it again")
+    try:
+        changed = [name for name, digest in manifest.files.items() if file_digest(place / name) != digest]
+    except OSError as error:
+        raise ArtifactError(f"cannot read {error.filename}: {error.strerror}; check its permissions") from error
+    if changed:
+        found = [f"the hash of {name} differs from its manifest" for name in sorted(changed)]
+        raise ArtifactError(f"{place} is not as it was written: {_first(found)}; copy it or make it again")
+
+
+def _first(found: list[str], limit: int = 3) -> str:
+    more = len(found) - limit
+    return ", ".join(found[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def _file_names(place: Path) -> list[str]:
+    """Relative POSIX paths of all files but the manifest, sorted."""
+    names = (file.relative_to(place).as_posix() for file in place.rglob("*") if not file.is_dir())
+    return sorted(name for name in names if name != MANIFEST)
+
+
+def _parent_digests(parents: Sequence[str | Path]) -> dict[str, str]:
+    digests: dict[str, str] = {}
+    for parent in parents:
+        manifest = read_artifact(parent, verify=False)
+        name, count = manifest.kind, 1
+        while name in digests:
+            count += 1
+            name = f"{manifest.kind}-{count}"
+        digests[name] = manifest.digest
+    return digests
+
+
+def _process_seconds() -> float:
+    import psutil  # type: ignore[import-untyped]
+
+    return max(0.0, time.time() - float(psutil.Process().create_time()))
+
+
+# ------------------------------------------------------------------------------------------------- replacing a place
+
+
+@contextmanager
+def _replacing(place: Path) -> Iterator[Path]:
+    """Yield a new directory beside ``place``, which takes its place on a clean exit and vanishes after an exception."""
+    place = place.absolute()
+    work = place.parent / f".{place.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        _check_replaceable(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(place)
+        work.mkdir()
+    except OSError as error:
+        raise StoreError(f"cannot write {place}: {error.strerror}; name another place or free some space") from error
+    try:
+        yield work
+        _check_replaceable(place)
+        _move(work, place)
+    except BaseException as error:
+        shutil.rmtree(work, ignore_errors=True)
+        if _is_full(error):
+            raise StoreError(f"the disk is full while writing {place}; free some space or name another disk") from error
+        raise
+
+
+def _check_replaceable(place: Path) -> None:
+    if place.is_dir():
+        if any(place.iterdir()) and not (place / MANIFEST).is_file():
+            raise StoreError(f"{place} exists and is no artifact; name an empty or absent directory")
+    elif place.exists() or place.is_symlink():
+        raise StoreError(f"{place} exists and is not a directory; name an empty or absent directory")
+
+
+def _move(work: Path, place: Path) -> None:
+    old: Path | None = None
+    try:
+        if place.is_dir() and any(place.iterdir()):
+            old = work.with_name(work.name + "-old")
+            os.replace(place, old)
+        os.replace(work, place)
+    except OSError as error:
+        if old is not None and old.exists() and not place.exists():
+            os.replace(old, place)
+        raise StoreError(f"cannot put {place} in its place: {error.strerror}; check its permissions") from error
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Remove what killed processes of this machine left of ``place``."""
+    start = f".{place.name}.tmp-{socket.gethostname()}-"
+    for entry in place.parent.iterdir():
+        if entry.name.startswith(start):
+            pid = entry.name.removeprefix(start).partition("-")[0]
+            if pid.isdigit() and not _is_alive(int(pid)):
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL_CODES:
+            return True
+        if any(text in str(error) for text in _FULL_TEXTS):
+            return True
+        error = error.__cause__
+    return False
+
+
+# ------------------------------------------------------------------------------------------------------------ copying
+
+
+def put_directory(local: str | Path, uri: str) -> None:
+    """Copy the artifact at ``local`` to ``uri``: a local path or ``s3://bucket/prefix``. What was there is replaced.
+
+    Raises:
+        ArtifactError: ``local`` is no whole artifact.
+        StoreError: the place refuses the write; nothing incomplete is left that a reader would take for an artifact.
+    """
+    source = Path(local)
+    manifest = read_artifact(source)
+    if _is_s3(uri):
+        _put_s3(source, manifest, uri)
+        return
+    with _replacing(Path(uri)) as work:
+        _copy_files(source, work, manifest)
+
+
+def get_directory(uri: str, local: str | Path) -> Path:
+    """Copy the artifact at ``uri`` to ``local``, check every hash, and return ``local``.
+
+    Raises:
+        ArtifactError: no whole artifact there, or a file's hash differs.
+        StoreError: the store cannot be reached or refuses the read, or ``local`` cannot be written.
+    """
+    place = Path(local)
+    if not _is_s3(uri):
+        manifest = read_artifact(uri, verify=False)
+    with _replacing(place) as work:
+        if _is_s3(uri):
+            _get_s3(uri, work)
+        else:
+            _copy_files(Path(uri), work, manifest)
+        try:
+            read_artifact(work)
+        except ArtifactError as error:
+            raise ArtifactError(str(error).replace(str(work), uri)) from error
+    return place
+
+
+def _is_s3(uri: str) -> bool:
+    if "://" in uri and not uri.startswith("s3://"):
+        raise StoreError(f"{uri!r} is neither a local path nor s3://bucket/prefix; give one of the two")
+    return uri.startswith("s3://")
+
+
+def _copy_files(source: Path, target: Path, manifest: Manifest) -> None:
+    for name in [*manifest.files, MANIFEST]:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(source / name, target / name)
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{source} is not as it was written: {name} is missing; make it again") from error
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """Bucket and prefix (without slashes at its ends)."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    prefix = prefix.strip("/")
+    if not bucket or not prefix:
+        raise StoreError(f"{uri!r} names no bucket and prefix; write s3://bucket/prefix")
+    return bucket, prefix
+
+
+def _put_s3(source: Path, manifest: Manifest, uri: str) -> None:
+    bucket, prefix = _split(uri)
+    with _s3(uri) as client:
+        before = {item.object_name for item in client.list_objects(bucket, prefix=f"{prefix}/", recursive=True)}
+        client.remove_object(bucket, f"{prefix}/{MANIFEST}")
+        written: list[str] = []
+        try:
+            for name in [*sorted(manifest.files), MANIFEST]:
+                written.append(f"{prefix}/{name}")
+                client.fput_object(bucket, written[-1], str(source / name))
+        except BaseException:
+            with suppress(Exception):
+                for name in reversed(written):
+                    client.remove_object(bucket, name)
+            raise
+        for name in before - set(written):
+            client.remove_object(bucket, name)
+
+
+def _get_s3(uri: str, work: Path) -> None:
+    bucket, prefix = _split(uri)
+    with _s3(uri) as client:
+        client.fget_object(bucket, f"{prefix}/{MANIFEST}", str(work / MANIFEST))
+        for name in _read_manifest(work).files:
+            client.fget_object(bucket, f"{prefix}/{name}", str(work / name))
+
+
+@contextmanager
+def _s3(uri: str) -> Iterator[Any]:
+    """A client for the endpoint that the environment names; whatever it raises becomes one of our errors."""
+    import urllib3
+    from minio.error import MinioException, S3Error
+
+    try:
+        yield _client()
+    except S3Error as error:
+        if error.code == "NoSuchBucket":
+            raise StoreError(f"{uri}: no such bucket at {_endpoint()}; create it or check the address") from error
+        if error.code == "NoSuchKey":
+            raise ArtifactError(f"{uri}: {error.object_name} is not at {_endpoint()}; check the address") from error
+        raise StoreError(f"{uri}: {_endpoint()} answered {error.code}: {error.message}; check credentials") from error
+    except (MinioException, urllib3.exceptions.HTTPError) as error:
+        raise StoreError(f"{uri}: cannot reach {_endpoint()} ({error}); check AWS_ENDPOINT_URL") from error
+    except ValueError as error:
+        raise StoreError(f"{uri}: {error}; write s3://bucket/prefix") from error
+
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("S3_ENDPOINT_URL") or "https://s3.amazonaws.com"
+
+
+def _client() -> Any:
+    import certifi
+    import urllib3
+    from minio import Minio
+
+    endpoint = urllib3.util.parse_url(_endpoint())
+    if endpoint.scheme not in ("http", "https") or not endpoint.netloc or (endpoint.path or "/") != "/":
+        raise StoreError(f"AWS_ENDPOINT_URL is {_endpoint()!r}; write http(s)://host:port")
+    key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    if not key or not secret:
+        raise StoreError("S3 needs credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    pool = urllib3.PoolManager(
+        timeout=urllib3.Timeout(connect=5, read=60),
+        retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+        ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
+    )
+    return Minio(
+        endpoint=endpoint.netloc,
+        access_key=key,
+        secret_key=secret,
+        session_token=os.environ.get("AWS_SESSION_TOKEN"),
+        secure=endpoint.scheme == "https",
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        http_client=pool,
+    )
