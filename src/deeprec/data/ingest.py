@@ -1,0 +1,142 @@
+"""Ingest: read a source, clean it, write the dataset artifact, and say what became of every row."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from deeprec.config import DataConfig
+from deeprec.data.cleaning import Cleaned, Drop, clean
+from deeprec.data.dataset import write_dataset
+from deeprec.data.source import Source
+from deeprec.errors import DataError
+from deeprec.types import JsonDict
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """Rows in, rows dropped and why, rows out."""
+
+    source: str
+    interactions_in: int
+    items_in: int
+    interaction_drops: tuple[Drop, ...]
+    item_drops: tuple[Drop, ...]
+    users: int
+    items: int
+    interactions: int
+    missing_titles: int
+    duplicate_titles: int
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> JsonDict:
+        """Plain values for ``dataset.json``."""
+        return asdict(self)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The report as lines to print."""
+        found = [f"{self.source}: {self.interactions_in:,} interactions and {self.items_in:,} items read"]
+        found += [f"dropped {drop.rows:,} interactions: {drop.reason}" for drop in self.interaction_drops]
+        found += [f"dropped {drop.rows:,} items: {drop.reason}" for drop in self.item_drops]
+        if self.missing_titles:
+            found.append(f"{self.missing_titles:,} items without a title are called Item <id>")
+        if self.duplicate_titles:
+            found.append(f"{self.duplicate_titles:,} repeated titles were numbered")
+        found += self.notes
+        found.append(f"kept {self.users:,} users, {self.items:,} items, {self.interactions:,} interactions")
+        return tuple(found)
+
+
+def ingest(config: DataConfig, seed: int, out: str | Path) -> IngestReport:
+    """Make a dataset at ``out``. The seed matters to generated data only.
+
+    Raises:
+        DataError: the source cannot be read or does not fit together; nothing is written then.
+        StoreError: ``out`` cannot be written.
+    """
+    source = read_source(config, seed)
+    text_columns = config.text_columns if source.text_columns is None else source.text_columns
+    year_column = (source.year_column or config.year_column) if config.year_column else None
+    for column in text_columns:
+        if column not in source.items.columns:
+            raise DataError(
+                f"the items of {config.path or source.name} have no column {column!r}; they have "
+                f"{', '.join(source.items.columns)}; correct data.text_columns"
+            )
+    notes: list[str] = []
+    if source.time_unit == "order":
+        notes.append("timestamps are only an order; clock checks are skipped")
+    if year_column is not None and year_column not in source.items.columns:
+        notes.append(f"the items have no column {year_column!r}, so there are no decade phrases")
+        year_column = None
+    cleaned = clean(
+        source.interactions,
+        source.items,
+        min_rating=config.min_rating,
+        min_user_interactions=config.min_user_interactions,
+        min_item_interactions=config.min_item_interactions,
+    )
+    report = _report(source, cleaned, notes)
+    write_dataset(
+        out,
+        cleaned.interactions,
+        cleaned.items,
+        source=source.name,
+        time_unit=source.time_unit,
+        text_columns=text_columns,
+        year_column=year_column,
+        policy_positions=config.policy_positions,
+        missing_titles=cleaned.missing_titles,
+        report=report.to_json(),
+        config=config.model_dump(mode="json"),
+        seed=seed,
+    )
+    return report
+
+
+def read_source(config: DataConfig, seed: int) -> Source:
+    """Read the source that the configuration names.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if config.source == "sample":
+        from deeprec.data.sample import read_sample
+
+        return read_sample(config.sample, seed)
+    if config.source == "movielens":
+        from deeprec.data.movielens import read_movielens
+
+        return read_movielens(config.path)
+    if config.source == "recbole":
+        from deeprec.data.recbole import read_recbole
+
+        return read_recbole(config.path, config.columns, config.text_columns, config.year_column)
+    from deeprec.data.table import read_table
+
+    return read_table(
+        config.path,
+        config.interactions,
+        config.items,
+        config.columns,
+        config.text_columns,
+        config.year_column,
+        config.time_unit,
+    )
+
+
+def _report(source: Source, cleaned: Cleaned, notes: list[str]) -> IngestReport:
+    return IngestReport(
+        source=source.name,
+        interactions_in=source.interactions.height,
+        items_in=source.items.height,
+        interaction_drops=cleaned.interaction_drops,
+        item_drops=cleaned.item_drops,
+        users=cleaned.interactions["user_id"].n_unique(),
+        items=cleaned.items.height,
+        interactions=cleaned.interactions.height,
+        missing_titles=cleaned.missing_titles,
+        duplicate_titles=cleaned.duplicate_titles,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deeprec.data.dataset import Dataset
+from deeprec.data.splits import (
+    policy_examples,
+    popularity,
+    test_examples,
+    trm_sequences,
+    validation_examples,
+)
+from deeprec.errors import DataError
+from deeprec.types import Catalogue, Example, Item
+
+ITEMS = [f"i{number}" for number in range(12)]
+
+
+def make(histories: dict[str, list[str]], positions: int) -> Dataset:
+    catalogue = Catalogue(tuple(Item(name, name.upper()) for name in ITEMS))
+    return Dataset(
+        catalogue,
+        {user: tuple(items) for user, items in histories.items()},
+        {user: tuple(range(len(items))) for user, items in histories.items()},
+        {"policy_positions": positions},
+    )
+
+
+def test_by_hand() -> None:
+    dataset = make({"u": ["i0", "i1", "i2", "i3", "i4", "i5"]}, 2)
+    assert trm_sequences(dataset) == {"u": ("i0", "i1")}
+    assert policy_examples(dataset) == [
+        Example("u", ("i0", "i1"), "i2"),
+        Example("u", ("i0", "i1", "i2"), "i3"),
+    ]
+    assert validation_examples(dataset) == [Example("u", ("i0", "i1", "i2", "i3"), "i4")]
+    assert test_examples(dataset) == [Example("u", ("i0", "i1", "i2", "i3", "i4"), "i5")]
+    assert popularity(dataset).tolist() == [1, 1, *[0] * 10]
+
+
+def test_too_short_a_history_is_refused() -> None:
+    with pytest.raises(DataError, match="needs 4"):
+        trm_sequences(make({"u": ["i0", "i1", "i2"]}, 1))
+
+
+histories = st.dictionaries(
+    st.text("ab", min_size=1, max_size=3), st.lists(st.sampled_from(ITEMS), min_size=6, unique=True), max_size=4
+)
+
+
+@given(histories, st.integers(1, 3))
+def test_nothing_leaks_and_order_is_kept(found: dict[str, list[str]], positions: int) -> None:
+    dataset = make(found, positions)
+    sequences = trm_sequences(dataset)
+    policy, validation, test = policy_examples(dataset), validation_examples(dataset), test_examples(dataset)
+    assert len(policy) == positions * len(found)
+    for user, items in found.items():
+        hidden = [example.target for example in [*policy, *validation, *test] if example.user_id == user]
+        assert sequences[user]
+        assert not set(hidden) & set(sequences[user])
+        assert [*sequences[user], *hidden] == items
+    for example in [*policy, *validation, *test]:
+        items = found[example.user_id]
+        assert list(example.history) == items[: items.index(example.target)]
+    assert len({example.key for example in [*policy, *validation, *test]}) == (positions + 2) * len(found)
+    assert popularity(dataset).sum() == sum(map(len, sequences.values()))
