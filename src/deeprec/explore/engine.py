@@ -1,0 +1,272 @@
+"""The in-process engine: a transformers causal language model as a ``Policy`` whose cache lives across turns.
+
+Rows of a generation share one grid of cache columns. A row that is not part of a step gets a column that the
+attention mask hides, so the grid has holes; positions count a row's own tokens only, so holes change nothing. Rows
+that leave the batch are dropped from the grid and, should they return, are read again from their tokens.
+
+Limits: decoders with plain attention layers (no sliding windows, no recurrent layers), ``sdpa`` or ``eager``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from deeprec.errors import PolicyError
+from deeprec.types import Generation, Segment
+
+_SPARE_COLUMNS = 64
+_MAX_WASTE = 1.5
+"""The grid is packed again when it has this many times the columns its longest row needs."""
+
+
+class TransformersPolicy:
+    """A causal language model and its tokenizer, wherever the model's weights are; holds no state between batches."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        if tokenizer.eos_token_id is None:
+            raise PolicyError("the policy's tokenizer has no end-of-text token; set its eos_token")
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; nothing is added around it."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of the tokens, markup included, with no clean-up of spaces."""
+        return str(
+            self.tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+
+    @property
+    def eos_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def start(self, prompts: Sequence[Sequence[int]], *, seed: int | None = None) -> Generation:
+        """Begin a batch. A prompt of no tokens is refused with PolicyError."""
+        return TransformersGeneration(self.model, prompts, seed)
+
+
+class _GrowingLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one layer, (rows, heads, columns, head width), written in place into spare columns."""
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_zeros((*key_states.shape[:2], 0, key_states.shape[3]))
+        self.values = value_states.new_zeros((*value_states.shape[:2], 0, value_states.shape[3]))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.used + key_states.shape[2]
+        if end > self.keys.shape[2]:
+            self.keys = self._grown(self.keys, end)
+            self.values = self._grown(self.values, end)
+        self.keys[:, :, self.used : end] = key_states
+        self.values[:, :, self.used : end] = value_states
+        self.used = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _grown(self, old: torch.Tensor, columns: int) -> torch.Tensor:
+        spare = max(_SPARE_COLUMNS, columns // 4)
+        new = old.new_zeros((*old.shape[:2], columns + spare, old.shape[3]))
+        new[:, :, : self.used] = old[:, :, : self.used]
+        return new
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.used + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.used
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def take(self, rows: torch.Tensor, columns: torch.Tensor | None) -> _GrowingLayer:
+        """A copy of some rows; with ``columns`` (rows taken, new columns), each row's cells in that order."""
+        taken = _GrowingLayer()
+        taken.lazy_initialization(self.keys, self.values)
+        for name in ("keys", "values"):
+            cells = getattr(self, name)[:, :, : self.used].index_select(0, rows)
+            if columns is not None:
+                index = columns[:, None, :, None].expand(-1, cells.shape[1], -1, cells.shape[3])
+                cells = cells.gather(2, index)
+            setattr(taken, name, cells)
+        taken.used = taken.keys.shape[2]
+        return taken
+
+
+class _Grid:
+    """The cache of some rows and which of its cells hold tokens.
+
+    ``rows``: the generation's row of each grid row. ``cached``: tokens of each grid row that are in the cache.
+    ``visible``: (grid rows, columns) bool.
+    """
+
+    def __init__(self, layers: list[_GrowingLayer], rows: list[int], cached: list[int], visible: torch.Tensor) -> None:
+        self.layers, self.rows, self.cached, self.visible = layers, rows, cached, visible
+        self.cache = Cache(layers=layers)
+
+    @classmethod
+    def empty(cls, layers: int, rows: list[int], device: torch.device) -> _Grid:
+        visible = torch.zeros((len(rows), 0), dtype=torch.bool, device=device)
+        return cls([_GrowingLayer() for _ in range(layers)], rows, [0] * len(rows), visible)
+
+    def take(self, places: list[int]) -> _Grid:
+        """The grid of some of its rows, packed when too many of its columns are holes."""
+        index = torch.tensor(places, device=self.visible.device)
+        visible = self.visible.index_select(0, index)
+        cached = [self.cached[place] for place in places]
+        columns = None
+        longest = max(cached)
+        if visible.shape[1] > _MAX_WASTE * longest:
+            columns = torch.argsort(visible.int(), dim=1, stable=True)[:, visible.shape[1] - longest :]
+            visible = visible.gather(1, columns)
+        layers = [layer.take(index, columns) for layer in self.layers]
+        return _Grid(layers, [self.rows[place] for place in places], cached, visible)
+
+
+class TransformersGeneration:
+    """A batch of growing sequences. Row numbers are the prompts' order."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], seed: int | None) -> None:
+        self._model = model
+        self._tokens = [list(prompt) for prompt in prompts]
+        if not all(self._tokens):
+            raise PolicyError("a prompt has no tokens; give the tokenizer the protocol's vocabulary")
+        self._device = next(model.parameters()).device
+        self._generator = torch.Generator(device=self._device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+        self._grid: _Grid | None = None
+
+    def append(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
+        """Append tokens the environment wrote; they enter the cache with the row's next ``generate``."""
+        for row, tokens in zip(rows, token_ids, strict=True):
+            self._tokens[row].extend(tokens)
+
+    def generate(
+        self, rows: Sequence[int], *, stop_ids: AbstractSet[int], max_new_tokens: int, temperature: float
+    ) -> list[Segment]:
+        """Extend the rows until a stop token or the limit; one segment per row, in the order given.
+
+        Log-probabilities are those of the distribution sampled from; greedy ones are the model's own.
+        """
+        if not rows or max_new_tokens < 1:
+            return [Segment((), ()) for _ in rows]
+        written: dict[int, tuple[list[int], list[float]]] = {row: ([], []) for row in rows}
+        with _evaluating(self._model), torch.no_grad():
+            grid = self._prepare(list(written))
+            self._grid = grid
+            logits = self._read_pending(grid)
+            open_rows = set(written)
+            for step in range(max_new_tokens):
+                tokens, logprobs = self._choose(logits, temperature)
+                for place, row in enumerate(grid.rows):
+                    if row in open_rows:
+                        written[row][0].append(tokens[place])
+                        written[row][1].append(logprobs[place])
+                        self._tokens[row].append(tokens[place])
+                        if tokens[place] in stop_ids:
+                            open_rows.discard(row)
+                if not open_rows or step + 1 == max_new_tokens:
+                    break
+                if 2 * len(open_rows) <= len(grid.rows):
+                    grid = grid.take([place for place, row in enumerate(grid.rows) if row in open_rows])
+                logits = self._step(grid, open_rows)
+        return [Segment(tuple(written[row][0]), tuple(written[row][1])) for row in rows]
+
+    def _prepare(self, rows: list[int]) -> _Grid:
+        """The grid for exactly these rows: the present one, part of it, or a new one where a row is not in it."""
+        grid = self._grid
+        if grid is None or not set(rows) <= set(grid.rows):
+            return _Grid.empty(self._model.config.num_hidden_layers, rows, self._device)
+        places = [place for place, row in enumerate(grid.rows) if row in set(rows)]
+        wasted = grid.visible.shape[1] > _MAX_WASTE * max(grid.cached)
+        return grid.take(places) if wasted or len(places) < len(grid.rows) else grid
+
+    def _read_pending(self, grid: _Grid) -> torch.Tensor:
+        """Read every row's uncached tokens, aligned right; logits (grid rows, vocabulary) of the next."""
+        pending = [self._tokens[row][cached:] for row, cached in zip(grid.rows, grid.cached, strict=True)]
+        width = max(len(tokens) for tokens in pending)
+        ids = torch.tensor([[0] * (width - len(tokens)) + tokens for tokens in pending], device=self._device)
+        lengths = torch.tensor([len(tokens) for tokens in pending], device=self._device)
+        real = torch.arange(width, device=self._device)[None, :] >= width - lengths[:, None]
+        return self._forward(grid, ids, real)
+
+    def _step(self, grid: _Grid, open_rows: AbstractSet[int]) -> torch.Tensor:
+        ids = torch.tensor([[self._tokens[row][-1]] for row in grid.rows], device=self._device)
+        real = torch.tensor([[row in open_rows] for row in grid.rows], device=self._device)
+        return self._forward(grid, ids, real)
+
+    def _forward(self, grid: _Grid, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """One pass over new columns (grid rows, width), of which ``real`` hold tokens; logits of the last column.
+
+        A hidden cell may see itself, so that no attention row is empty and no cell of the cache is undefined.
+        """
+        past = grid.visible.shape[1]
+        width = ids.shape[1]
+        cached = torch.tensor(grid.cached, device=self._device)
+        positions = (cached[:, None] + real.cumsum(1) - 1).clamp(min=0)
+        own = torch.ones((width, width), dtype=torch.bool, device=self._device)
+        recent = (own.tril() & real[:, None, :]) | torch.diag(own.diagonal())
+        seen = torch.cat([grid.visible[:, None, :].expand(-1, width, -1), recent], dim=2)
+        dtype = next(self._model.parameters()).dtype
+        mask = torch.zeros(seen.shape, dtype=dtype, device=self._device)
+        mask.masked_fill_(~seen, torch.finfo(dtype).min)
+        logits = self._model(
+            input_ids=ids,
+            attention_mask=mask[:, None],
+            position_ids=positions,
+            past_key_values=grid.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        if grid.layers[0].used != past + width:
+            raise PolicyError("the model did not use the cache it was given; use a decoder with plain attention layers")
+        grid.visible = torch.cat([grid.visible, real], dim=1)
+        grid.cached = [old + new for old, new in zip(grid.cached, real.sum(1).tolist(), strict=True)]
+        return torch.as_tensor(logits)
+
+    def _choose(self, logits: torch.Tensor, temperature: float) -> tuple[list[int], list[float]]:
+        """One token per row with its log-probability, from logits (rows, vocabulary)."""
+        scaled = logits.float() if temperature <= 0 else logits.float() / temperature
+        logprobs = torch.log_softmax(scaled, dim=-1)
+        chosen = scaled.argmax(dim=-1) if temperature <= 0 else self._sample(logprobs)
+        picked = logprobs.gather(1, chosen[:, None]).squeeze(1)
+        return chosen.tolist(), picked.tolist()
+
+    def _sample(self, logprobs: torch.Tensor) -> torch.Tensor:
+        """Tokens (rows,) by inverting the cumulative distribution: one random number a row, against one a cell."""
+        cumulative = logprobs.exp().cumsum(dim=1, dtype=torch.float64)
+        uniform = torch.rand(len(logprobs), 1, dtype=torch.float64, device=self._device, generator=self._generator)
+        chosen = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+        return chosen.squeeze(1).clamp_(max=logprobs.shape[1] - 1)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
