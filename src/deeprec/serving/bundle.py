@@ -1,0 +1,272 @@
+"""The bundle: everything that serves, in one directory that evaluation passed, named by a version and whole or absent.
+
+An artifact of kind ``bundle``:
+
+- ``catalogue.json``: items with attributes and phrases, in the order of every model's rows;
+- ``popularity.safetensors``: ``counts`` (items,), training interactions only;
+- ``trm/``, ``policy/``: those artifacts, with their manifests; ``trm/vectors.safetensors`` has the items' text vectors;
+- ``explore.json``: the loop's limits and prompt; ``text.json``: the text encoder's configuration and identity;
+- ``metrics.json``: the figures of the evaluation, and the seconds each task took;
+- ``bundle.json``: version, what is served and why, when and from what it was made.
+
+User histories are not in it. Nothing is pickled. ``Bundle.load`` refuses changed files and parts of different bundles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from deeprec.checks.gate import Verdict
+from deeprec.config import BundleConfig, ExploreConfig, TextConfig
+from deeprec.errors import ArtifactError
+from deeprec.store import Manifest, file_digest, get_directory, put_directory, read_artifact, write_artifact
+from deeprec.types import Catalogue, Item, JsonDict
+
+KIND = "bundle"
+PARTS = ("trm", "policy")
+Served = Literal["policy", "trm"]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle, without its models.
+
+    ``path`` is where its files are; ``counts`` (items,) training interactions; ``serve`` what answers, ``why`` the
+    sentence that says so; ``text_identity`` the encoder both TRM and catalogue vectors were made with.
+    """
+
+    path: Path
+    version: str
+    serve: Served
+    why: str
+    catalogue: Catalogue
+    counts: NDArray[np.int64]
+    explore: ExploreConfig
+    text: TextConfig
+    text_identity: str
+    info: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    _copy: Any = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def load(cls, address: str | Path) -> Self:
+        """Read and verify a bundle at a local path, which may be read-only, or at ``s3://bucket/prefix``.
+
+        A bundle from object storage is copied to a temporary directory that lives as long as the value returned.
+
+        Raises:
+            ArtifactError: no bundle there, a file differs from its hash, or its parts do not belong together.
+            StoreError: the store cannot be reached.
+        """
+        copy = None
+        place = Path(address)
+        if "://" in str(address):
+            copy = tempfile.TemporaryDirectory(prefix="deeprec-bundle-")
+            place = get_directory(str(address), Path(copy.name) / "bundle")
+        read_artifact(place, KIND)
+        try:
+            return cls(path=place, _copy=copy, **_read(place))
+        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+            raise ArtifactError(f"cannot read the bundle {address}: {error}; publish it again") from error
+
+
+def publish(
+    dataset: Path,
+    trm: Path,
+    policy: Path,
+    evaluation: Path,
+    features: Path,
+    text: TextConfig,
+    explore: ExploreConfig,
+    bundle: BundleConfig,
+    verdict: Verdict,
+    out: Path,
+) -> None:
+    """Assemble the bundle of one run as the artifact ``out``, and copy it to ``bundle.uri`` where that is set.
+
+    Raises:
+        ArtifactError: a part is no whole artifact, or the parts do not belong together.
+        StoreError: a place cannot be written.
+    """
+    from deeprec.data.dataset import read_dataset
+
+    kinds = {"dataset": dataset, "trm": trm, "policy": policy, "evaluation": evaluation, "features": features}
+    parents = {kind: read_artifact(path, kind) for kind, path in kinds.items()}
+    data = read_dataset(dataset)
+    _check_together(parents, tuple(item.item_id for item in data.catalogue.items), _trm_ids(trm))
+    metrics = _read_json(evaluation / "metrics.json")
+    serve, why = choose(metrics, verdict)
+    sections = {"text": text.model_dump(mode="json"), "explore": explore.model_dump(mode="json")}
+    with write_artifact(out, KIND, config=sections, parents=list(kinds.values())) as work:
+        for name, path in (("trm", trm), ("policy", policy)):
+            shutil.copytree(path, work / name, copy_function=shutil.copyfile)
+        _write_catalogue(work, data.catalogue)
+        _write_popularity(work, dataset, data)
+        _write_json(work / "explore.json", sections["explore"])
+        _write_json(work / "text.json", {"config": sections["text"], "identity": _trm_encoder(trm)})
+        _write_json(work / "metrics.json", {**metrics, "seconds": _seconds(metrics, parents)})
+        info = {
+            "version": _version(work),
+            "serve": serve,
+            "why": why,
+            "gate": verdict.reason,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "example_user": next(iter(data.sequences), None),
+            "parents": {kind: manifest.digest for kind, manifest in parents.items()},
+        }
+        _write_json(work / "bundle.json", info)
+    if bundle.uri:
+        put_directory(out, bundle.uri)
+
+
+def choose(metrics: Mapping[str, Any], verdict: Verdict) -> tuple[Served, str]:
+    """What a bundle serves and the sentence that says why.
+
+    The evaluation's own choice (``serve`` in its metrics) stands; without one the policy is served when its NDCG@10
+    is not below that of the TRM alone. A gate that did not pass serves the TRM.
+    """
+    policy = float(metrics.get("policy", {}).get("stage2", {}).get("ndcg@10", 0.0))
+    trm = float(metrics.get("baselines", {}).get("trm", {}).get("ndcg@10", 0.0))
+    figures = f"NDCG@10 of the policy {policy:.4f}, of the TRM alone {trm:.4f}"
+    if not verdict.passed:
+        return "trm", f"this bundle serves the TRM alone: {verdict.reason}"
+    chosen = metrics.get("serve", "policy" if policy >= trm else "trm")
+    if chosen == "policy":
+        return "policy", f"this bundle serves the policy: {figures}"
+    return "trm", f"this bundle serves the TRM alone, because the policy did not do well enough: {figures}"
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def _read(place: Path) -> JsonDict:
+    from safetensors.numpy import load_file
+
+    info = _read_json(place / "bundle.json")
+    text = _read_json(place / "text.json")
+    catalogue = _read_catalogue(place)
+    parts = {kind: read_artifact(place / kind, kind, verify=False) for kind in PARTS}
+    _check_together(parts, tuple(item.item_id for item in catalogue.items), _trm_ids(place / "trm"))
+    if _trm_encoder(place / "trm") != text["identity"]:
+        raise ArtifactError(
+            f"{place}: the TRM was trained with the text encoder {_trm_encoder(place / 'trm')}, the bundle names "
+            f"{text['identity']}; parts of different bundles cannot be used together, publish it again"
+        )
+    for kind, manifest in parts.items():
+        if info["parents"][kind] != manifest.digest:
+            raise ArtifactError(f"{place}: its {kind} is not the one it was published with; publish it again")
+    if info["serve"] not in ("policy", "trm"):
+        raise ValueError(f"serve is {info['serve']!r}")
+    counts = load_file(place / "popularity.safetensors")["counts"]
+    if counts.shape != (len(catalogue),):
+        raise ValueError(f"popularity has {counts.shape} counts for {len(catalogue)} items")
+    return {
+        "version": str(info["version"]),
+        "serve": info["serve"],
+        "why": str(info["why"]),
+        "catalogue": catalogue,
+        "counts": counts,
+        "explore": ExploreConfig.model_validate(_read_json(place / "explore.json")),
+        "text": TextConfig.model_validate(text["config"]),
+        "text_identity": str(text["identity"]),
+        "info": info,
+        "metrics": _read_json(place / "metrics.json"),
+    }
+
+
+def _check_together(parts: Mapping[str, Manifest], catalogue: tuple[str, ...], trm_ids: tuple[str, ...]) -> None:
+    if parts["policy"].parents.get("trm") != parts["trm"].digest:
+        raise ArtifactError(
+            "the policy was not made from this TRM; parts of different runs cannot be used together, use those of one"
+        )
+    dataset = parts.get("dataset")
+    for kind, manifest in parts.items():
+        if dataset is not None and manifest.parents.get("dataset", dataset.digest) != dataset.digest:
+            raise ArtifactError(f"the {kind} was not made from this dataset; use the parts of one run")
+    if catalogue != trm_ids:
+        raise ArtifactError(
+            f"the TRM was trained on another catalogue ({len(trm_ids)} items, the catalogue has {len(catalogue)}); "
+            f"use the parts of one run"
+        )
+
+
+def _read_catalogue(place: Path) -> Catalogue:
+    rows = _read_json(place / "catalogue.json")["items"]
+    return Catalogue(
+        tuple(Item(str(row["id"]), str(row["title"]), row["attributes"], tuple(row["phrases"])) for row in rows)
+    )
+
+
+def _trm_ids(trm: Path) -> tuple[str, ...]:
+    return tuple(_read_json(trm / "item_ids.json"))
+
+
+def _trm_encoder(trm: Path) -> str:
+    return str(_read_json(trm / "config.json")["text_identity"])
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"cannot read {path}: {error}; make it again") from error
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def _write_catalogue(work: Path, catalogue: Catalogue) -> None:
+    rows = [
+        {"id": item.item_id, "title": item.title, "attributes": dict(item.attributes), "phrases": list(item.phrases)}
+        for item in catalogue.items
+    ]
+    _write_json(work / "catalogue.json", {"items": rows})
+
+
+def _write_popularity(work: Path, place: Path, data: Any) -> None:
+    from safetensors.numpy import save_file
+
+    from deeprec.data.splits import popularity
+
+    counts = np.ascontiguousarray(popularity(data), dtype=np.int64)
+    save_file({"counts": counts}, work / "popularity.safetensors", metadata={"dataset": read_artifact(place).digest})
+
+
+def _seconds(metrics: Mapping[str, Any], parents: Mapping[str, Manifest]) -> dict[str, float]:
+    """Seconds by task, process start included, from the artifacts' manifests; ``total`` is the sum of those listed."""
+    tasks = {
+        "dataset": "ingest",
+        "features": "publish-features",
+        "trm": "train-trm",
+        "policy": "train-stage-2",
+        "evaluation": "evaluate",
+    }
+    seconds = {task: float(value) for task, value in metrics.get("seconds", {}).items() if task != "total"}
+    seconds |= {tasks[kind]: round(manifest.seconds, 2) for kind, manifest in parents.items()}
+    return {**seconds, "total": round(sum(seconds.values()), 2)}
+
+
+def _version(work: Path) -> str:
+    """Twelve hexadecimal digits over the names and contents of all files but the figures'."""
+    digest = hashlib.sha256()
+    for path in sorted(work.rglob("*")):
+        name = path.relative_to(work).as_posix()
+        if path.is_file() and name != "metrics.json":
+            digest.update(f"{name}\0{file_digest(path)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

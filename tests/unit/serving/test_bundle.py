@@ -1,0 +1,159 @@
+"""The bundle artifact: what it serves, and that changed or foreign parts are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import save_file
+
+from deeprec.checks.gate import Verdict
+from deeprec.config import BundleConfig, ExploreConfig, TextConfig
+from deeprec.data.dataset import write_dataset
+from deeprec.errors import ArtifactError
+from deeprec.serving.bundle import Bundle, choose, publish
+from deeprec.store import write_artifact
+
+PASSED = Verdict("evaluation", True, "evaluation: passed, 2 of 2 checks", ())
+METRICS = {"policy": {"stage2": {"ndcg@10": 0.2}}, "baselines": {"trm": {"ndcg@10": 0.1}}, "serve": "policy"}
+ITEMS = 12
+
+
+def make_trm(out: Path, parents: list[Path], ids: list[str], identity: str = "hashing-16") -> None:
+    with write_artifact(out, "trm", parents=parents) as work:
+        (work / "item_ids.json").write_text(json.dumps(ids))
+        (work / "config.json").write_text(json.dumps({"text_identity": identity}))
+        save_file({"weight": np.zeros(3, dtype=np.float32)}, work / "model.safetensors")
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> dict[str, Path]:
+    """One run's artifacts, with stand-ins for the models."""
+    names = ("dataset", "trm", "policy", "evaluation", "features")
+    paths = {name: tmp_path / "run" / name for name in names}
+    ids = [f"i{row}" for row in range(ITEMS)]
+    items = pl.DataFrame(
+        {
+            "item_id": ids,
+            "title": [f"Title {row}" for row in range(ITEMS)],
+            "genres": ["Comedy|Drama"] * ITEMS,
+            "year": [1990] * ITEMS,
+        }
+    )
+    rows = [(f"u{user}", ids[(user + step) % ITEMS], 1000 + step) for user in range(6) for step in range(6)]
+    interactions = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    write_dataset(
+        paths["dataset"],
+        interactions,
+        items,
+        source="test",
+        time_unit="seconds",
+        text_columns=("genres",),
+        year_column="year",
+        policy_positions=1,
+    )
+    make_trm(paths["trm"], [paths["dataset"]], ids)
+    with write_artifact(paths["policy"], "policy", parents=[paths["dataset"], paths["trm"]]) as work:
+        (work / "config.json").write_text("{}")
+    for name in ("evaluation", "features"):
+        with write_artifact(paths[name], name, parents=[paths["dataset"]]) as work:
+            (work / "metrics.json").write_text(json.dumps(METRICS))
+    return paths
+
+
+def make(parts: dict[str, Path], out: Path, bundle: BundleConfig | None = None, verdict: Verdict = PASSED) -> None:
+    text = TextConfig(provider="hashing", width=16)
+    publish(**parts, text=text, explore=ExploreConfig(), bundle=bundle or BundleConfig(), verdict=verdict, out=out)
+
+
+def test_a_bundle_reads_back_from_a_read_only_directory(parts: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    make(parts, out)
+    for path in (*out.rglob("*"), out):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    bundle = Bundle.load(out)
+    assert (bundle.serve, len(bundle.catalogue), bundle.text_identity) == ("policy", ITEMS, "hashing-16")
+    assert bundle.catalogue.items[0].phrases == ("comedy", "drama", "1990s")
+    assert bundle.catalogue.items[0].attributes["year"] == 1990
+    assert bundle.counts.sum() == 6 * 3
+    assert set(bundle.metrics["seconds"]) == {
+        "ingest",
+        "train-trm",
+        "train-stage-2",
+        "evaluate",
+        "publish-features",
+        "total",
+    }
+    assert len(bundle.version) == 12
+    assert bundle.info["example_user"] == "u0"
+    assert not [path for path in out.rglob("*") if path.suffix in (".pkl", ".pt", ".bin", ".npy")]
+    for path in (out, *out.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def test_a_bundle_is_copied_to_its_address(parts: dict[str, Path], tmp_path: Path) -> None:
+    make(parts, tmp_path / "bundle", BundleConfig(uri=str(tmp_path / "published")))
+    assert Bundle.load(tmp_path / "published").version == Bundle.load(tmp_path / "bundle").version
+
+
+def test_what_is_served_and_why() -> None:
+    assert choose(METRICS, PASSED)[0] == "policy"
+    serve, why = choose({**METRICS, "serve": "trm"}, PASSED)
+    assert serve == "trm"
+    assert "0.2000" in why
+    assert "0.1000" in why
+    below: dict[str, Any] = {"policy": {"stage2": {"ndcg@10": 0.05}}, "baselines": METRICS["baselines"]}
+    assert choose(below, PASSED)[0] == "trm"
+    failed = Verdict("evaluation", False, "evaluation: failed 1 of 2 checks", ())
+    assert choose(METRICS, failed) == ("trm", "this bundle serves the TRM alone: evaluation: failed 1 of 2 checks")
+
+
+def test_changed_missing_and_extra_files_are_refused(parts: dict[str, Path], tmp_path: Path) -> None:
+    make(parts, tmp_path / "bundle")
+    for spoil in (
+        lambda place: (place / "policy" / "config.json").write_text("{ }"),
+        lambda place: (place / "catalogue.json").unlink(),
+        lambda place: (place / "extra.bin").write_text("x"),
+        lambda place: (place / "manifest.json").write_text("{"),
+    ):
+        place = tmp_path / "spoilt"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(tmp_path / "bundle", place)
+        spoil(place)
+        with pytest.raises(ArtifactError):
+            Bundle.load(place)
+    with pytest.raises(ArtifactError):
+        Bundle.load(tmp_path / "absent")
+    with pytest.raises(ArtifactError, match="kind"):
+        Bundle.load(parts["trm"])
+
+
+def test_parts_of_different_runs_are_refused(parts: dict[str, Path], tmp_path: Path) -> None:
+    ids = [f"i{row}" for row in range(ITEMS)]
+    make_trm(tmp_path / "other", [parts["dataset"]], ids, identity="hashing-17")
+    with pytest.raises(ArtifactError, match="not made from this TRM"):
+        make({**parts, "trm": tmp_path / "other"}, tmp_path / "bundle")
+    make_trm(parts["trm"], [parts["dataset"]], ids[:-1])
+    with write_artifact(parts["policy"], "policy", parents=[parts["dataset"], parts["trm"]]) as work:
+        (work / "config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="another catalogue"):
+        make(parts, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".bundle")]
+
+
+def test_a_bundle_put_together_by_hand_is_refused(parts: dict[str, Path], tmp_path: Path) -> None:
+    make(parts, tmp_path / "bundle")
+    work_path = tmp_path / "mixed"
+    with write_artifact(work_path, "bundle") as work:
+        shutil.copytree(tmp_path / "bundle", work, dirs_exist_ok=True)
+        shutil.rmtree(work / "trm")
+        make_trm(work / "trm", [], [f"i{row}" for row in range(ITEMS)], identity="hashing-99")
+    with pytest.raises(ArtifactError, match="not made from this TRM"):
+        Bundle.load(work_path)
