@@ -158,6 +158,12 @@ class TrmConfig(Section):
     """Chance that one of the target's phrases is left out of a training preference."""
     phrase_noise: Share = 0.1
     """Chance that a random phrase is added to a training preference."""
+    history_drop: Share = 0.05
+    """Share of training positions with a preference that are not shown the history (users without one)."""
+    warmup: Share = 0.05
+    """Share of the steps in which the learning rate rises to its peak."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Largest norm of the gradient of a step."""
     bf16: bool = True
     """bfloat16 autocast on machines that have it."""
     gate: TrmGate = TrmGate()
@@ -253,6 +259,10 @@ class WarmStartConfig(Section):
     """Trajectories per step."""
     learning_rate: float = Field(2e-3, gt=0)
     """Peak of the cosine schedule."""
+    promote_target: bool = True
+    """Teach to answer the target first where the scripted calls found it."""
+    use_target: Share = 0.0
+    """Chance that a narrow call of the teacher draws its phrases from the target instead of the history."""
 
 
 class SelectConfig(Section):
@@ -372,6 +382,8 @@ class ServingConfig(Section):
     """Largest k a request may ask for."""
     max_history: Positive = 2000
     """Longest history a request may carry."""
+    max_instances: Positive = 32
+    """Most requests in one body."""
     max_body_bytes: Positive = 262144
     """Largest request body."""
     workers: Positive = 2

@@ -1,0 +1,54 @@
+"""A policy artifact's model directory as a ``Policy``: weights and tokenizer from that directory alone, no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deeprec.errors import PolicyError
+from deeprec.store import Manifest, read_artifact
+
+if TYPE_CHECKING:
+    from deeprec.explore.engine import TransformersPolicy
+
+LOGS = frozenset({"curves.json", "metrics.json"})
+"""Files of a policy artifact that say how it came about and change nothing of what it does."""
+
+
+def load_policy(path: Path) -> TransformersPolicy:
+    """The policy, in the type its weights were saved in, on the accelerator when there is one.
+
+    ``tokenizer.json`` is read as it is: ``AutoTokenizer`` gives every Qwen2 model Qwen2's own pre-tokenizer, whatever
+    the file says, and the tiny policy's titles would be lost.
+
+    Raises:
+        ArtifactError: no policy artifact there, or a file differs from its hash.
+        PolicyError: transformers cannot read the directory.
+    """
+    read_artifact(path, "policy")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
+
+    from deeprec.explore.engine import TransformersPolicy
+
+    disable_progress_bar()
+    as_saved = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
+    try:
+        tokenizer = as_saved.from_pretrained(path, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, dtype="auto", attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise PolicyError(f"cannot load the policy in {path}: {error}; build or train it again") from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TransformersPolicy(model.to(device).eval(), tokenizer)
+
+
+def same_policy(first: Manifest, second: Manifest) -> bool:
+    """Whether two policy artifacts hold the same files, logs aside; then their greedy rollouts are the same."""
+    return _weights(first) == _weights(second)
+
+
+def _weights(manifest: Manifest) -> dict[str, str]:
+    return {name: digest for name, digest in manifest.files.items() if name not in LOGS}

@@ -1,0 +1,152 @@
+"""The evaluation report: one HTML file that loads nothing else, light and dark, with plots and trajectories to read.
+
+Plotly's script is embedded once. The template escapes every text; figures travel as JSON in which no markup character
+is left. Every plot has a text alternative and its numbers in a table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import yaml
+
+from deeprec.checks.gate import Verdict
+from deeprec.evaluation.behaviour import Behaviour
+from deeprec.evaluation.charts import (
+    NAMES,
+    Chart,
+    calls_chart,
+    curve_chart,
+    ends_chart,
+    metric_chart,
+    number,
+    preferences_chart,
+    recall_chart,
+    valid_chart,
+    violations_chart,
+)
+from deeprec.evaluation.reading import ReadTrajectory
+from deeprec.types import JsonDict
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+METRICS = ("recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr")
+BEHAVIOUR_FIGURES = (
+    "valid_rate",
+    "mean_calls",
+    "candidate_recall",
+    "tokens_per_user",
+    "same_as_trm",
+    "top_preference_share",
+)
+STAGES = {"stage1": "Learning curves of stage 1", "stage2": "Learning curves of stage 2"}
+_CURVE_TEXT = "One panel per figure and reward part, by rollout batch; a gap is a part that was not scored."
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the report shows.
+
+    ``metrics`` is the evaluation's ``metrics.json``; ``curves`` holds rows per step under ``trm``, ``start``,
+    ``stage1`` and ``stage2``; ``configuration`` is shown as YAML, section by section.
+    """
+
+    metrics: JsonDict
+    verdict: Verdict
+    sentences: Sequence[str]
+    behaviours: Mapping[str, Behaviour]
+    curves: Mapping[str, Sequence[Mapping[str, object]]]
+    trajectories: Sequence[ReadTrajectory]
+    configuration: Mapping[str, object]
+
+
+def render(data: ReportData) -> str:
+    """The report as HTML."""
+    from plotly.offline import get_plotlyjs
+
+    charts = _charts(data)
+    return _template().render(
+        data=data,
+        columns=METRICS,
+        table=_metric_rows(data.metrics),
+        behaviour_columns=BEHAVIOUR_FIGURES,
+        behaviour_table=_behaviour_rows(data.metrics),
+        charts=charts,
+        missing_curves=[title for key, title in STAGES.items() if key not in charts],
+        figures={key: _safe_json(chart.figure) for key, chart in charts.items()},
+        plotly=get_plotlyjs(),
+        configuration=[
+            (name, yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False, allow_unicode=True))
+            for name, value in data.configuration.items()
+        ],
+    )
+
+
+def _charts(data: ReportData) -> dict[str, Chart]:
+    policies = {name: found for name, found in data.behaviours.items() if name != "scripted"}
+    last = data.behaviours.get("stage2")
+    charts = [
+        metric_chart(data.metrics["significance"]["intervals"]),
+        *(curve_chart(key, title, _CURVE_TEXT, data.curves.get(key, ())) for key, title in STAGES.items()),
+        valid_chart(policies),
+        violations_chart(policies),
+        calls_chart(data.behaviours),
+        recall_chart(data.behaviours),
+        ends_chart(policies),
+        preferences_chart(last) if last else None,
+        curve_chart(
+            "start", "Warm start", "Supervised learning before the stages, by step.", data.curves.get("start", ())
+        ),
+        curve_chart(
+            "trm", "Training of the TRM", "Figures on the validation target by epoch.", data.curves.get("trm", ())
+        ),
+    ]
+    return {chart.key: chart for chart in charts if chart is not None}
+
+
+def _metric_rows(metrics: JsonDict) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Recommender → (mean, interval) of each metric."""
+    intervals = metrics["significance"]["intervals"]
+    found = {**metrics["baselines"], **metrics["policy"]}
+    return [
+        (
+            NAMES[name],
+            [
+                (
+                    number(found[name][metric]),
+                    f"{number(intervals[name][metric]['low'])} – {number(intervals[name][metric]['high'])}",
+                )
+                for metric in METRICS
+            ],
+        )
+        for name in NAMES
+        if name in found
+    ]
+
+
+def _behaviour_rows(metrics: JsonDict) -> list[tuple[str, list[str]]]:
+    return [
+        (NAMES[name], [number(values.get(figure), 3) for figure in BEHAVIOUR_FIGURES])
+        for name, values in metrics["policy"].items()
+    ]
+
+
+def _safe_json(value: object) -> str:
+    """JSON that can stand inside a script element: no ``<``, ``>`` or ``&``, no line separators, no NaN."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = resources.files("deeprec.evaluation").joinpath("report.html").read_text(encoding="utf-8")
+    return environment.from_string(text)

@@ -1,0 +1,65 @@
+"""Loading a policy artifact, and telling whether two hold the same policy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deeprec.config import ExploreConfig, TinyConfig
+from deeprec.errors import ArtifactError
+from deeprec.evaluation.loading import load_policy, same_policy
+from deeprec.markup import MARKUP
+from deeprec.policy.tiny import build_model, build_tokenizer
+from deeprec.store import read_artifact, write_artifact
+
+TITLES = ("First Film", "Second Film (1999)")
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("artifacts") / "policy"
+    tokenizer = build_tokenizer(TITLES, ["comedy"], [], MARKUP, ["History:\n1. "], ExploreConfig(prompt="compact"))
+    model = build_model(tokenizer, TinyConfig(width=16, layers=1, heads=2, inner=16), seed=0)
+    with write_artifact(path, "policy") as work:
+        tokenizer.save_pretrained(work)
+        model.save_pretrained(work)
+        (work / "curves.json").write_text(json.dumps([]), encoding="utf-8")
+    return path
+
+
+def test_a_saved_policy_reads_and_writes_the_protocol(policy: Path) -> None:
+    loaded = load_policy(policy)
+    text = f"History:\n1. {TITLES[1]}\n2. {TITLES[0]}\n{MARKUP[0]}"
+    tokens = loaded.encode(text)
+    assert loaded.decode(tokens) == text
+    generation = loaded.start([tokens], seed=0)
+    [segment] = generation.generate([0], stop_ids=frozenset({loaded.eos_id}), max_new_tokens=3, temperature=0.0)
+    assert 1 <= len(segment.token_ids) <= 3
+    [again] = (
+        load_policy(policy)
+        .start([tokens])
+        .generate([0], stop_ids=frozenset({loaded.eos_id}), max_new_tokens=3, temperature=0.0)
+    )
+    assert again.token_ids == segment.token_ids
+
+
+def test_a_changed_weight_file_is_refused(policy: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(policy, copy)
+    with (copy / "model.safetensors").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(ArtifactError, match=r"model\.safetensors"):
+        load_policy(copy)
+
+
+def test_logs_do_not_make_another_policy_but_weights_do(policy: Path) -> None:
+    manifest = read_artifact(policy)
+    logged = replace(manifest, files={**manifest.files, "curves.json": "other"})
+    trained = replace(manifest, files={**manifest.files, "model.safetensors": "other"})
+    assert same_policy(manifest, logged)
+    assert not same_policy(manifest, trained)
