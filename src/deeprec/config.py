@@ -102,8 +102,8 @@ class FeaturesConfig(Section):
     path: str = ""
     """Directory of the feature repository with its offline files and SQLite online store; `deeprec run` fills it with
     ``WORKDIR/features``."""
-    history_length: Positive = 1000
-    """Online histories keep this many newest items. Larger than any real history means complete."""
+    history_length: Positive = 100_000
+    """Online histories keep this many newest items; the default is longer than any real history, so none is cut."""
 
 
 class TextConfig(Section):

@@ -24,12 +24,12 @@ from deeprec.data.splits import popularity, test_examples
 from deeprec.errors import ArtifactError, DataError, StoreError
 from deeprec.evaluation.baselines import popularity_answers, trm_answers
 from deeprec.evaluation.behaviour import behaviour
-from deeprec.evaluation.loading import load_policy, same_policy
 from deeprec.evaluation.outcome import Outcome, ranks_of, valid_answers
 from deeprec.evaluation.reading import ReadTrajectory, choose, outcome_of, read
 from deeprec.evaluation.report import ReportData, render
 from deeprec.evaluation.significance import compare
 from deeprec.evaluation.verdict import judge, sentences, served
+from deeprec.explore.loading import load_policy, same_policy
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.summary import summarise
 from deeprec.explore.trajectories import write_trajectories

@@ -36,10 +36,7 @@ def summarise(
         "top_preference_share": _top_preference_share(trajectories),
     }
     if trm_top is not None:
-        same = [
-            trajectory.answer == tuple(top[: len(trajectory.answer)]) and len(trajectory.answer) > 0
-            for trajectory, top in zip(trajectories, trm_top, strict=True)
-        ]
+        same = [trajectory.answer == tuple(top) for trajectory, top in zip(trajectories, trm_top, strict=True)]
         summary["same_as_trm"] = sum(same) / count
     return summary
 

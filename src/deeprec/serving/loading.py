@@ -13,9 +13,6 @@ from deeprec.serving.recommender import Histories, Recommender
 from deeprec.serving.request import RecommendRequest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from deeprec.explore.engine import TransformersPolicy
     from deeprec.types import Retriever
 
 logger = logging.getLogger(__name__)
@@ -60,31 +57,8 @@ async def warm_up(recommender: Recommender) -> None:
     await recommender.recommend(RecommendRequest(history=newest, k=1, deadline_ms=deadline))
 
 
-def load_policy(path: Path) -> TransformersPolicy:
-    """A policy artifact's model and tokenizer, from that directory alone, on the accelerator when there is one.
-
-    Raises:
-        ArtifactError: transformers cannot read the directory.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
-
-    from deeprec.explore.engine import TransformersPolicy
-
-    disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, dtype="auto", attn_implementation="sdpa"
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ArtifactError(f"cannot load the policy in {path}: {error}; publish the bundle again") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TransformersPolicy(model.to(device).eval(), tokenizer)
-
-
 def _explorer(bundle: Bundle, retriever: Retriever) -> Explorer:
+    from deeprec.explore.loading import load_policy
     from deeprec.explore.protocol import TitleBook
 
     return RolloutExplorer(load_policy(bundle.path / "policy"), retriever, TitleBook(bundle.catalogue), bundle.explore)

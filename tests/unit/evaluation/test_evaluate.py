@@ -18,7 +18,7 @@ from deeprec.data.dataset import read_dataset, write_dataset
 from deeprec.data.splits import test_examples as held_out_examples
 from deeprec.errors import ArtifactError, PolicyError
 from deeprec.evaluation.evaluate import Setting, evaluate, measure
-from deeprec.evaluation.loading import load_policy
+from deeprec.explore.loading import load_policy
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.trajectories import read_trajectories
 from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, MARKUP, PREFERENCE_CLOSE, PREFERENCE_OPEN, THINK_CLOSE

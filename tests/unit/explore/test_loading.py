@@ -10,7 +10,7 @@ import pytest
 
 from deeprec.config import ExploreConfig, TinyConfig
 from deeprec.errors import ArtifactError
-from deeprec.evaluation.loading import load_policy, same_policy
+from deeprec.explore.loading import load_policy, same_policy
 from deeprec.markup import MARKUP
 from deeprec.policy.tiny import build_model, build_tokenizer
 from deeprec.store import read_artifact, write_artifact

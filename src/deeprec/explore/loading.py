@@ -15,15 +15,15 @@ LOGS = frozenset({"curves.json", "metrics.json"})
 """Files of a policy artifact that say how it came about and change nothing of what it does."""
 
 
-def load_policy(path: Path) -> TransformersPolicy:
-    """The policy, in the type its weights were saved in, on the accelerator when there is one.
+def load_policy(path: Path, *, dtype: str = "auto") -> TransformersPolicy:
+    """The policy on the accelerator when there is one; ``dtype`` as in torch, ``auto`` is the type of the weights.
 
     ``tokenizer.json`` is read as it is: ``AutoTokenizer`` gives every Qwen2 model Qwen2's own pre-tokenizer, whatever
     the file says, and the tiny policy's titles would be lost.
 
     Raises:
         ArtifactError: no policy artifact there, or a file differs from its hash.
-        PolicyError: transformers cannot read the directory.
+        PolicyError: transformers cannot read the directory, or it holds no safetensors weights.
     """
     read_artifact(path, "policy")
     import torch
@@ -37,9 +37,9 @@ def load_policy(path: Path) -> TransformersPolicy:
     try:
         tokenizer = as_saved.from_pretrained(path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, dtype="auto", attn_implementation="sdpa"
+            path, local_files_only=True, use_safetensors=True, dtype=dtype, attn_implementation="sdpa"
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise PolicyError(f"cannot load the policy in {path}: {error}; build or train it again") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TransformersPolicy(model.to(device).eval(), tokenizer)
