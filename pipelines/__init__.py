@@ -1,0 +1,1 @@
+"""Pipelines: the training graph, and running it on this machine."""

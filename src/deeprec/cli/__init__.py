@@ -1,0 +1,51 @@
+"""The command line: ``deeprec run | data | serve | pipeline``.
+
+Errors of ours are translated here, once: one red line on standard error, and the error's exit status (2 for bad input,
+1 for a failed gate or task). Commands import what they need when they run, so that ``deeprec --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+import typer
+
+from deeprec.cli import data, pipeline, run, serve
+from deeprec.errors import DeepRecError
+
+app = typer.Typer(
+    name="deeprec",
+    help="From a log of interactions and a catalogue to a served DeepRec recommender.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+run.register(app)
+app.add_typer(data.app, name="data")
+serve.register(app)
+app.add_typer(pipeline.app, name="pipeline")
+
+
+def main() -> None:
+    """Entry point of the ``deeprec`` command."""
+    try:
+        app()
+    except DeepRecError as error:
+        _fail(" ".join(str(error).split()), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        _fail(f"the disk is full{where}; free some space and run again", 2)
+
+
+def _fail(message: str, status: int) -> None:
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    print(f"{red}error: {message}{plain}", file=sys.stderr)
+    raise SystemExit(status)

@@ -26,7 +26,9 @@ EXAMPLES = [Example("u", ("h",), target) for target in ("a", "g", "q", "a")]
 
 
 def test_summary():
-    summary = summarise(ROLLOUTS, EXAMPLES, [True, True, False, False], [("a", "b", "c")] * 4)
+    summary = summarise(
+        ROLLOUTS, EXAMPLES, [True, True, False, False], [("a", "b"), ("b", "a", "c"), ("a", "b"), ("a", "b")]
+    )
     assert summary == pytest.approx(
         {
             "valid_rate": 0.5,

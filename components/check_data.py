@@ -1,0 +1,26 @@
+"""Component, gate: check the dataset against the configured expectations."""
+
+from kfp import dsl
+
+from deeprec.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def check_data(
+    checks: dict,
+    dataset: dsl.Input[dsl.Dataset],
+    report: dsl.Output[dsl.HTML],
+    verdict: dsl.OutputPath(str),
+):
+    """Write the report and the verdict; succeed either way, for what follows to refuse."""
+    from pathlib import Path
+
+    from deeprec.components.boundary import reported
+
+    with reported():
+        from deeprec.checks.data import check_dataset
+        from deeprec.config import ChecksConfig
+
+        result = check_dataset(Path(dataset.path), ChecksConfig.model_validate(checks), Path(report.path))
+        Path(verdict).write_text(result.to_json(), encoding="utf-8")
+        print(result.reason, flush=True)

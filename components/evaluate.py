@@ -1,0 +1,45 @@
+"""Component, gate: evaluate every policy and baseline on the test target, once."""
+
+from kfp import dsl
+
+from deeprec.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate(
+    gate: str,
+    explore: dict,
+    rewards: dict,
+    text: dict,
+    evaluation: dict,
+    seed: int,
+    dataset: dsl.Input[dsl.Dataset],
+    trm: dsl.Input[dsl.Model],
+    start: dsl.Input[dsl.Model],
+    stage1: dsl.Input[dsl.Model],
+    stage2: dsl.Input[dsl.Model],
+    results: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+    verdict: dsl.OutputPath(str),
+):
+    """Write metrics, trajectories, the report and the verdict."""
+    from pathlib import Path
+
+    from deeprec.components.boundary import flatten, reported
+
+    with reported():
+        from deeprec.checks.gate import require
+        from deeprec.config import EvaluationConfig, ExploreConfig, RewardsConfig, TextConfig
+        from deeprec.evaluation.evaluate import evaluate as run
+
+        require(gate)
+        kinds = ExploreConfig, RewardsConfig, TextConfig, EvaluationConfig
+        raw = explore, rewards, text, evaluation
+        sections = [kind.model_validate(section) for kind, section in zip(kinds, raw, strict=True)]
+        inputs = [Path(artifact.path) for artifact in (dataset, trm, start, stage1, stage2)]
+        result, values = run(*inputs, *sections, seed, Path(results.path), Path(report.path))
+        Path(verdict).write_text(result.to_json(), encoding="utf-8")
+        for name, value in flatten(values).items():
+            metrics.log_metric(name, value)
+        print(result.reason, flush=True)

@@ -1,0 +1,36 @@
+"""Component, gate: train the TRM and measure it on the validation target."""
+
+from kfp import dsl
+
+from deeprec.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_trm(
+    gate: str,
+    trm: dict,
+    text: dict,
+    seed: int,
+    dataset: dsl.Input[dsl.Dataset],
+    model: dsl.Output[dsl.Model],
+    report: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+    verdict: dsl.OutputPath(str),
+):
+    """Write the TRM, the gate's report and its verdict."""
+    from pathlib import Path
+
+    from deeprec.components.boundary import reported
+
+    with reported():
+        from deeprec.checks.gate import require
+        from deeprec.config import TextConfig, TrmConfig
+        from deeprec.trm.training import train
+
+        require(gate)
+        sections = TrmConfig.model_validate(trm), TextConfig.model_validate(text)
+        result, values = train(Path(dataset.path), *sections, seed, Path(model.path), Path(report.path))
+        Path(verdict).write_text(result.to_json(), encoding="utf-8")
+        for name, value in values.items():
+            metrics.log_metric(name, value)
+        print(result.reason, flush=True)

@@ -1,0 +1,197 @@
+"""One training run in its working directory: the pipeline, what a person reads afterwards, and the figures.
+
+The directory holds ``config.yaml`` (resolved), ``logs/TASK.log``, ``reports/TASK.html``, and after success
+``report.html``, ``metrics.json`` and ``bundle/``; ``pipeline/``, ``cache/`` and ``checkpoints/`` are what ``resume``
+goes on from. A run that is not resumed starts by clearing all of this but ``bundle/`` and the feature store, so that
+what serves stays until a new bundle takes its place. One run at a time has the directory.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kfp import dsl
+
+from deeprec.config import Config
+from deeprec.errors import CheckFailed, ConfigError, DataError, PipelineError
+from deeprec.pipelines import training
+from deeprec.pipelines.local import TaskResult, run_pipeline
+from deeprec.pipelines.progress import Progress
+from deeprec.pipelines.records import source_version
+
+_MARK = ".deeprec-run"
+_FOLDERS = ("pipeline", "cache", "logs", "reports", "checkpoints")
+_FILES = ("report.html", "metrics.json")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its tasks, the content of ``metrics.json``, and where things are."""
+
+    workdir: Path
+    tasks: tuple[TaskResult, ...]
+    metrics: Mapping[str, Any]
+
+    @property
+    def report(self) -> Path:
+        return self.workdir / "report.html"
+
+    @property
+    def bundle(self) -> Path:
+        return self.workdir / "bundle"
+
+
+def run_training(config: Config, workdir: Path, *, resume: bool = False, progress: Progress | None = None) -> RunResult:
+    """Run the training pipeline on this machine.
+
+    Raises:
+        CheckFailed: a gate did not pass; the message ends with the path of its report.
+        ConfigError: ``workdir`` is not a run's directory.
+        PipelineError: a task failed, or another run has the directory.
+        DeepRecError: the error of the task that failed, by its own class.
+    """
+    began = time.monotonic()
+    workdir = workdir.absolute()
+    config = resolve(config, workdir)
+    with _claimed(workdir, resume):
+        _write(workdir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        results = run_pipeline(
+            training.build(config.pipeline),
+            training.arguments(config, _data_version(config)),
+            workdir,
+            resume=resume,
+            environment=environment(config),
+            progress=progress,
+            on_result=lambda result: _copy_report(result, workdir),
+        )
+        _raise_failure(results, workdir)
+        return _finish(results, workdir, time.monotonic() - began)
+
+
+def resolve(config: Config, workdir: Path) -> Config:
+    """The configuration with absolute local paths; features go to ``workdir/features`` unless named."""
+    tree = config.model_dump()
+    tree["features"]["path"] = os.path.abspath(tree["features"]["path"] or workdir / "features")
+    if tree["data"]["path"] and "://" not in tree["data"]["path"]:
+        tree["data"]["path"] = os.path.abspath(os.path.expanduser(tree["data"]["path"]))
+    if tree["bundle"]["uri"] and "://" not in tree["bundle"]["uri"]:
+        tree["bundle"]["uri"] = os.path.abspath(tree["bundle"]["uri"])
+    return Config.model_validate(tree)
+
+
+def environment(config: Config) -> dict[str, str]:
+    """Environment variables of the tasks' processes: idle threads sleep, nothing calls home, output is not held back.
+
+    Where no model has to be fetched, the Hugging Face hub is not asked.
+    """
+    variables = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "FEAST_USAGE": "False",
+        "GX_ANALYTICS_ENABLED": "false",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    if config.policy.model == "tiny" and config.text.provider != "sentence-transformers":
+        variables["HF_HUB_OFFLINE"] = "1"
+    return variables
+
+
+def _data_version(config: Config) -> str:
+    if config.data.source == "sample" or "://" in config.data.path:
+        return ""
+    path = Path(config.data.path)
+    if not config.data.path or not path.exists():
+        named = f"there is nothing at {path}" if config.data.path else "data.path is empty"
+        raise DataError(f"{named}; give the source's directory with --set data.path=DIR")
+    return source_version(path)
+
+
+@contextlib.contextmanager
+def _claimed(workdir: Path, resume: bool) -> Iterator[None]:
+    """Hold the directory for this run alone; clear what an earlier run left unless it is resumed."""
+    mark = workdir / _MARK
+    if not mark.exists():
+        foreign = [name for name in (*_FOLDERS, *_FILES) if (workdir / name).exists()]
+        if foreign:
+            raise ConfigError(f"{workdir} holds {foreign[0]}, which no run made; name another directory as --workdir")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = mark.open("a")
+    except OSError as error:
+        raise ConfigError(f"cannot write in {workdir}: {error.strerror}; name another --workdir") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise PipelineError(f"another run has {workdir}; wait for it, or name another --workdir") from error
+        if not resume:
+            for name in _FOLDERS:
+                shutil.rmtree(workdir / name, ignore_errors=True)
+            for name in _FILES:
+                (workdir / name).unlink(missing_ok=True)
+        yield
+
+
+def _copy_report(result: TaskResult, workdir: Path) -> None:
+    for output in result.outputs.values():
+        source = Path(output.path) if isinstance(output, dsl.HTML) else None
+        if source and source.is_file():
+            (workdir / "reports").mkdir(exist_ok=True)
+            shutil.copyfile(source, workdir / "reports" / f"{result.name}.html")
+
+
+def _raise_failure(results: Sequence[TaskResult], workdir: Path) -> None:
+    last = results[-1] if results else None
+    if last is None:
+        raise PipelineError(f"no task ran; see {workdir / 'logs' / 'pipeline.log'}")
+    if last.error is None:
+        return
+    if not isinstance(last.error, CheckFailed):
+        raise last.error
+    gates = [result.name for result in results if (workdir / "reports" / f"{result.name}.html").exists()]
+    report = f" (report: {workdir / 'reports' / gates[-1]}.html)" if gates else ""
+    raise CheckFailed(f"{last.error}{report}")
+
+
+def _finish(results: Sequence[TaskResult], workdir: Path, wall: float) -> RunResult:
+    """Put report, bundle and figures where a person looks for them."""
+    outputs = {result.name: result.outputs for result in results}
+    evaluation = Path(outputs["evaluate"]["results"].path)
+    metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    cached = sum(result.seconds for result in results if result.status == "cached")
+    seconds = {result.name: round(result.seconds, 2) for result in results}
+    metrics["seconds"] = {**seconds, "total": round(wall + cached, 2)}
+    shutil.copyfile(outputs["evaluate"]["report"].path, workdir / "report.html")
+    _swap(Path(outputs["publish-bundle"]["bundle"].path), workdir / "bundle")
+    _write(workdir / "metrics.json", json.dumps(metrics, indent=2))
+    return RunResult(workdir, tuple(results), metrics)
+
+
+def _swap(source: Path, target: Path) -> None:
+    """Replace ``target`` by a copy of ``source``; the old one is moved away only when the new one is complete."""
+    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(source, fresh)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(fresh, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,102 @@
+"""``deeprec run``: the training pipeline on this machine, from data to a bundle."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from deeprec.cli.profiles import CONFIG_HELP, SET_HELP, read_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+    from rich.table import Table
+
+COLUMNS = ("ndcg@10", "recall@10", "mrr", "valid_rate", "mean_calls")
+ROWS = (
+    ("popularity", "baselines", "popularity"),
+    ("TRM alone", "baselines", "trm"),
+    ("scripted explorer", "baselines", "scripted"),
+    ("policy, start", "policy", "start"),
+    ("policy, stage 1", "policy", "stage1"),
+    ("policy, stage 2", "policy", "stage2"),
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("run")(run)
+
+
+def run(
+    config: Annotated[str, typer.Option("--config", "-c", help=CONFIG_HELP)] = "quickstart",
+    override: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help=SET_HELP)] = None,
+    workdir: Annotated[Path | None, typer.Option("--workdir", help="Default: runs/NAME, NAME from the file.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished task.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the tasks' logs as they come.")] = False,
+) -> None:
+    """Run the training pipeline on this machine.
+
+    Examples:
+
+    `deeprec run`
+
+    `deeprec run --config configs/ml-1m.yaml --set data.path=ml-1m`
+
+    `deeprec run --config quickstart --set policy.stage2.steps=10 --workdir runs/try --resume`
+
+    Exit status: 0 done, 1 a gate did not pass or a task failed, 2 bad input.
+    """
+    settings = read_config(config, override)
+
+    from rich.console import Console
+
+    from deeprec.pipelines.progress import Display
+    from deeprec.pipelines.run import run_training
+    from deeprec.pipelines.training import TASKS
+
+    signal.signal(signal.SIGTERM, _terminate)
+    console = Console(file=sys.stdout)
+    place = workdir or Path("runs") / settings.name
+    console.print(f"[bold]{settings.name}[/] in {place}", highlight=False)
+    with Display(TASKS, console, verbose=verbose) as display:
+        result = run_training(settings, place, resume=resume, progress=display)
+    console.print(table(result.metrics))
+    _print_places(console, place, result.metrics)
+
+
+def table(metrics: Mapping[str, Any]) -> Table:
+    """The results, one line per recommender; a measure that does not apply is left blank."""
+    from rich.table import Table
+
+    shown = Table(title=f"Test target, {metrics.get('users_evaluated', '?')} users, full ranking")
+    shown.add_column("")
+    for column in COLUMNS:
+        shown.add_column(column, justify="right")
+    for title, group, name in ROWS:
+        values = metrics.get(group, {}).get(name, {})
+        shown.add_row(title, *(f"{values[column]:.4f}" if column in values else "" for column in COLUMNS))
+    return shown
+
+
+def _print_places(console: Console, place: Path, metrics: Mapping[str, Any]) -> None:
+    minutes, rest = divmod(round(metrics["seconds"]["total"]), 60)
+    served = "the policy" if metrics.get("serve") == "policy" else "the TRM alone, which the policy does not reach"
+    lines = (
+        f"report   {place / 'report.html'}",
+        f"figures  {place / 'metrics.json'}",
+        f"took     {minutes} min {rest} s",
+        f"bundle   {place / 'bundle'} (serves {served})",
+        f"serve    deeprec serve {place / 'bundle'}",
+    )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise SystemExit(143)

@@ -1,0 +1,149 @@
+"""The real pipeline on very small generated data: what runs, what is left behind, resuming, a gate that fails."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deeprec.pipelines.training import TASKS
+from deeprec.store import read_artifact
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "seed": 3,
+    "data": {"sample": {"users": 150, "items": 120, "mean_history": 12}},
+    "text": {"provider": "hashing", "width": 64},
+    "trm": {"width": 32, "layers": 1, "max_length": 20, "epochs": 2, "gate": {"min_ratio_to_popularity": 0}},
+    "explore": {
+        "prompt": "compact",
+        "prompt_history": 5,
+        "items_per_call": 8,
+        "answer_size": 10,
+        "max_calls": 3,
+        "max_new_tokens": 40,
+        "max_context": 320,
+    },
+    "policy": {
+        "tiny": {"width": 32, "layers": 1, "heads": 2, "inner": 64},
+        "warm_start": {"trajectories": 100, "epochs": 1},
+        "select": {"candidates": 16, "rollouts": 2},
+        "stage1": {
+            "steps": 1,
+            "prompts_per_step": 4,
+            "rollouts": 2,
+            "sequences_per_update": 8,
+            "micro_batch": 8,
+            "learning_rate": 1e-5,
+        },
+        "stage2": {
+            "steps": 1,
+            "prompts_per_step": 4,
+            "rollouts": 2,
+            "sequences_per_update": 8,
+            "micro_batch": 8,
+            "learning_rate": 1e-5,
+        },
+    },
+    "evaluation": {"bootstrap_samples": 50, "trajectories": 2},
+}
+MEASURES = {"recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr"}
+BEHAVIOUR = {
+    "valid_rate",
+    "mean_calls",
+    "candidate_recall",
+    "tokens_per_user",
+    "same_as_trm",
+    "top_preference_share",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the configuration and one finished run in ``runs/small``."""
+    path = tmp_path_factory.mktemp("pipeline")
+    (path / "small.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
+    done = run(path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return path
+
+
+def run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from deeprec.cli import main; main()", "run", "--config", "small.yaml", *arguments],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+    )
+
+
+def states(output: str) -> dict[str, str]:
+    """Task → what became of it, from the lines of a run that is not on a terminal."""
+    rows = [line.split() for line in output.splitlines() if line[:1] in ("✓", "✗")]
+    return {row[1]: row[2] for row in rows}
+
+
+def test_figures_are_complete(place: Path) -> None:
+    metrics = json.loads((place / "runs" / "small" / "metrics.json").read_text(encoding="utf-8"))
+
+    assert {"users", "items", "interactions"} <= set(metrics["data"])
+    assert metrics["users_evaluated"] == metrics["data"]["users"]
+    assert set(metrics["baselines"]) == {"popularity", "trm", "scripted"}
+    assert all(set(values) >= MEASURES for values in metrics["baselines"].values())
+    assert set(metrics["policy"]) == {"start", "stage1", "stage2"}
+    assert all(set(values) >= MEASURES | BEHAVIOUR for values in metrics["policy"].values())
+    assert set(metrics["seconds"]) == {*TASKS, "total"}
+    assert metrics["seconds"]["total"] >= sum(metrics["seconds"][task] for task in TASKS)
+
+
+def test_what_a_person_reads_is_there(place: Path) -> None:
+    workdir = place / "runs" / "small"
+
+    assert "<html" in (workdir / "report.html").read_text(encoding="utf-8")
+    for gate in ("check-data", "train-trm", "train-stage-1", "train-stage-2", "evaluate"):
+        assert "<html" in (workdir / "reports" / f"{gate}.html").read_text(encoding="utf-8")
+    for task in TASKS:
+        assert (workdir / "logs" / f"{task}.log").stat().st_size
+    resolved = yaml.safe_load((workdir / "config.yaml").read_text(encoding="utf-8"))
+    assert resolved["features"]["path"] == str(workdir / "features")
+    assert read_artifact(workdir / "bundle").kind == "bundle"
+
+
+def test_resume_runs_what_a_change_touches_and_no_more(place: Path) -> None:
+    done = run(place, "--resume", "--set", "evaluation.trajectories=3")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert states(done.stdout) == dict.fromkeys(TASKS[:8], "cached") | {"evaluate": "ran", "publish-bundle": "ran"}
+    assert "deeprec serve" in done.stdout
+    metrics = json.loads((place / "runs" / "small" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["seconds"]["train-trm"] > 0
+
+
+def test_nothing_runs_after_a_failed_data_gate(place: Path) -> None:
+    done = run(place, "--workdir", "failed", "--set", "checks.min_users=100000")
+
+    assert done.returncode == 1
+    assert states(done.stdout) == {"ingest": "ran", "check-data": "ran", "publish-features": "refused"}
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    report = place / "failed" / "reports" / "check-data.html"
+    assert "100,000" in lines[0] or "100000" in lines[0]
+    assert lines[0].endswith(f"(report: {report})")
+    assert "<html" in report.read_text(encoding="utf-8")
+    left = {path.name for path in (place / "failed").iterdir()}
+    assert not left & {"bundle", "metrics.json", "report.html", "features"}
+
+
+def test_nothing_is_published_after_a_failed_evaluation(place: Path) -> None:
+    before = read_artifact(place / "runs" / "small" / "bundle").digest
+    done = run(place, "--resume", "--set", "evaluation.gate.min_ndcg_10_trm=1.0")
+
+    assert done.returncode == 1
+    assert states(done.stdout) == dict.fromkeys(TASKS[:8], "cached") | {"evaluate": "ran", "publish-bundle": "refused"}
+    assert read_artifact(place / "runs" / "small" / "bundle").digest == before

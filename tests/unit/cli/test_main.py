@@ -1,0 +1,156 @@
+"""The command line as a user meets it: help, bad input, exit statuses. Each test runs the installed command."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deeprec.cli import main
+from deeprec.cli.run import table
+from deeprec.errors import PipelineError
+
+COMMAND = (sys.executable, "-c", "from deeprec.cli import main; main()")
+
+
+def deeprec(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "99"},
+    )
+
+
+def fails(*arguments: str, cwd: Path, status: int = 2) -> str:
+    done = deeprec(*arguments, cwd=cwd)
+    assert done.returncode == status, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
+    probe = (
+        "import sys; sys.argv = ['deeprec', '--help']\n"
+        "from deeprec.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'kfp', 'polars', 'transformers', 'feast', 'kserve', 'numpy', 'plotly'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for command in ("run", "data", "serve", "pipeline"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", [["run"], ["pipeline", "compile"], ["serve"], ["data", "sample"]])
+def test_every_command_explains_itself(command: list[str]) -> None:
+    done = deeprec(*command, "--help")
+    assert done.returncode == 0
+    assert "Example" in done.stdout
+
+
+def test_unknown_key(tmp_path: Path) -> None:
+    line = fails("run", "--set", "trm.epoch=3", cwd=tmp_path)
+    assert "unknown key trm.epoch" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_value_out_of_range(tmp_path: Path) -> None:
+    assert "trm.epochs" in fails("run", "--set", "trm.epochs=0", cwd=tmp_path)
+
+
+def test_missing_configuration(tmp_path: Path) -> None:
+    assert "profiles: cluster, ml-1m, quickstart" in fails("run", "--config", "absent.yaml", cwd=tmp_path)
+
+
+def test_configuration_that_is_not_yaml(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("a: [", encoding="utf-8")
+    assert "bad.yaml is not valid YAML" in fails("run", "--config", "bad.yaml", cwd=tmp_path)
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    line = fails("run", "--config", "ml-1m", "--set", "data.path=nowhere", cwd=tmp_path)
+    assert f"there is nothing at {tmp_path / 'nowhere'}" in line
+
+
+def test_empty_source_fails_in_its_task_with_its_own_status(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    line = fails("run", "--config", "ml-1m", "--set", "data.path=source", "--workdir", "out", cwd=tmp_path)
+    assert line.startswith("error: ingest: ")
+    assert (tmp_path / "out" / "logs" / "ingest.log").exists()
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_workdir_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    assert "name another --workdir" in fails("run", "--workdir", "out", cwd=tmp_path)
+
+
+def test_unknown_option_is_bad_usage(tmp_path: Path) -> None:
+    assert deeprec("run", "--epochs", "3", cwd=tmp_path).returncode == 2
+
+
+def test_compile_writes_the_pipeline(tmp_path: Path) -> None:
+    done = deeprec("pipeline", "compile", "-o", "train.yaml", "--set", "trm.epochs=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    spec = next(yaml.safe_load_all((tmp_path / "train.yaml").read_text(encoding="utf-8")))
+    assert spec["root"]["inputDefinitions"]["parameters"]["trm"]["defaultValue"]["epochs"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["train.yaml"]
+
+
+def test_compile_refuses_what_is_not_yaml(tmp_path: Path) -> None:
+    assert deeprec("pipeline", "compile", "-o", "train.json", cwd=tmp_path).returncode == 2
+
+
+def test_compile_into_a_directory_that_does_not_exist(tmp_path: Path) -> None:
+    assert "cannot write" in fails("pipeline", "compile", "-o", "absent/train.yaml", cwd=tmp_path, status=1)
+
+
+def test_an_error_is_one_line_and_its_own_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise PipelineError("a\n  b")
+
+    monkeypatch.setattr("deeprec.cli.app", fail)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "error: a b\n"
+
+
+def test_a_full_disk_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device", "/a")
+
+    monkeypatch.setattr("deeprec.cli.app", fail)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert "the disk is full while writing /a" in capsys.readouterr().err
+
+
+def test_interrupt_ends_the_task_and_has_its_status(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "run", "--workdir", "out"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        while "ingest" not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+
+
+def test_table_leaves_blank_what_does_not_apply() -> None:
+    shown = table({"baselines": {"trm": {"ndcg@10": 0.5}}, "policy": {}, "users_evaluated": 3})
+    assert shown.row_count == 6
+    assert list(shown.columns[1].cells) == ["", "0.5000", "", "", "", ""]

@@ -1,0 +1,144 @@
+"""The compiled training pipeline: pinned whole by a golden file, and its contracts one by one.
+
+After an intended change: ``DEEPREC_UPDATE_GOLDEN=1 pytest tests/unit/pipelines/test_training.py``, and read the diff.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp.local import graph_utils
+
+from deeprec.config import Config, PolicyConfig, load_config
+from deeprec.errors import ConfigError, PipelineError
+from deeprec.pipelines import training
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = Path(__file__).parent / "golden" / "train.yaml"
+GATED = {
+    "publish-features": "check-data",
+    "train-trm": "check-data",
+    "build-policy": "train-trm",
+    "train-stage-1": "train-trm",
+    "train-stage-2": "train-stage-1",
+    "evaluate": "train-stage-2",
+    "publish-bundle": "evaluate",
+}
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    path = tmp_path_factory.mktemp("compiled") / "train.yaml"
+    training.compile(load_config(ROOT / "configs" / "cluster.yaml"), path, data_version="v1")
+    return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+
+
+@pytest.fixture(scope="module")
+def tasks(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {task["taskInfo"]["name"]: task for task in documents[0]["root"]["dag"]["tasks"].values()}
+
+
+def test_compiled_pipeline_is_the_golden_one(documents: list[dict[str, Any]]) -> None:
+    text = yaml.safe_dump_all(documents, sort_keys=True, width=120, allow_unicode=True)
+    if os.environ.get("DEEPREC_UPDATE_GOLDEN"):
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert list(yaml.safe_load_all(GOLDEN.read_text(encoding="utf-8"))) == documents
+
+
+def test_tasks_and_their_order(tasks: dict[str, Any]) -> None:
+    assert set(tasks) == set(training.TASKS)
+    spec = training.build(Config().pipeline).pipeline_spec.root.dag.tasks
+    order = graph_utils.topological_sort_tasks(spec)[::-1]
+    assert tuple(spec[name].task_info.name for name in order) == training.TASKS
+
+
+def test_every_task_has_its_own_component(tasks: dict[str, Any]) -> None:
+    assert len({task["componentRef"]["name"] for task in tasks.values()}) == len(tasks)
+
+
+def test_each_gate_is_an_input_of_what_follows_it(tasks: dict[str, Any]) -> None:
+    names = {task["componentRef"]["name"].removeprefix("comp-"): name for name, task in tasks.items()}
+    found = {}
+    for name, task in tasks.items():
+        gate = task["inputs"]["parameters"].get("gate")
+        if gate:
+            source = gate["taskOutputParameter"]
+            assert source["outputParameterKey"] == "verdict"
+            found[name] = names[source["producerTask"]]
+    assert found == GATED
+
+
+def test_tasks_with_side_effects_are_never_cached(tasks: dict[str, Any]) -> None:
+    cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
+    assert cached == set(training.TASKS) - {"publish-features", "publish-bundle"}
+
+
+def test_nothing_is_installed_when_a_task_starts(documents: list[dict[str, Any]]) -> None:
+    for executor in documents[0]["deploymentSpec"]["executors"].values():
+        assert "pip install" not in " ".join(executor["container"]["command"])
+
+
+def test_configuration_sections_are_parameters(documents: list[dict[str, Any]]) -> None:
+    parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
+    assert parameters["trm"]["parameterType"] == "STRUCT"
+    assert parameters["trm"]["defaultValue"]["epochs"] == 40
+    assert parameters["seed"]["defaultValue"] == 7
+    assert parameters["data_version"]["defaultValue"] == "v1"
+    assert not {"pipeline", "serving", "name"} & set(parameters)
+
+
+def test_arguments_hold_the_whole_policy_in_parts() -> None:
+    config = Config()
+    found = training.arguments(config)
+    parts = {name: found[name] for name in ("warm_start", "select", "stage1", "stage2")}
+    assert PolicyConfig.model_validate({**found["policy"], **parts}) == config.policy
+
+
+def test_resources_retries_and_image(documents: list[dict[str, Any]], tasks: dict[str, Any]) -> None:
+    executors = documents[0]["deploymentSpec"]["executors"]
+    stage = executors[tasks["train-stage-1"]["componentRef"]["name"].replace("comp-", "exec-")]["container"]
+    assert stage["image"] == "deeprec-python:0.1.0"
+    assert stage["resources"]["resourceCpuRequest"] == stage["resources"]["resourceCpuLimit"] == "8"
+    assert stage["resources"]["resourceMemoryRequest"] == stage["resources"]["resourceMemoryLimit"] == "128Gi"
+    assert stage["resources"]["accelerator"]["resourceType"] == "nvidia.com/gpu"
+    assert stage["resources"]["accelerator"]["resourceCount"] == "1"
+    assert {"name": "DEEPREC_GPUS", "value": "1"} in stage["env"]
+    assert "accelerator" not in executors["exec-ingest"]["container"]["resources"]
+    assert tasks["train-stage-1"]["retryPolicy"]["maxRetryCount"] == 2
+    assert tasks["evaluate"]["retryPolicy"]["maxRetryCount"] == 1
+
+
+def test_gpu_pool_is_given_to_tasks_with_accelerators_only(documents: list[dict[str, Any]]) -> None:
+    pods = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(pods) == {
+        "exec-train-trm",
+        "exec-select-prompts",
+        "exec-train-stage",
+        "exec-train-stage-2",
+        "exec-evaluate",
+    }
+    for pod in pods.values():
+        assert pod["nodeSelector"]["labels"] == {"nvidia.com/gpu.present": "true"}
+        assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        assert pod["emptyDirMounts"] == [
+            {"volumeName": "shared-memory", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "16Gi"}
+        ]
+
+
+def test_a_task_that_does_not_exist_is_refused() -> None:
+    settings = Config.model_validate({"pipeline": {"tasks": {"train": {}}}}).pipeline
+    with pytest.raises(ConfigError, match=r"pipeline.tasks.train: there is no such task; the tasks are ingest"):
+        training.build(settings)
+
+
+def test_a_quantity_that_does_not_exist_is_refused() -> None:
+    settings = Config.model_validate({"pipeline": {"tasks": {"ingest": {"memory": "lots"}}}}).pipeline
+    with pytest.raises(ConfigError, match=r"pipeline\.tasks\.ingest"):
+        training.build(settings)
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="cannot write"):
+        training.compile(Config(), tmp_path / "absent" / "train.yaml")
