@@ -239,7 +239,7 @@ class TinyConfig(Section):
     """The embedded default: a Qwen2-architecture model built from the catalogue."""
 
     width: Positive = 128
-    """Hidden width; equal to ``trm.width`` so that titles start from the TRM's item embeddings."""
+    """Hidden width; titles start from the TRM's item embeddings, projected at random where its width differs."""
     layers: Positive = 3
     """Decoder layers."""
     heads: Positive = 4
@@ -259,7 +259,9 @@ class WarmStartConfig(Section):
     """Trajectories per step."""
     learning_rate: float = Field(2e-3, gt=0)
     """Peak of the cosine schedule."""
-    promote_target: bool = True
+    call_shares: tuple[Share, ...] = (0.0, 0.8, 0.2)
+    """Shares of scripted trajectories with 1, 2, 3, … calls."""
+    promote_target: bool = False
     """Teach to answer the target first where the scripted calls found it."""
     use_target: Share = 0.0
     """Chance that a narrow call of the teacher draws its phrases from the target instead of the history."""
@@ -453,12 +455,7 @@ class Config(Section):
     pipeline: PipelineConfig = PipelineConfig()
 
     @model_validator(mode="after")
-    def _tiny_fits(self) -> Self:
-        if self.policy.model == "tiny" and self.policy.tiny.width != self.trm.width:
-            raise ValueError(
-                f"policy.tiny.width is {self.policy.tiny.width} but trm.width is {self.trm.width}; the tiny policy's "
-                f"titles start from the TRM's item embeddings, so make them equal"
-            )
+    def _prompt_fits(self) -> Self:
         if self.policy.model != "tiny" and self.explore.prompt == "compact":
             raise ValueError(
                 f"explore.prompt is 'compact' but policy.model is {self.policy.model!r}; only the tiny policy is "

@@ -27,9 +27,9 @@ from deeprec.explore.protocol import (
 )
 from deeprec.types import Call, EndReason, Example, Query, RetrievedItem, Retriever, Trajectory
 
-BROAD_THOUGHTS = ("A broad look first.", "Start with everything.")
-NARROW_THOUGHTS = ("Narrow it down.", "Look closer at what this user likes.", "Try another direction.")
-FINAL_THOUGHTS = ("Now rank what was found.", "That is enough to rank.")
+BROAD_THOUGHTS = ("A broad look first.",)
+NARROW_THOUGHTS = ("Look closer at what this user likes.", "Try another direction.")
+FINAL_THOUGHTS = ("Now rank what was found.",)
 THOUGHTS = (*BROAD_THOUGHTS, *NARROW_THOUGHTS, *FINAL_THOUGHTS)
 """Every sentence the teacher thinks, for a tokenizer that holds each as one piece."""
 
@@ -39,8 +39,8 @@ _RECENCY = 0.9
 _RECENT_ITEMS = 50
 """Newest history items whose phrases count."""
 
-_RANK_OFFSET = 10.0
-_BROAD_WEIGHT = 2.0
+_RANK_OFFSET = 5.0
+_BROAD_WEIGHT = 4.0
 
 Preference = tuple[str, ...]
 """Phrases of one call; none for a broad call."""
@@ -151,7 +151,7 @@ class PhraseScorer:
 
 
 def merge(lists: Sequence[Sequence[RetrievedItem]]) -> list[str]:
-    """Distinct item ids by weighted reciprocal rank, Σ w / (10 + rank), the first list weighing double.
+    """Distinct item ids by weighted reciprocal rank, Σ w / (5 + rank), the first list weighing four times.
 
     Ties keep the order of first appearance, so one list alone keeps its order.
     """

@@ -1,0 +1,203 @@
+"""Choosing each stage's prompts by difficulty (method, section 4).
+
+The start model is rolled out several times on a sample of the policy's examples. A prompt suits stage 1 when the
+format holds in some of its rollouts but not in all; it suits stage 2 when some but not all answer the target. The
+stages' prompts are disjoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, StageConfig, TextConfig
+from deeprec.errors import PolicyError
+from deeprec.explore.loading import load_policy
+from deeprec.policy.setting import FORMAT_ONLY, Setting, derived_seed, is_valid, sample, score
+from deeprec.store import read_artifact, write_artifact
+from deeprec.types import Example, Trajectory
+
+KIND = "prompts"
+TRAJECTORIES = "trajectories.parquet"
+MAX_PASSES = 4
+"""A stage that would show its prompts more often than this is filled up with prompts that do not qualify."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difficulty:
+    """How the start model fares on one example: shares of its rollouts.
+
+    ``valid``: the format holds. ``answered``: the target is in the answer. ``found``: a call retrieved the target.
+    """
+
+    example: Example
+    valid: float
+    answered: float
+    found: float
+
+
+def select_prompts(
+    dataset: Path,
+    trm: Path,
+    start: Path,
+    policy: PolicyConfig,
+    explore: ExploreConfig,
+    rewards: RewardsConfig,
+    text: TextConfig,
+    seed: int,
+    out: Path,
+    *,
+    progress: Callable[[str], None] = print,
+) -> dict[str, float]:
+    """Write ``stage1.parquet`` and ``stage2.parquet`` (user_id, history_length, successes) and the rollouts.
+
+    Raises:
+        PolicyError: there is no example to choose from.
+    """
+    from deeprec.data.splits import policy_examples
+
+    setting = Setting.open(dataset, trm, text)
+    candidates = sample(policy_examples(setting.dataset), policy.select.candidates, derived_seed(seed, 10))
+    if len(candidates) < 2:
+        raise PolicyError(f"{len(candidates)} examples cannot be split between two stages; bring more users")
+    config = {"policy": policy.model_dump(mode="json"), "explore": explore.model_dump(mode="json")}
+    with write_artifact(out, KIND, config=config, parents=[dataset, trm, start], seed=seed) as work:
+        measured = _measure(setting, start, candidates, policy.select.rollouts, explore, rewards, seed, work, progress)
+        first, second = split_stages(measured, policy.stage1, policy.stage2)
+        _write(work / "stage1.parquet", first, [one.valid for one in first])
+        _write(work / "stage2.parquet", second, [one.answered for one in second])
+    metrics = {
+        "candidates": float(len(measured)),
+        "valid_rate": float(np.mean([one.valid for one in measured])),
+        "target_answered": float(np.mean([one.answered for one in measured])),
+        "candidate_recall": float(np.mean([one.found for one in measured])),
+        "stage1_qualified": float(sum(_mixed(one.valid) for one in measured)),
+        "stage2_qualified": float(sum(_mixed(one.answered) for one in measured)),
+        "stage1_prompts": float(len(first)),
+        "stage2_prompts": float(len(second)),
+    }
+    progress(
+        f"of {len(measured)} examples {metrics['stage1_qualified']:.0f} qualify for stage 1 and "
+        f"{metrics['stage2_qualified']:.0f} for stage 2; chosen: {len(first)} and {len(second)}"
+    )
+    return metrics
+
+
+def read_prompts(prompts: Path, stage: str, examples: Sequence[Example]) -> list[Example]:
+    """The examples of one stage, in the order they were chosen.
+
+    Raises:
+        PolicyError: a prompt is not among ``examples``.
+    """
+    import polars as pl
+
+    read_artifact(prompts, KIND)
+    known = {example.key: example for example in examples}
+    chosen = []
+    for user, length in pl.read_parquet(prompts / f"{stage}.parquet").select("user_id", "history_length").iter_rows():
+        example = known.get(f"{user}@{length}")
+        if example is None:
+            raise PolicyError(
+                f"the prompt of user {user!r} with {length} history items is not among the dataset's policy examples; "
+                f"use the dataset and prompts of one run"
+            )
+        chosen.append(example)
+    return chosen
+
+
+def split_stages(
+    measured: Sequence[Difficulty], stage1: StageConfig, stage2: StageConfig
+) -> tuple[list[Difficulty], list[Difficulty]]:
+    """Disjoint prompts for both stages: those that qualify first, then the nearest in difficulty where too few do.
+
+    Each stage gets at most what it can show (steps × prompts per step) and, where both want more than there is, its
+    proportional part. Prompts that do not qualify come in only up to ``MAX_PASSES`` passes over a stage's prompts.
+    """
+    wanted = [max(stage.steps, 1) * stage.prompts_per_step for stage in (stage1, stage2)]
+    scale = min(1.0, len(measured) / sum(wanted))
+    limits = [max(1, math.floor(want * scale)) for want in wanted]
+    floors = [
+        min(limit, max(stage.prompts_per_step, math.ceil(want / MAX_PASSES)))
+        for stage, want, limit in zip((stage1, stage2), wanted, limits, strict=True)
+    ]
+    for_second = sorted(measured, key=lambda one: (not _mixed(one.answered), abs(one.answered - 0.5), -one.found))
+    for_first = sorted(measured, key=lambda one: (not _mixed(one.valid), abs(one.valid - 0.5), _mixed(one.answered)))
+    taken: set[str] = set()
+    second = _take(for_second, limits[1], taken, lambda one: _mixed(one.answered))
+    first = _take(for_first, limits[0], taken, lambda one: _mixed(one.valid))
+    second += _take(for_second, floors[1] - len(second), taken, lambda one: True)
+    first += _take(for_first, floors[0] - len(first), taken, lambda one: True)
+    return first, second
+
+
+def _take(
+    ordered: Sequence[Difficulty], most: int, taken: set[str], suits: Callable[[Difficulty], bool]
+) -> list[Difficulty]:
+    chosen = [one for one in ordered if one.example.key not in taken and suits(one)][: max(most, 0)]
+    taken.update(one.example.key for one in chosen)
+    return chosen
+
+
+def _mixed(share: float) -> bool:
+    return 0 < share < 1
+
+
+def _measure(
+    setting: Setting,
+    start: Path,
+    candidates: Sequence[Example],
+    rollouts: int,
+    explore: ExploreConfig,
+    rewards: RewardsConfig,
+    seed: int,
+    work: Path,
+    progress: Callable[[str], None],
+) -> list[Difficulty]:
+    """Roll out batch by batch, so that memory holds one batch of trajectories."""
+    from deeprec.explore.trajectories import TrajectoryWriter
+
+    policy = load_policy(start)
+    scorer = setting.scorer(FORMAT_ONLY, rewards, explore)
+    size = max(1, explore.batch_size // rollouts)
+    measured: list[Difficulty] = []
+    with TrajectoryWriter(work / TRAJECTORIES) as writer:
+        for number, first in enumerate(range(0, len(candidates), size)):
+            part = candidates[first : first + size]
+            rows = [example for example in part for _ in range(rollouts)]
+            made = setting.roll(policy, rows, explore, explore.temperature, derived_seed(seed, 11, number))
+            scored = score(scorer, made, rows)
+            writer.write(scored)
+            measured += [
+                _difficulty(example, scored[place * rollouts : (place + 1) * rollouts])
+                for place, example in enumerate(part)
+            ]
+            progress(f"rolled out {len(measured)} of {len(candidates)} examples")
+    return measured
+
+
+def _difficulty(example: Example, trajectories: Sequence[Trajectory]) -> Difficulty:
+    target = example.target
+    found = [any(item.item_id == target for call in t.calls for item in call.items) for t in trajectories]
+    return Difficulty(
+        example,
+        valid=float(np.mean([is_valid(trajectory) for trajectory in trajectories])),
+        answered=float(np.mean([target in trajectory.answer for trajectory in trajectories])),
+        found=float(np.mean(found)),
+    )
+
+
+def _write(path: Path, chosen: Sequence[Difficulty], successes: Sequence[float]) -> None:
+    import polars as pl
+
+    pl.DataFrame(
+        {
+            "user_id": [one.example.user_id for one in chosen],
+            "history_length": [len(one.example.history) for one in chosen],
+            "successes": list(successes),
+        },
+        schema={"user_id": pl.String, "history_length": pl.Int64, "successes": pl.Float64},
+    ).write_parquet(path)

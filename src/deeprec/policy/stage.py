@@ -1,0 +1,194 @@
+"""One stage of RL as a task: start policy and prompts in, trained policy, curves, verdict and report out.
+
+The rewards' weights are the stage's; the learning itself is ``trl_adapter``'s. A stage that was cut off goes on from
+its newest checkpoint, if dataset, TRM, start, prompts and configuration are still the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from deeprec.checks.gate import Verdict, check_metrics
+from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, StageConfig, TextConfig
+from deeprec.explore.loading import load_policy
+from deeprec.metrics import metrics_from_ranks, target_ranks
+from deeprec.policy.build import KIND, write_policy
+from deeprec.policy.charts import stage_figures
+from deeprec.policy.select import read_prompts
+from deeprec.policy.setting import FORMAT_ONLY, Setting, derived_seed, is_valid, sample, score
+from deeprec.store import read_artifact, write_artifact
+from deeprec.types import Example, JsonDict, Trajectory
+
+if TYPE_CHECKING:
+    from deeprec.explore.engine import TransformersPolicy
+
+StageName = Literal["stage1", "stage2"]
+VALIDATION_USERS = 1000
+"""Users, drawn at random, whose validation target the gate's greedy rollouts are measured on."""
+FINGERPRINT = "fingerprint.txt"
+
+
+def train_stage(
+    stage: StageName,
+    dataset: Path,
+    trm: Path,
+    start: Path,
+    prompts: Path,
+    policy: PolicyConfig,
+    explore: ExploreConfig,
+    rewards: RewardsConfig,
+    text: TextConfig,
+    seed: int,
+    out: Path,
+    report: Path,
+    checkpoints: Path | None = None,
+    *,
+    progress: Callable[[str], None] = print,
+) -> tuple[Verdict, dict[str, float]]:
+    """Train, measure greedy rollouts on validation targets, write artifact and gate report.
+
+    With 0 steps the start policy is written again. ``checkpoints`` is kept after a failure only.
+
+    Raises:
+        PolicyError: the stage cannot be trained as configured.
+    """
+    settings: StageConfig = getattr(policy, stage)
+    setting = Setting.open(dataset, trm, text)
+    actor = load_policy(start, dtype="float32")
+    config: JsonDict = {
+        "stage": stage,
+        "settings": settings.model_dump(mode="json"),
+        "dtype": policy.dtype,
+        "explore": explore.model_dump(mode="json"),
+        "rewards": rewards.model_dump(mode="json"),
+    }
+    parents = [dataset, trm, start, prompts]
+    curves: list[JsonDict] = []
+    with _checkpoints(checkpoints, _fingerprint(config, parents, seed)) as kept:
+        if settings.steps:
+            curves = _train(stage, setting, actor, prompts, policy, explore, rewards, seed, kept, progress)
+        metrics = measure(setting, actor, explore, rewards, seed)
+        with write_artifact(out, KIND, config=config, parents=parents, seed=seed) as work:
+            write_policy(work, actor.model, actor.tokenizer, explore, curves)
+    verdict = check_metrics(
+        stage,
+        [
+            ("valid_rate", metrics["valid_rate"], settings.gate.min_valid_rate),
+            ("mean_calls", metrics["mean_calls"], settings.gate.min_mean_calls),
+        ],
+        report,
+        title=f"{'Stage 1' if stage == 'stage1' else 'Stage 2'} of the policy",
+        intro=_intro(metrics, curves),
+        figures=stage_figures(curves),
+    )
+    progress(verdict.reason)
+    return verdict, metrics
+
+
+def measure(
+    setting: Setting, actor: TransformersPolicy, explore: ExploreConfig, rewards: RewardsConfig, seed: int
+) -> dict[str, float]:
+    """Greedy rollouts on validation targets: the figures of ``explore.summary`` and the ranking's, misses counted."""
+    from deeprec.data.splits import validation_examples
+    from deeprec.explore.summary import summarise
+
+    examples = sample(validation_examples(setting.dataset), VALIDATION_USERS, derived_seed(seed, 20))
+    made = score(
+        setting.scorer(FORMAT_ONLY, rewards, explore),
+        setting.roll(actor, examples, explore, temperature=0.0, seed=seed),
+        examples,
+    )
+    valid = [is_valid(trajectory) for trajectory in made]
+    answers = [trajectory.answer if good else () for trajectory, good in zip(made, valid, strict=True)]
+    ranks = target_ranks(answers, [example.target for example in examples])
+    return summarise(made, examples, valid) | metrics_from_ranks(ranks) | {"validation_users": float(len(examples))}
+
+
+def _train(
+    stage: StageName,
+    setting: Setting,
+    actor: TransformersPolicy,
+    prompts: Path,
+    policy: PolicyConfig,
+    explore: ExploreConfig,
+    rewards: RewardsConfig,
+    seed: int,
+    checkpoints: Path,
+    progress: Callable[[str], None],
+) -> list[JsonDict]:
+    from deeprec.data.splits import policy_examples
+    from deeprec.policy.trl_adapter import train_grpo
+
+    settings: StageConfig = getattr(policy, stage)
+    weights = getattr(rewards, stage)
+    scorer = setting.scorer(weights, rewards, explore)
+    place = 1 if stage == "stage1" else 2
+    low = policy.dtype == "bfloat16"
+
+    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+        with _precision(actor.model, low):
+            made = setting.roll(actor, examples, explore, explore.temperature, derived_seed(seed, 30, place, step))
+        return score(scorer, made, examples)
+
+    return train_grpo(
+        actor.model,
+        actor.tokenizer,
+        read_prompts(prompts, stage, policy_examples(setting.dataset)),
+        roll,
+        {name: weight for name, weight in weights.model_dump().items() if weight},
+        settings,
+        temperature=explore.temperature,
+        seed=derived_seed(seed, 31, place) % 2**31,
+        checkpoints=checkpoints,
+        bf16=low,
+        gradient_checkpointing=policy.model != "tiny",
+        progress=progress,
+    )
+
+
+@contextmanager
+def _precision(model: Any, low: bool) -> Iterator[None]:
+    """bfloat16 autocast on CUDA, as the updates have it, so that rollouts sample from the distribution they train."""
+    import torch
+
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=low and device == "cuda"):
+        yield
+
+
+@contextmanager
+def _checkpoints(place: Path | None, fingerprint: str) -> Iterator[Path]:
+    """A directory for checkpoints: what another configuration left there is removed first; emptied when all is well."""
+    if place is None:
+        with tempfile.TemporaryDirectory(prefix="deeprec-") as made:
+            yield Path(made)
+        return
+    mark = place / FINGERPRINT
+    if place.exists() and not (mark.is_file() and mark.read_text(encoding="utf-8") == fingerprint):
+        shutil.rmtree(place)
+    place.mkdir(parents=True, exist_ok=True)
+    mark.write_text(fingerprint, encoding="utf-8")
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _fingerprint(config: JsonDict, parents: Sequence[Path], seed: int) -> str:
+    parts = [read_artifact(parent, verify=False).digest for parent in parents]
+    text = json.dumps([config, parts, seed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _intro(metrics: dict[str, float], curves: Sequence[JsonDict]) -> str:
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    trained = "No step was trained; this is the start policy." if not curves else f"{len(curves)} steps were trained."
+    if curves:
+        seconds, rolling = (sum(record[name] for record in curves) for name in ("seconds", "rollout_seconds"))
+        trained += f" They took {seconds:.0f} s, of which {rolling:.0f} s rolling out."
+    return f"{trained}\n\nGreedy rollouts on validation targets: {shown}."

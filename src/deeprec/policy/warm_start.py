@@ -1,0 +1,165 @@
+"""The warm start: supervised learning on scripted trajectories, for the tiny policy only.
+
+Only tokens the policy would have written carry loss; lists and prompts are read, never learnt. Logits are computed at
+those positions alone, which halves a step's work. Batches hold trajectories of similar length, padded on the right,
+where a causal model needs no mask. The same seed gives the same weights on the same machine.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deeprec.config import WarmStartConfig
+from deeprec.errors import PolicyError
+from deeprec.types import JsonDict, Trajectory
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHT_DECAY = 0.01
+BETAS = (0.9, 0.98)
+GRADIENT_NORM = 1.0
+WARM_UP = 0.2
+"""Share of the steps over which the learning rate rises."""
+POOL = 32
+"""Batches whose trajectories are sorted by length together."""
+REPORTS = 10
+"""Progress lines, evenly spread."""
+
+
+def warm_start(
+    model: Any,
+    trajectories: Sequence[Trajectory],
+    config: WarmStartConfig,
+    seed: int,
+    progress: Callable[[str], None] = print,
+) -> list[JsonDict]:
+    """Train ``model`` in place; return a curve of {step, loss, accuracy, tokens_per_second} (loss in nats per token).
+
+    Raises:
+        PolicyError: the loss is not a number, or a trajectory is longer than the model reads.
+    """
+    import torch
+
+    _check_lengths(model, trajectories)
+    generator = np.random.default_rng(seed)
+    batches = [batch for _ in range(config.epochs) for batch in _batches(trajectories, config.batch_size, generator)]
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, foreach=True
+    )
+    curve: list[JsonDict] = []
+    every = max(1, len(batches) // REPORTS)
+    losses, hits, scored, tokens, started = 0.0, 0, 0, 0, time.perf_counter()
+    model.train()
+    for step, batch in enumerate(batches, start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * schedule(step, len(batches))
+        ids, wanted = _tensors([trajectories[row] for row in batch], _device(model))
+        total, correct, count = _loss(model, ids, wanted)
+        optimizer.zero_grad(set_to_none=True)
+        (total / max(count, 1)).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+        optimizer.step()
+        losses, hits, scored, tokens = losses + total.item(), hits + correct, scored + count, tokens + ids.numel()
+        if step % every == 0 or step == len(batches):
+            curve.append(_record(step, losses, hits, scored, tokens, time.perf_counter() - started))
+            progress(_line(curve[-1], len(batches)))
+            losses, hits, scored, tokens, started = 0.0, 0, 0, 0, time.perf_counter()
+    return curve
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the peak learning rate at ``step`` (1-based): a linear rise, then half a cosine down to 0."""
+    rise = max(1, math.ceil(WARM_UP * steps))
+    if step <= rise:
+        return step / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def _loss(model: Any, ids: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """Summed cross-entropy of the wanted tokens, how many were most likely, and how many there are.
+
+    ``ids`` (batch, length); ``wanted`` (batch, length) bool: the tokens to learn, each predicted from those before it.
+    """
+    import torch
+
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=_has_bf16(ids.device)):
+        hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state.float()
+    target = wanted[:, 1:]
+    logits = model.get_output_embeddings()(hidden[target]).float()
+    labels = ids[:, 1:][target]
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    return loss, int((logits.detach().argmax(-1) == labels).sum()), labels.numel()
+
+
+def _tensors(trajectories: Sequence[Trajectory], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    length = max(len(t.prompt_ids) + len(t.completion_ids) for t in trajectories)
+    ids = torch.zeros((len(trajectories), length), dtype=torch.long)
+    wanted = torch.zeros((len(trajectories), length), dtype=torch.bool)
+    for row, trajectory in enumerate(trajectories):
+        tokens = (*trajectory.prompt_ids, *trajectory.completion_ids)
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        wanted[row, len(trajectory.prompt_ids) : len(tokens)] = torch.tensor(trajectory.loss_mask, dtype=torch.bool)
+    return ids.to(device), wanted.to(device)
+
+
+def _batches(trajectories: Sequence[Trajectory], size: int, generator: np.random.Generator) -> Iterator[list[int]]:
+    """One pass over all rows in batches of similar length, in random order."""
+    lengths = np.array([len(t.prompt_ids) + len(t.completion_ids) for t in trajectories])
+    order = generator.permutation(len(trajectories))
+    made: list[list[int]] = []
+    for start in range(0, len(order), size * POOL):
+        pool = order[start : start + size * POOL]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        made += [pool[first : first + size].tolist() for first in range(0, len(pool), size)]
+    for index in generator.permutation(len(made)):
+        yield made[index]
+
+
+def _check_lengths(model: Any, trajectories: Sequence[Trajectory]) -> None:
+    if not trajectories:
+        raise PolicyError("there is no scripted trajectory to learn from; set policy.warm_start.trajectories to 0")
+    longest = max(len(t.prompt_ids) + len(t.completion_ids) for t in trajectories)
+    if longest > model.config.max_position_embeddings:
+        raise PolicyError(
+            f"a scripted trajectory has {longest} tokens but the model reads {model.config.max_position_embeddings}; "
+            f"lower explore.items_per_call, max_calls or prompt_history"
+        )
+
+
+def _has_bf16(device: Any) -> bool:
+    """Whether bfloat16 products are fast here: on accelerators that know them and on CPUs with AVX512-BF16 or AMX."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _device(model: Any) -> Any:
+    return next(model.parameters()).device
+
+
+def _record(step: int, loss: float, hits: int, scored: int, tokens: int, seconds: float) -> JsonDict:
+    if not math.isfinite(loss):
+        raise PolicyError(f"the warm start's loss is {loss} at step {step}; lower policy.warm_start.learning_rate")
+    return {
+        "step": step,
+        "loss": loss / max(scored, 1),
+        "accuracy": hits / max(scored, 1),
+        "tokens_per_second": tokens / max(seconds, 1e-9),
+    }
+
+
+def _line(record: JsonDict, steps: int) -> str:
+    return (
+        f"warm start {record['step']}/{steps}: loss {record['loss']:.3f} accuracy {record['accuracy']:.3f} "
+        f"{record['tokens_per_second']:,.0f} tokens/s"
+    )

