@@ -26,6 +26,7 @@ from deeprec.pipelines import training
 from deeprec.pipelines.local import TaskResult, run_pipeline
 from deeprec.pipelines.progress import Progress
 from deeprec.pipelines.records import source_version
+from deeprec.serving.bundle import restate_metrics
 
 _MARK = ".deeprec-run"
 _FOLDERS = ("pipeline", "cache", "logs", "reports", "checkpoints")
@@ -174,17 +175,18 @@ def _finish(results: Sequence[TaskResult], workdir: Path, wall: float) -> RunRes
     seconds = {result.name: round(result.seconds, 2) for result in results}
     metrics["seconds"] = {**seconds, "total": round(wall + cached, 2)}
     shutil.copyfile(outputs["evaluate"]["report"].path, workdir / "report.html")
-    _swap(Path(outputs["publish-bundle"]["bundle"].path), workdir / "bundle")
+    _swap(Path(outputs["publish-bundle"]["bundle"].path), workdir / "bundle", metrics)
     _write(workdir / "metrics.json", json.dumps(metrics, indent=2))
     return RunResult(workdir, tuple(results), metrics)
 
 
-def _swap(source: Path, target: Path) -> None:
-    """Replace ``target`` by a copy of ``source``; the old one is moved away only when the new one is complete."""
+def _swap(source: Path, target: Path, metrics: Mapping[str, Any]) -> None:
+    """Replace ``target`` by the bundle ``source`` with these figures; the old one stays until the new one is whole."""
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.copytree(source, fresh)
+    restate_metrics(fresh, metrics)
     if target.exists():
         os.replace(target, old)
     os.replace(fresh, target)

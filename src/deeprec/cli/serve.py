@@ -34,6 +34,9 @@ def serve(
     deadline_ms: Annotated[
         int, typer.Option("--deadline-ms", help="After this many milliseconds the TRM answers.", min=1, max=30000)
     ] = _DEFAULTS.deadline_ms,
+    policy: Annotated[
+        bool, typer.Option("--policy", help="Run the policy even where the bundle says that its TRM alone does better.")
+    ] = False,
 ) -> None:
     """Serve a bundle: the models `deeprec` and `deeprec-trm`, KServe's V1 and V2 protocols. Ends with Ctrl-C.
 
@@ -56,7 +59,8 @@ def serve(
     histories = HistoryStore(store) if store is not None else None
     if histories is not None:
         histories.open()
-    recommender = load_recommender(loaded, histories, _DEFAULTS.model_copy(update={"deadline_ms": deadline_ms}))
+    limits = _DEFAULTS.model_copy(update={"deadline_ms": deadline_ms})
+    recommender = load_recommender(loaded, histories, limits, force_policy=policy)
     asyncio.run(warm_up(recommender))
     typer.echo(introduction(loaded, store, host, port))
     run(recommender, host, port)

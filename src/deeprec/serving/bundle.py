@@ -31,7 +31,7 @@ from pydantic import ValidationError
 from deeprec.checks.gate import Verdict
 from deeprec.config import BundleConfig, ExploreConfig, TextConfig
 from deeprec.errors import ArtifactError
-from deeprec.store import Manifest, file_digest, get_directory, put_directory, read_artifact, write_artifact
+from deeprec.store import MANIFEST, Manifest, file_digest, get_directory, put_directory, read_artifact, write_artifact
 from deeprec.types import Catalogue, Item, JsonDict
 
 KIND = "bundle"
@@ -146,6 +146,17 @@ def choose(metrics: Mapping[str, Any], verdict: Verdict) -> tuple[Served, str]:
     if chosen == "policy":
         return "policy", f"this bundle serves the policy: {figures}"
     return "trm", f"this bundle serves the TRM alone, because the policy did not do well enough: {figures}"
+
+
+def restate_metrics(place: Path, metrics: Mapping[str, Any]) -> None:
+    """Give a bundle that is not yet in use the whole run's figures; its version names everything else and stays.
+
+    A task inside the pipeline cannot know the seconds of the run it belongs to; whoever ran it does.
+    """
+    _write_json(place / "metrics.json", metrics)
+    manifest = _read_json(place / MANIFEST)
+    manifest["files"]["metrics.json"] = file_digest(place / "metrics.json")
+    _write_json(place / MANIFEST, manifest)
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

@@ -21,9 +21,15 @@ WARM_UP_MS = 30_000
 
 
 def load_recommender(
-    bundle: Bundle, histories: Histories | None = None, serving: ServingConfig | None = None
+    bundle: Bundle,
+    histories: Histories | None = None,
+    serving: ServingConfig | None = None,
+    *,
+    force_policy: bool = False,
 ) -> Recommender:
     """The recommender of a bundle; histories come from ``histories``, or from requests only.
+
+    ``force_policy`` runs the policy even where the bundle serves its TRM alone.
 
     Raises:
         ArtifactError: a model cannot be read, or the text encoder here is not the one the bundle was made with.
@@ -40,7 +46,7 @@ def load_recommender(
         bundle.catalogue,
         bundle.counts,
         retriever,
-        explorer=_explorer(bundle, retriever) if bundle.serve == "policy" else None,
+        explorer=_explorer(bundle, retriever) if force_policy or bundle.serve == "policy" else None,
         why_trm=bundle.why,
         histories=histories,
         serving=serving,
