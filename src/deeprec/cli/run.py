@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-COLUMNS = ("ndcg@10", "recall@10", "mrr", "valid_rate", "mean_calls")
+COLUMNS = ("ndcg@10", "recall@10", "mrr", "valid_rate", "mean_calls", "same_as_trm")
 ROWS = (
     ("popularity", "baselines", "popularity"),
     ("TRM alone", "baselines", "trm"),
@@ -90,12 +90,20 @@ def _print_places(console: Console, place: Path, metrics: Mapping[str, Any]) -> 
     lines = (
         f"report   {place / 'report.html'}",
         f"figures  {place / 'metrics.json'}",
-        f"took     {minutes} min {rest} s",
+        f"took     {minutes} min {rest} s, at most {_peak_memory():.1f} GB in one process",
         f"bundle   {place / 'bundle'} (serves {served})",
         f"serve    deeprec serve {place / 'bundle'}",
     )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _peak_memory() -> float:
+    """Largest resident set of any task's process so far, in GB (10⁹ bytes); cached tasks do not count."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
 
 
 def _terminate(*_: Any) -> NoReturn:

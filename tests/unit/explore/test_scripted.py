@@ -19,10 +19,10 @@ def examples(count=6):
     return [Example(f"u{row}", ("i0", "i1", f"i{3 * row + 3}"), f"i{row + 4}") for row in range(count)]
 
 
-def test_merge_weighs_the_broad_list_double():
+def test_merge_weighs_the_broad_list_four_times():
     assert merge([items("a", "b", "c")]) == ["a", "b", "c"]
-    # a: 2/10, b: 2/11 + 1/10, c: 2/12 + 1/11, d: 1/12
-    assert merge([items("a", "b", "c"), items("b", "c", "d")]) == ["b", "c", "a", "d"]
+    # a: 4/5, b: 4/6 + 1/5, c: 4/7 + 1/6, d: 1/7
+    assert merge([items("a", "b", "c"), items("b", "c", "d")]) == ["b", "a", "c", "d"]
     assert merge([]) == []
 
 

@@ -1,5 +1,6 @@
 """A run's working directory: what is claimed, cleared, resolved and swapped."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from deeprec.config import Config
 from deeprec.errors import ConfigError, DataError, PipelineError
 from deeprec.pipelines import run
+from deeprec.store import read_artifact, write_artifact
 
 
 def test_resolve_makes_local_paths_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,14 +63,16 @@ def test_a_fresh_run_clears_what_the_last_one_left_but_its_bundle(tmp_path: Path
         assert (tmp_path / "bundle").exists()
 
 
-def test_swap_replaces_a_directory_whole(tmp_path: Path) -> None:
+def test_swap_replaces_a_bundle_whole_and_gives_it_the_run_s_figures(tmp_path: Path) -> None:
     for name in ("new", "current"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
+        with write_artifact(tmp_path / name, "bundle") as work:
+            (work / name).touch()
+            (work / "metrics.json").write_text("{}")
 
-    run._swap(tmp_path / "new", tmp_path / "current")
+    run._swap(tmp_path / "new", tmp_path / "current", {"seconds": {"total": 3.5}})
 
-    assert [path.name for path in (tmp_path / "current").iterdir()] == ["new"]
+    assert sorted(read_artifact(tmp_path / "current", "bundle").files) == ["metrics.json", "new"]
+    assert json.loads((tmp_path / "current" / "metrics.json").read_text()) == {"seconds": {"total": 3.5}}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "new"]
 
 

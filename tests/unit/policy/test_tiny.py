@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,10 +110,19 @@ def test_titles_start_near_the_trm(tokenizer: Any, width: int) -> None:
     near = generator.standard_normal(width).astype(np.float32)
     vectors = {"Zeta": near, "Theta": near + 0.01, "Alpha, The": -near}
     model = build_model(tokenizer, TinyConfig(width=32, layers=1, heads=2, inner=32), 0, vectors)
-    rows = model.get_input_embeddings().weight.detach()[tokenizer.convert_tokens_to_ids(list(vectors))]
-    assert rows[0] @ rows[1] > 0.2 > 0 > rows[0] @ rows[2]
-    assert rows[0] @ rows[1] < 0.99
+    weights = model.get_input_embeddings().weight.detach()
+    rows = weights[tokenizer.convert_tokens_to_ids(list(vectors))]
+    assert torch.allclose(rows.norm(dim=1), torch.full((3,), 0.02 * 32**0.5))
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    assert 0.99 > rows[0] @ rows[1] > 0.2 > 0 > rows[0] @ rows[2]
     assert model.get_output_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+
+
+def test_attention_starts_as_a_copy(tokenizer: Any) -> None:
+    model = build_model(tokenizer, TinyConfig(width=32, layers=2, heads=2, inner=32), 0)
+    for layer in model.model.layers:
+        product = layer.self_attn.o_proj.weight @ layer.self_attn.v_proj.weight
+        assert torch.allclose(product, 0.49 * torch.eye(32), atol=1e-5)
 
 
 def test_widths_that_do_not_fit_are_refused(tokenizer: Any) -> None:
