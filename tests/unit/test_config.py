@@ -129,7 +129,6 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
             },
             ["micro_batch=12", "rollouts=8", "divide one another"],
         ),
-        ({"trm": {"width": 64}}, ["policy.tiny.width is 128", "trm.width is 64", "make them equal"]),
         (
             {"policy": {"model": "org/model"}, "explore": {"prompt": "compact"}},
             ["explore.prompt is 'compact'", "'org/model'", "to 'full'"],
@@ -141,10 +140,6 @@ def test_contradictions_name_value_rule_and_cure(raw: dict[str, Any], parts: lis
         parse_config(raw, "p.yaml")
     for part in parts:
         assert part in str(caught.value)
-
-
-def test_a_named_model_needs_no_equal_widths() -> None:
-    assert parse_config({"policy": {"model": "org/model"}, "trm": {"width": 64}}, "p").trm.width == 64
 
 
 def test_the_tree_is_frozen_and_every_field_is_described() -> None:
