@@ -261,6 +261,8 @@ class WarmStartConfig(Section):
     """Peak of the cosine schedule."""
     call_shares: tuple[Share, ...] = (0.0, 0.8, 0.2)
     """Shares of scripted trajectories with 1, 2, 3, … calls."""
+    short_histories: Share = 0.2
+    """Share of trajectories whose history is cut to fewer than 10 items, so that new users are not strange to it."""
     promote_target: bool = False
     """Teach to answer the target first where the scripted calls found it."""
     use_target: Share = 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def _lessons(
     while len(order) < wanted:
         order += [examples[index] for index in generator.permutation(len(examples))]
     lessons = teach(
-        order[:wanted],
+        [_shortened(example, policy.warm_start.short_histories, generator) for example in order[:wanted]],
         setting.retriever,
         setting.titles,
         explore,
@@ -173,6 +174,13 @@ def _lessons(
         use_target=policy.warm_start.use_target,
     )
     return [_tokenised(lesson.example, lesson.prompt, lesson.segments, tokenizer) for lesson in lessons]
+
+
+def _shortened(example: Example, share: float, generator: np.random.Generator) -> Example:
+    """The example, or in ``share`` of the cases one with a random number of its newest items, fewer than it has."""
+    if len(example.history) < 2 or generator.random() >= share:
+        return example
+    return replace(example, history=example.history[-int(generator.integers(1, min(len(example.history), 10))) :])
 
 
 def _tokenised(example: Example, prompt: str, segments: Sequence[tuple[str, bool]], tokenizer: Any) -> Trajectory:
