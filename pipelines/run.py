@@ -62,11 +62,12 @@ def run_training(config: Config, workdir: Path, *, resume: bool = False, progres
     began = time.monotonic()
     workdir = workdir.absolute()
     config = resolve(config, workdir)
+    arguments = training.arguments(config, _data_version(config))
     with _claimed(workdir, resume):
         _write(workdir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         results = run_pipeline(
             training.build(config.pipeline),
-            training.arguments(config, _data_version(config)),
+            arguments,
             workdir,
             resume=resume,
             environment=environment(config),
