@@ -88,7 +88,9 @@ def _loss(model: Any, ids: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Te
     """
     import torch
 
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=_has_bf16(ids.device)):
+    from deeprec.trm.training import has_bf16
+
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=has_bf16(ids.device)):
         hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state.float()
     target = wanted[:, 1:]
     logits = model.get_output_embeddings()(hidden[target]).float()
@@ -132,15 +134,6 @@ def _check_lengths(model: Any, trajectories: Sequence[Trajectory]) -> None:
             f"a scripted trajectory has {longest} tokens but the model reads {model.config.max_position_embeddings}; "
             f"lower explore.items_per_call, max_calls or prompt_history"
         )
-
-
-def _has_bf16(device: Any) -> bool:
-    """Whether bfloat16 products are fast here: on accelerators that know them and on CPUs with AVX512-BF16 or AMX."""
-    import torch
-
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def _device(model: Any) -> Any:

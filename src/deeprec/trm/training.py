@@ -210,7 +210,7 @@ class _Run:
         self.model, self.trm, self.table, self.generator = model, trm, table, generator
         self.device = model.item_text.device
         self.phrase_text = torch.from_numpy(vocabulary.phrase_text).to(self.device)
-        self.low = trm.bf16 and _has_bf16(self.device)
+        self.low = trm.bf16 and has_bf16(self.device)
         self.steps = trm.epochs * math.ceil(sequences / trm.batch_size)
         self.step = 0
         matrices = [value for value in model.parameters() if value.dim() > 1]
@@ -302,7 +302,7 @@ def _usable(catalogue: Catalogue, sequences: Mapping[str, Sequence[str]]) -> lis
     return usable
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
     """Whether bfloat16 products are faster than float32 ones."""
     import torch
 
