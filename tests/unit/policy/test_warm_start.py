@@ -35,7 +35,7 @@ def test_it_learns_the_policys_tokens(model: Any, trajectory: Make) -> None:
 
 
 def test_the_loss_is_that_of_the_masked_tokens(model: Any, trajectory: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deeprec.policy.warm_start._has_bf16", lambda device: False)
+    monkeypatch.setattr("deeprec.trm.training.has_bf16", lambda device: False)
     own = trajectory("u@1", [1, 2], [5, 9, 6], [1, 0, 1], {})
     short = trajectory("v@1", [1], [8], [1], {})
     ids, wanted = _tensors([own, short], "cpu")
