@@ -31,6 +31,7 @@ from deeprec.config import (
     WarmStartConfig,
 )
 from deeprec.data.dataset import Dataset, read_dataset
+from deeprec.errors import ArtifactError
 from deeprec.store import write_artifact
 
 JSON = {"Content-Type": "application/json"}
@@ -110,6 +111,21 @@ def _wait(process: subprocess.Popen[bytes], log: Path) -> str:
                 pass
         time.sleep(0.2)
     raise AssertionError(f"the server did not start:\n{log.read_text()}")
+
+
+def test_a_bundle_comes_back_from_object_storage(run: Path, client: Any) -> None:
+    from deeprec.serving.bundle import Bundle
+    from deeprec.store import put_directory
+
+    put_directory(run / "bundle", "s3://models/bundles/run")
+    fetched = Bundle.load("s3://models/bundles/run")
+    local = Bundle.load(run / "bundle")
+    assert fetched.path != local.path
+    assert (fetched.version, fetched.catalogue) == (local.version, local.catalogue)
+
+    client.remove_object("models", "bundles/run/explore.json")
+    with pytest.raises(ArtifactError, match="explore"):
+        Bundle.load("s3://models/bundles/run")
 
 
 def test_the_printed_lines_work(served: Served) -> None:
