@@ -302,6 +302,8 @@ class StageConfig(Section):
     """Trajectories per forward pass."""
     learning_rate: float = Field(1e-6, gt=0)
     """AdamW learning rate."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """``linear`` lets the learning rate fall to 0 over the stage: with a large rate, the last updates then settle."""
     clip: float = Field(0.2, gt=0)
     """PPO clipping range ε."""
     kl: float = Field(0.0, ge=0)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-COLUMNS = ("ndcg@10", "recall@10", "mrr", "valid_rate", "mean_calls", "same_as_trm")
+COLUMNS = ("ndcg@10", "recall@10", "mrr", "valid_rate", "mean_calls")
 ROWS = (
     ("popularity", "baselines", "popularity"),
     ("TRM alone", "baselines", "trm"),

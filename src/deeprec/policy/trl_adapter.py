@@ -86,6 +86,7 @@ def train_grpo(
             callbacks=[_CurvesCallback(curves)],
         )
     trainer.curves = curves
+    trainer.schedule = stage.schedule
     trainer.remove_callback(PrinterCallback)
     last = newest_checkpoint(checkpoints)
     if last is not None:
@@ -116,6 +117,12 @@ def prompt_order(examples: Sequence[Example], steps: int, per_step: int, seed: i
     return order[: steps * per_step]
 
 
+def rate_share(update: int, updates: int, schedule: str) -> float:
+    """Share of the learning rate at ``update`` (0-based): the rise over ``WARM_UP``, times what ``schedule`` leaves."""
+    rise = min(1.0, (update + 1) / (math.ceil(updates * WARM_UP) + 1))
+    return rise * (1 - update / updates) if schedule == "linear" else rise
+
+
 class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
     """TRL's trainer, with less padding and with the gap between sampled and recomputed log-probabilities.
 
@@ -128,6 +135,7 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
     _buffered_inputs: Any
     curves: Curves | None = None
     own_tokens: torch.Tensor | None = None
+    schedule: str = "constant"
     """(batch, completion) bool, of the sequences that are scored next: written by the policy."""
     _log_probabilities: torch.Tensor | None = None
 
@@ -137,11 +145,10 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
         return int(self.args.steps_per_generation // self.args.gradient_accumulation_steps)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """A constant rate after a linear rise whose first value is not 0, so that the first update counts."""
+        """A linear rise whose first value is not 0, so that the first update counts; then constant, or down to 0."""
         if self.lr_scheduler is None:
-            rise = math.ceil(num_training_steps * WARM_UP)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda update: min(1.0, (update + 1) / (rise + 1))
+                optimizer or self.optimizer, lambda update: rate_share(update, num_training_steps, self.schedule)
             )
         return self.lr_scheduler
 

@@ -14,7 +14,7 @@ import torch
 from deeprec.config import StageConfig
 from deeprec.errors import PolicyError
 from deeprec.policy import trl_adapter
-from deeprec.policy.trl_adapter import PolicyGradientTrainer, newest_checkpoint, prompt_order, train_grpo
+from deeprec.policy.trl_adapter import PolicyGradientTrainer, newest_checkpoint, prompt_order, rate_share, train_grpo
 from deeprec.types import Example, Trajectory
 
 Make = Callable[..., Trajectory]
@@ -255,3 +255,12 @@ def test_what_cannot_be_trained_is_refused(model: Any, tokenizer: Any, trajector
             model, tokenizer, EXAMPLES, lambda e, s: [], {"good": 1.0}, STAGE,
             temperature=1.0, seed=0, checkpoints=tmp_path,
         )  # fmt: skip
+
+
+def test_the_rate_rises_and_stays_or_falls_to_nothing() -> None:
+    constant = [rate_share(update, 40, "constant") for update in range(40)]
+    linear = [rate_share(update, 40, "linear") for update in range(40)]
+    assert 0 < constant[0] < 1
+    assert constant[10:] == [1.0] * 30
+    assert linear[20] == pytest.approx(0.5)
+    assert linear[39] == pytest.approx(1 / 40)
