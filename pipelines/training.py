@@ -143,9 +143,11 @@ def arguments(config: Config, data_version: str = "") -> dict[str, Any]:
     """The pipeline's parameters for a configuration: each section as plain data, the policy's parts apart.
 
     A task is given only the sections it reads, so that another learning rate of stage 2 leaves everything before it
-    valid. ``data_version`` names the contents behind ``data.path``.
+    valid. ``data_version`` names the contents behind ``data.path``. KFP's parameters cannot hold null, so that
+    ``data.year_column`` is passed as "" where there is none, which the configuration reads as none.
     """
     tree = config.model_dump(mode="json")
+    tree["data"]["year_column"] = tree["data"]["year_column"] or ""
     parts = {name: tree["policy"].pop(name) for name in ("warm_start", "select", "stage1", "stage2")}
     names = ("data", "checks", "features", "text", "trm", "explore", "rewards", "policy", "evaluation", "bundle")
     return {**{name: tree[name] for name in names}, **parts, "seed": config.seed, "data_version": data_version}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deeprec.errors import ConfigError
 
@@ -56,7 +56,7 @@ class DataConfig(Section):
     text_columns: tuple[str, ...] = ("genres",)
     """Catalogue columns whose values describe an item; several values in one cell are joined by ``|``."""
     year_column: str | None = "year"
-    """Catalogue column with a year, turned into a decade phrase; MovieLens titles give it. None: no decades."""
+    """Catalogue column with a year, turned into a decade phrase; MovieLens titles give it. None or "": no decades."""
     min_rating: float = 0.0
     """Interactions rated below this are dropped; 0 keeps all."""
     min_user_interactions: Positive = 5
@@ -66,6 +66,11 @@ class DataConfig(Section):
     policy_positions: Positive = 1
     """How many items before the validation target are the policy's targets, hidden from the TRM's training."""
     sample: SampleConfig = SampleConfig()
+
+    @field_validator("year_column")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return value or None
 
     @model_validator(mode="after")
     def _enough_positions(self) -> Self:

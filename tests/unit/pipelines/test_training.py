@@ -3,6 +3,7 @@
 After an intended change: ``DEEPREC_UPDATE_GOLDEN=1 pytest tests/unit/pipelines/test_training.py``, and read the diff.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from kfp.local import graph_utils
 
-from deeprec.config import Config, PolicyConfig, load_config
+from deeprec.config import Config, DataConfig, PolicyConfig, load_config
 from deeprec.errors import ConfigError, PipelineError
 from deeprec.pipelines import training
 
@@ -142,3 +143,11 @@ def test_a_quantity_that_does_not_exist_is_refused() -> None:
 def test_a_file_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="cannot write"):
         training.compile(Config(), tmp_path / "absent" / "train.yaml")
+
+
+def test_parameters_hold_no_null_and_say_the_same(tmp_path: Path) -> None:
+    config = Config.model_validate({"data": {"year_column": None}, "explore": {"prompt": "compact"}})
+    given = training.arguments(config)
+    assert "null" not in json.dumps(given)
+    assert DataConfig.model_validate(given["data"]) == config.data
+    training.compile(config, tmp_path / "train.yaml")
