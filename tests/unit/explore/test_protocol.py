@@ -128,8 +128,8 @@ def test_parse_answers():
 @given(st.one_of(hostile, st.text(max_size=60)))
 def test_parsing_never_fails(text):
     for closing in ("", PREFERENCE_CLOSE, ANSWER_CLOSE):
-        parse_segment(text + closing)
-        parse_segment(PREFERENCE_OPEN + ANSWER_OPEN + text + closing)
+        for segment in (text + closing, PREFERENCE_OPEN + ANSWER_OPEN + text + closing):
+            assert isinstance(parse_segment(segment), PreferenceText | AnswerText | Outside)
 
 
 def test_a_title_that_holds_another_is_not_it():
