@@ -38,9 +38,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All items, in the order that defines every model's item index (0-based)."""
+    """All items, in the order that defines every model's item index (0-based).
+
+    ``text_columns`` and ``year_column`` name the attributes that gave the items' phrases, so that a new item's can be
+    made in the same way; empty and None where that is not known.
+    """
 
     items: tuple[Item, ...]
+    text_columns: tuple[str, ...] = ()
+    year_column: str | None = None
 
     def __len__(self) -> int:
         return len(self.items)

@@ -130,6 +130,19 @@ def write_report(
     Raises:
         StoreError: the file cannot be written.
     """
+    _write(path, title, sections, intro, verdict)
+
+
+def write_page(path: Path, title: str, sections: Sequence[ReportSection], *, intro: str = "") -> None:
+    """Write a report that is no gate's: the same page without a verdict.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    _write(path, title, sections, intro, None)
+
+
+def _write(path: Path, title: str, sections: Sequence[ReportSection], intro: str, verdict: Verdict | None) -> None:
     page = _template().render(
         verdict=verdict,
         title=title,

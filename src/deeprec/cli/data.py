@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deeprec.cli.profiles import pair
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -63,7 +65,7 @@ def import_source(
     `deeprec data import table exports data/shop --column user_id=customer --column item_id=sku
     --column title=name --set interactions=orders.csv --set items=products.csv --set "text_columns=[category,brand]"`
     """
-    columns = dict(_pair(text, "--column", "user_id=customer") for text in column or ())
+    columns = dict(pair(text, "--column", "user_id=customer") for text in column or ())
     values: dict[str, Any] = {"source": source, "path": str(path)}
     if columns:
         values["columns"] = columns
@@ -122,7 +124,7 @@ def _data_config(values: dict[str, Any], overrides: tuple[str, ...]) -> DataConf
     from deeprec.errors import ConfigError
 
     for override in overrides:
-        key, text = _pair(override, "--set", "min_rating=4")
+        key, text = pair(override, "--set", "min_rating=4")
         *parents, last = key.removeprefix("data.").split(".")
         node = values
         for parent in parents:
@@ -134,15 +136,6 @@ def _data_config(values: dict[str, Any], overrides: tuple[str, ...]) -> DataConf
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
     return parse_config({"data": values}, "command line").data
-
-
-def _pair(text: str, option: str, example: str) -> tuple[str, str]:
-    from deeprec.errors import ConfigError
-
-    key, separator, value = text.partition("=")
-    if not key or not separator:
-        raise ConfigError(f"{option} {text!r} is not of the form key=value; write for example {option} {example}")
-    return key, value
 
 
 def _ingest(config: DataConfig, seed: int, out: Path) -> None:

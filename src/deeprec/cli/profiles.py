@@ -1,23 +1,29 @@
-"""Reading the configuration a command was given: a YAML file, or the name of a committed profile."""
+"""Reading the configuration a command was given: a YAML file, the name of a committed profile, or neither."""
 
 from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from deeprec.config import Config, load_config
+from deeprec.config import Config, apply_override, load_config, parse_config
 from deeprec.errors import ConfigError
 
 CONFIG_HELP = "A YAML file, or a profile that comes with the package: quickstart, ml-1m, cluster."
 SET_HELP = "Override one key, for example --set trm.epochs=5; can be given several times."
 
 
-def read_config(name: str, overrides: list[str] | None) -> Config:
-    """The configuration of ``--config`` and ``--set``.
+def read_config(name: str | None, overrides: list[str] | None) -> Config:
+    """The configuration of ``--config`` and ``--set``; without a name, the defaults with the overrides.
 
     Raises:
         ConfigError: there is no such file or profile, or the configuration is not valid.
     """
+    if name is None:
+        raw: dict[str, Any] = {}
+        for override in overrides or ():
+            apply_override(raw, override)
+        return parse_config(raw, "command line")
     path = Path(name)
     if not path.exists():
         profiles = sorted(
@@ -30,3 +36,15 @@ def read_config(name: str, overrides: list[str] | None) -> Config:
         with resources.as_file(resources.files("deeprec.configs") / f"{name}.yaml") as found:
             return load_config(found, tuple(overrides or ()))
     return load_config(path, tuple(overrides or ()))
+
+
+def pair(text: str, option: str, example: str) -> tuple[str, str]:
+    """Key and value of an option's ``key=value``.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    key, separator, value = text.partition("=")
+    if not key or not separator:
+        raise ConfigError(f"{option} {text!r} is not of the form key=value; write for example {option} {example}")
+    return key, value

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from deeprec.data.catalogue import distinct_titles
 from deeprec.errors import DataError
 
 MAX_UNKNOWN_SHARE = 0.5
@@ -136,16 +137,7 @@ def unique_titles(items: pl.DataFrame) -> tuple[pl.DataFrame, int, int]:
     plain = items.with_columns(pl.col("title").str.replace_all(r"\s+", " ").str.strip_chars())
     missing = plain.select((pl.col("title").fill_null("") == "").sum()).item()
     titles = [title or f"Item {identity}" for identity, title in plain.select("item_id", "title").iter_rows()]
-    original = set(titles)
-    taken: set[str] = set()
-    found = []
-    for title in titles:
-        number, candidate = 1, title
-        while candidate in taken or (number > 1 and candidate in original):
-            number += 1
-            candidate = f"{title} ({number})"
-        taken.add(candidate)
-        found.append(candidate)
+    found = distinct_titles(titles)
     duplicates = sum(new != old for new, old in zip(found, titles, strict=True))
     return plain.with_columns(pl.Series("title", found, dtype=pl.String)), missing, duplicates
 

@@ -141,7 +141,7 @@ def build_catalogue(items: pl.DataFrame, text_columns: Sequence[str], year_colum
         attributes = {name: row[name] for name in names}
         phrases = item_phrases(attributes, text_columns, year_column)
         found.append(Item(row["item_id"], row["title"], attributes, phrases))
-    return Catalogue(tuple(found))
+    return Catalogue(tuple(found), tuple(text_columns), year_column)
 
 
 def _histories(

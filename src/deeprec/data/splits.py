@@ -1,8 +1,8 @@
 """Who may see what: the leave-one-out splits of a dataset (method, section 5).
 
 Per user v1 … vN in time order, with p = ``policy_positions``: vN is the test target, v(N−1) the validation target, the
-p items before it are the policy's targets, and the TRM trains on v1 … v(N−2−p) alone. An example's history is
-everything before its target.
+p items before it are the policy's targets, and the TRM trains on v1 … v(N−2−p) alone (a stand-alone one, which serves
+no policy, on v1 … v(N−2)). An example's history is everything before its target.
 """
 
 from __future__ import annotations
@@ -24,6 +24,19 @@ def trm_sequences(dataset: Dataset) -> dict[str, tuple[str, ...]]:
     held_out = 2 + dataset.policy_positions
     _require_length(dataset)
     return {user: items[: len(items) - held_out] for user, items in dataset.sequences.items()}
+
+
+def standalone_sequences(dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    """User id → everything before the validation item, oldest first: what a TRM that serves no policy trains on.
+
+    Figures of such a TRM compare with those of papers; a policy must not learn from its lists, which know the policy's
+    targets by heart.
+
+    Raises:
+        DataError: a user has too few interactions to split.
+    """
+    _require_length(dataset)
+    return {user: items[:-2] for user, items in dataset.sequences.items()}
 
 
 def policy_examples(dataset: Dataset) -> list[Example]:

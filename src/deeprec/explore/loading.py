@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deeprec.errors import PolicyError
 from deeprec.store import Manifest, read_artifact
@@ -18,24 +19,20 @@ LOGS = frozenset({"curves.json", "metrics.json"})
 def load_policy(path: Path, *, dtype: str = "auto") -> TransformersPolicy:
     """The policy on the accelerator when there is one; ``dtype`` as in torch, ``auto`` is the type of the weights.
 
-    ``tokenizer.json`` is read as it is: ``AutoTokenizer`` gives every Qwen2 model Qwen2's own pre-tokenizer, whatever
-    the file says, and the tiny policy's titles would be lost.
-
     Raises:
         ArtifactError: no policy artifact there, or a file differs from its hash.
         PolicyError: transformers cannot read the directory, or it holds no safetensors weights.
     """
     read_artifact(path, "policy")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     from deeprec.explore.engine import TransformersPolicy
 
     disable_progress_bar()
-    as_saved = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
+    tokenizer = _load_tokenizer(path)
     try:
-        tokenizer = as_saved.from_pretrained(path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
             path, local_files_only=True, use_safetensors=True, dtype=dtype, attn_implementation="sdpa"
         )
@@ -43,6 +40,38 @@ def load_policy(path: Path, *, dtype: str = "auto") -> TransformersPolicy:
         raise PolicyError(f"cannot load the policy in {path}: {error}; build or train it again") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TransformersPolicy(model.to(device).eval(), tokenizer)
+
+
+def unwritable(path: Path, titles: Sequence[str]) -> list[str]:
+    """Those titles that the policy artifact's tokenizer does not give back, so that the policy cannot write them.
+
+    Raises:
+        ArtifactError: no policy artifact there.
+        PolicyError: its tokenizer cannot be read.
+    """
+    read_artifact(path, "policy", verify=False)
+    tokenizer = _load_tokenizer(path)
+
+    def written(title: str) -> str:
+        tokens = tokenizer.encode(title, add_special_tokens=False)
+        return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+
+    return [title for title in titles if written(title).strip() != title]
+
+
+def _load_tokenizer(path: Path) -> Any:
+    """The tokenizer as its file says.
+
+    ``AutoTokenizer`` gives every Qwen2 model Qwen2's own pre-tokenizer, whatever ``tokenizer.json`` says, and the tiny
+    policy's titles would be lost.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    as_saved = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
+    try:
+        return as_saved.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise PolicyError(f"cannot load the tokenizer of the policy in {path}: {error}; build it again") from error
 
 
 def same_policy(first: Manifest, second: Manifest) -> bool:

@@ -4,7 +4,8 @@ An artifact of kind ``bundle``:
 
 - ``catalogue.json``: items with attributes and phrases, in the order of every model's rows;
 - ``popularity.safetensors``: ``counts`` (items,), training interactions only;
-- ``trm/``, ``policy/``: those artifacts, with their manifests; ``trm/vectors.safetensors`` has the items' text vectors;
+- ``trm/``, ``policy/``: those artifacts, with their manifests; ``trm/vectors.safetensors`` has the items' text vectors
+  (the policy was made from this TRM, or from one that this TRM extends by new items);
 - ``explore.json``: the loop's limits and prompt; ``text.json``: the text encoder's configuration and identity;
 - ``metrics.json``: the figures of the evaluation, and the seconds each task took;
 - ``bundle.json``: version, what is served and why, when and from what it was made.
@@ -18,7 +19,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ from pydantic import ValidationError
 
 from deeprec.checks.gate import Verdict
 from deeprec.config import BundleConfig, ExploreConfig, TextConfig
+from deeprec.data.catalogue import FILE, read_catalogue, write_catalogue
 from deeprec.errors import ArtifactError
 from deeprec.store import MANIFEST, Manifest, file_digest, get_directory, put_directory, read_artifact, write_artifact
 from deeprec.types import Catalogue, Item, JsonDict
@@ -105,14 +107,14 @@ def publish(
     kinds = {"dataset": dataset, "trm": trm, "policy": policy, "evaluation": evaluation, "features": features}
     parents = {kind: read_artifact(path, kind) for kind, path in kinds.items()}
     data = read_dataset(dataset)
-    _check_together(parents, tuple(item.item_id for item in data.catalogue.items), _trm_ids(trm))
+    _check_together(parents, trm, _ids(data.catalogue), _ids(read_catalogue(trm)))
     metrics = _read_json(evaluation / "metrics.json")
     serve, why = choose(metrics, verdict)
     sections = {"text": text.model_dump(mode="json"), "explore": explore.model_dump(mode="json")}
     with write_artifact(out, KIND, config=sections, parents=list(kinds.values())) as work:
         for name, path in (("trm", trm), ("policy", policy)):
             shutil.copytree(path, work / name, copy_function=shutil.copyfile)
-        _write_catalogue(work, data.catalogue)
+        write_catalogue(work, data.catalogue)
         _write_popularity(work, dataset, data)
         _write_json(work / "explore.json", sections["explore"])
         _write_json(work / "text.json", {"config": sections["text"], "identity": _trm_encoder(trm)})
@@ -129,6 +131,57 @@ def publish(
         _write_json(work / "bundle.json", info)
     if bundle.uri:
         put_directory(out, bundle.uri)
+
+
+def extend_bundle(bundle: Path, items: Sequence[Item], out: Path) -> Bundle:
+    """Write the bundle at ``bundle`` with new items as the bundle ``out``, and return it.
+
+    TRM, catalogue and popularity get the items; the policy is copied. A policy that cannot write a new item's title
+    would answer lists that it cannot read, so such a bundle serves the TRM, and ``why`` says so.
+
+    Raises:
+        ArtifactError: there is no whole bundle at ``bundle``.
+        TrmError: an id is already in the catalogue, or the items cannot be added; see ``trm.extend``.
+        StoreError: ``out`` cannot be written.
+    """
+    from deeprec.trm.extend import extend_trm
+
+    old = Bundle.load(bundle)
+    sections = {"text": old.text.model_dump(mode="json"), "explore": old.explore.model_dump(mode="json")}
+    with write_artifact(out, KIND, config=sections, parents=[old.path]) as work:
+        catalogue = extend_trm(old.path / "trm", items, work / "trm").catalogue
+        shutil.copytree(old.path / "policy", work / "policy", copy_function=shutil.copyfile)
+        for name in ("explore.json", "text.json", "metrics.json"):
+            shutil.copyfile(old.path / name, work / name)
+        write_catalogue(work, catalogue)
+        counts = np.concatenate([old.counts, np.zeros(len(items), dtype=old.counts.dtype)])
+        _save_counts(work, counts, old.info["parents"].get("dataset", ""))
+        serve, why = _choose_extended(old, catalogue)
+        info = {
+            **old.info,
+            "version": _version(work),
+            "serve": serve,
+            "why": why,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "parents": {**old.info["parents"], "trm": read_artifact(work / "trm", verify=False).digest},
+        }
+        _write_json(work / "bundle.json", info)
+    return Bundle.load(out)
+
+
+def _choose_extended(old: Bundle, catalogue: Catalogue) -> tuple[Served, str]:
+    from deeprec.explore.loading import unwritable
+    from deeprec.explore.protocol import TitleBook
+
+    before = set(TitleBook(old.catalogue).titles)
+    titles = [title for title in TitleBook(catalogue).titles if title not in before]
+    if old.serve == "trm" or not unwritable(old.path / "policy", titles):
+        return old.serve, old.why
+    added = len(catalogue) - len(old.catalogue)
+    return "trm", (
+        f"this bundle serves the TRM alone: its policy was built before new items ({added:,}) were added and cannot "
+        f"name them; run the pipeline again for a policy that can"
+    )
 
 
 def choose(metrics: Mapping[str, Any], verdict: Verdict) -> tuple[Served, str]:
@@ -167,12 +220,13 @@ def _read(place: Path) -> JsonDict:
 
     info = _read_json(place / "bundle.json")
     text = _read_json(place / "text.json")
-    catalogue = _read_catalogue(place)
+    catalogue, trm = read_catalogue(place), place / "trm"
     parts = {kind: read_artifact(place / kind, kind, verify=False) for kind in PARTS}
-    _check_together(parts, tuple(item.item_id for item in catalogue.items), _trm_ids(place / "trm"))
-    if _trm_encoder(place / "trm") != text["identity"]:
+    same = file_digest(place / FILE) == file_digest(trm / FILE)
+    _check_together(parts, trm, _ids(catalogue), _ids(catalogue if same else read_catalogue(trm)))
+    if _trm_encoder(trm) != text["identity"]:
         raise ArtifactError(
-            f"{place}: the TRM was trained with the text encoder {_trm_encoder(place / 'trm')}, the bundle names "
+            f"{place}: the TRM was trained with the text encoder {_trm_encoder(trm)}, the bundle names "
             f"{text['identity']}; parts of different bundles cannot be used together, publish it again"
         )
     for kind, manifest in parts.items():
@@ -197,8 +251,10 @@ def _read(place: Path) -> JsonDict:
     }
 
 
-def _check_together(parts: Mapping[str, Manifest], catalogue: tuple[str, ...], trm_ids: tuple[str, ...]) -> None:
-    if parts["policy"].parents.get("trm") != parts["trm"].digest:
+def _check_together(
+    parts: Mapping[str, Manifest], trm: Path, catalogue: tuple[str, ...], trm_ids: tuple[str, ...]
+) -> None:
+    if parts["policy"].parents.get("trm") not in (parts["trm"].digest, *_trm_extends(trm)):
         raise ArtifactError(
             "the policy was not made from this TRM; parts of different runs cannot be used together, use those of one"
         )
@@ -213,15 +269,13 @@ def _check_together(parts: Mapping[str, Manifest], catalogue: tuple[str, ...], t
         )
 
 
-def _read_catalogue(place: Path) -> Catalogue:
-    rows = _read_json(place / "catalogue.json")["items"]
-    return Catalogue(
-        tuple(Item(str(row["id"]), str(row["title"]), row["attributes"], tuple(row["phrases"])) for row in rows)
-    )
+def _ids(catalogue: Catalogue) -> tuple[str, ...]:
+    return tuple(item.item_id for item in catalogue.items)
 
 
-def _trm_ids(trm: Path) -> tuple[str, ...]:
-    return tuple(_read_json(trm / "item_ids.json"))
+def _trm_extends(trm: Path) -> list[str]:
+    """Digests of the manifests of the TRMs that this one was made from by adding items."""
+    return list(_read_json(trm / "config.json").get("extends", []))
 
 
 def _trm_encoder(trm: Path) -> str:
@@ -238,21 +292,18 @@ def _read_json(path: Path) -> Any:
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-def _write_catalogue(work: Path, catalogue: Catalogue) -> None:
-    rows = [
-        {"id": item.item_id, "title": item.title, "attributes": dict(item.attributes), "phrases": list(item.phrases)}
-        for item in catalogue.items
-    ]
-    _write_json(work / "catalogue.json", {"items": rows})
-
-
 def _write_popularity(work: Path, place: Path, data: Any) -> None:
-    from safetensors.numpy import save_file
-
     from deeprec.data.splits import popularity
 
-    counts = np.ascontiguousarray(popularity(data), dtype=np.int64)
-    save_file({"counts": counts}, work / "popularity.safetensors", metadata={"dataset": read_artifact(place).digest})
+    _save_counts(work, popularity(data), read_artifact(place).digest)
+
+
+def _save_counts(work: Path, counts: NDArray[np.int64], dataset: str) -> None:
+    """Training interactions by item, and the digest of the dataset they were counted in."""
+    from safetensors.numpy import save_file
+
+    whole = np.ascontiguousarray(counts, dtype=np.int64)
+    save_file({"counts": whole}, work / "popularity.safetensors", metadata={"dataset": dataset})
 
 
 def _seconds(metrics: Mapping[str, Any], parents: Mapping[str, Manifest]) -> dict[str, float]:

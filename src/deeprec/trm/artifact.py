@@ -1,16 +1,18 @@
 """The TRM artifact: what a trained TRM consists of, on disk and in memory.
 
 A directory of kind ``trm``: ``model.safetensors`` (parameters), ``vectors.safetensors`` (item_text, phrase_text,
-popularity), ``config.json`` (the configuration section and the text encoder's identity), ``item_ids.json`` and
-``phrases.json`` (row orders), ``metrics.json`` and ``curves.json``. It can be queried only with the catalogue and the
-text encoder it was trained with.
+popularity), ``config.json`` (the ``trm`` and ``text`` sections, the text encoder's identity, and the manifests' digests
+of the TRMs it extends), ``catalogue.json`` (the items in row order), ``phrases.json`` (in row order), ``metrics.json``
+and ``curves.json``. It answers by itself: catalogue and encoder configuration are its own, and no other fit.
+
+``item_text`` may be float16, in memory and on disk; it is read as it was written.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.config import TextConfig, TrmConfig
-from deeprec.errors import ArtifactError
+from deeprec.data.catalogue import read_catalogue, write_catalogue
+from deeprec.errors import ArtifactError, TrmError
 from deeprec.store import read_artifact, write_artifact
 from deeprec.trm.text import item_text
 from deeprec.types import Catalogue, Embedder, FloatArray
@@ -33,7 +36,8 @@ KIND = "trm"
 class Vocabulary:
     """The constants of a TRM, in row order: ids, phrases, their text vectors, training counts, the encoder's identity.
 
-    ``item_text`` is (items, text width), ``phrase_text`` (phrases, text width), ``popularity`` (items,) counts.
+    ``item_text`` is (items, text width) float32 or float16, ``phrase_text`` (phrases, text width) float32,
+    ``popularity`` (items,) counts.
     """
 
     item_ids: tuple[str, ...]
@@ -46,10 +50,11 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class TrainedTrm:
-    """A network with its constants."""
+    """A network with its constants, and the catalogue whose rows they are."""
 
     model: Trm
     vocabulary: Vocabulary
+    catalogue: Catalogue
 
 
 def build_vocabulary(catalogue: Catalogue, embedder: Embedder, popularity: NDArray[np.int64]) -> Vocabulary:
@@ -73,18 +78,28 @@ def write_trm(
     *,
     parents: Sequence[Path] = (),
     seed: int | None = None,
+    extends: Sequence[str] = (),
 ) -> None:
     """Write the artifact, whole or not at all.
 
+    Args:
+        extends: digests of the manifests of the TRMs this one was made from by adding items, oldest first.
+
     Raises:
+        TrmError: the catalogue's items are not those of the vocabulary.
         StoreError: the place cannot be written.
     """
     from safetensors.numpy import save_file
     from safetensors.torch import save_file as save_tensors
 
     vocabulary, trm = trained.vocabulary, trained.model.config
-    settings = {"trm": trm.model_dump(mode="json"), "text_identity": vocabulary.text_identity}
-    parts = {"trm": settings["trm"], "text": text.model_dump(mode="json")}
+    if vocabulary.item_ids != tuple(item.item_id for item in trained.catalogue.items):
+        raise TrmError(
+            f"the TRM has {len(vocabulary.item_ids)} items and its catalogue {len(trained.catalogue)}, or in another "
+            f"order; give the catalogue it was trained with"
+        )
+    parts = {"trm": trm.model_dump(mode="json"), "text": text.model_dump(mode="json")}
+    settings = {**parts, "text_identity": vocabulary.text_identity, "extends": list(extends)}
     with write_artifact(out, KIND, config=parts, parents=parents, seed=seed) as work:
         save_tensors(
             {name: value.contiguous().cpu() for name, value in trained.model.state_dict().items()},
@@ -96,9 +111,9 @@ def write_trm(
             "popularity": np.ascontiguousarray(vocabulary.popularity),
         }
         save_file(vectors, work / "vectors.safetensors")
+        write_catalogue(work, trained.catalogue)
         for name, value in (
             ("config.json", settings),
-            ("item_ids.json", vocabulary.item_ids),
             ("phrases.json", vocabulary.phrases),
             ("metrics.json", dict(metrics)),
             ("curves.json", [dict(point) for point in curves]),
@@ -120,20 +135,86 @@ def read_trm(path: Path) -> TrainedTrm:
 
     place = Path(path)
     read_artifact(place, KIND)
+    catalogue = read_catalogue(place)
     try:
         settings = _read_json(place / "config.json")
         vectors = load_file(place / "vectors.safetensors")
         vocabulary = Vocabulary(
-            item_ids=tuple(_read_json(place / "item_ids.json")),
+            item_ids=tuple(item.item_id for item in catalogue.items),
             phrases=tuple(_read_json(place / "phrases.json")),
             text_identity=str(settings["text_identity"]),
             **vectors,
         )
+        if not len(catalogue) == len(vocabulary.item_text) == len(vocabulary.popularity):
+            raise ValueError(f"{len(catalogue)} items, {len(vocabulary.item_text)} text vectors")
         model = Trm(TrmConfig.model_validate(settings["trm"]), torch.from_numpy(vocabulary.item_text))
         model.load_state_dict(load_tensors(place / "model.safetensors"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ArtifactError(f"cannot read the TRM at {place}: {error}; train it again") from error
-    return TrainedTrm(model.eval(), vocabulary)
+    return TrainedTrm(model.eval(), vocabulary, catalogue)
+
+
+def read_text_config(path: Path) -> TextConfig:
+    """The configuration of the text encoder that the artifact at ``path`` was made with.
+
+    Raises:
+        ArtifactError: no TRM there, or it does not say.
+    """
+    settings = _part(Path(path), "config.json")
+    try:
+        return TextConfig.model_validate(settings["text"])
+    except (ValueError, KeyError) as error:
+        raise ArtifactError(f"{path} does not say which text encoder it was made with; train it again") from error
+
+
+@dataclass(frozen=True)
+class TrmRecord:
+    """How a TRM came about: what an artifact keeps besides the TRM itself.
+
+    ``metrics`` and ``curves`` are those of the training; ``extends`` names, by the digests of their manifests and
+    oldest first, the TRMs it was made from by adding items; ``digest`` is its own manifest's, None where it has none.
+    """
+
+    text: TextConfig
+    text_identity: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curves: Sequence[Mapping[str, float]] = ()
+    seed: int | None = None
+    extends: tuple[str, ...] = ()
+    digest: str | None = None
+
+    def extended(self) -> TrmRecord:
+        """The record of what is made from it by adding items."""
+        parents = self.extends if self.digest is None else (*self.extends, self.digest)
+        return replace(self, extends=parents, digest=None)
+
+
+def read_record(path: Path) -> TrmRecord:
+    """How the artifact at ``path`` came about; its weights are neither read nor checked.
+
+    Raises:
+        ArtifactError: no TRM there, or it cannot be read.
+    """
+    place = Path(path)
+    manifest = read_artifact(place, KIND, verify=False)
+    settings = _part(place, "config.json")
+    return TrmRecord(
+        text=read_text_config(place),
+        text_identity=str(settings.get("text_identity", "")),
+        metrics=_part(place, "metrics.json"),
+        curves=_part(place, "curves.json"),
+        seed=manifest.seed,
+        extends=tuple(map(str, settings.get("extends", ()))),
+        digest=manifest.digest,
+    )
+
+
+def _part(place: Path, name: str) -> Any:
+    read_artifact(place, KIND, verify=False)
+    try:
+        return _read_json(place / name)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"cannot read {place / name}: {error}; train the TRM again") from error
 
 
 def _read_json(path: Path) -> Any:

@@ -8,6 +8,7 @@ from deeprec.data.dataset import Dataset
 from deeprec.data.splits import (
     policy_examples,
     popularity,
+    standalone_sequences,
     test_examples,
     trm_sequences,
     validation_examples,
@@ -66,3 +67,10 @@ def test_nothing_leaks_and_order_is_kept(found: dict[str, list[str]], positions:
         assert list(example.history) == items[: items.index(example.target)]
     assert len({example.key for example in [*policy, *validation, *test]}) == (positions + 2) * len(found)
     assert popularity(dataset).sum() == sum(map(len, sequences.values()))
+
+
+def test_a_stand_alone_trm_trains_on_everything_before_the_validation_item(dataset: Dataset) -> None:
+    validation = {example.user_id: example.history for example in validation_examples(dataset)}
+    assert standalone_sequences(dataset) == validation
+    with pytest.raises(DataError, match="2 interactions"):
+        standalone_sequences(Dataset(dataset.catalogue, {"u": dataset.sequences[next(iter(dataset.sequences))][:2]}))

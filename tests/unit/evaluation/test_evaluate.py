@@ -262,7 +262,7 @@ def test_a_missing_policy_is_named_and_nothing_is_written(world: Path, tmp_path:
 
 
 def test_a_policy_directory_without_a_model_is_refused(world: Path) -> None:
-    with pytest.raises(PolicyError, match="cannot load the policy"):
+    with pytest.raises(PolicyError, match="cannot load the tokenizer of the policy"):
         load_policy(world / "start")
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from deeprec.config import ExploreConfig, TinyConfig
-from deeprec.errors import ArtifactError
-from deeprec.explore.loading import load_policy, same_policy
+from deeprec.errors import ArtifactError, PolicyError
+from deeprec.explore.loading import load_policy, same_policy, unwritable
 from deeprec.markup import MARKUP
 from deeprec.policy.tiny import build_model, build_tokenizer
 from deeprec.store import read_artifact, write_artifact
@@ -63,3 +63,12 @@ def test_logs_do_not_make_another_policy_but_weights_do(policy: Path) -> None:
     trained = replace(manifest, files={**manifest.files, "model.safetensors": "other"})
     assert same_policy(manifest, logged)
     assert not same_policy(manifest, trained)
+
+
+def test_titles_that_a_policy_cannot_write_are_named(policy: Path, tmp_path: Path) -> None:
+    assert unwritable(policy, TITLES) == []
+    assert unwritable(policy, [*TITLES, "Third Film"]) == ["Third Film"]
+    with write_artifact(tmp_path / "bare", "policy") as work:
+        (work / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(PolicyError, match="cannot load the tokenizer"):
+        unwritable(tmp_path / "bare", TITLES)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,16 @@ from safetensors.numpy import save_file
 
 from deeprec.checks.gate import Verdict
 from deeprec.config import BundleConfig, ExploreConfig, TextConfig
-from deeprec.data.dataset import write_dataset
-from deeprec.errors import ArtifactError
-from deeprec.serving.bundle import Bundle, choose, publish
-from deeprec.store import write_artifact
+from deeprec.data.catalogue import write_catalogue
+from deeprec.data.dataset import Dataset, write_dataset
+from deeprec.errors import ArtifactError, TrmError
+from deeprec.explore.protocol import TitleBook
+from deeprec.serving.bundle import Bundle, choose, extend_bundle, publish
+from deeprec.serving.loading import load_recommender
+from deeprec.serving.request import TrmOnlyRequest
+from deeprec.store import read_artifact, write_artifact
+from deeprec.trm.artifact import read_trm
+from deeprec.types import Catalogue, Item
 
 PASSED = Verdict("evaluation", True, "evaluation: passed, 2 of 2 checks", ())
 METRICS = {"policy": {"stage2": {"ndcg@10": 0.2}}, "baselines": {"trm": {"ndcg@10": 0.1}}, "serve": "policy"}
@@ -27,7 +35,7 @@ ITEMS = 12
 
 def make_trm(out: Path, parents: list[Path], ids: list[str], identity: str = "hashing-16") -> None:
     with write_artifact(out, "trm", parents=parents) as work:
-        (work / "item_ids.json").write_text(json.dumps(ids))
+        write_catalogue(work, Catalogue(tuple(Item(item_id, f"Title {item_id}") for item_id in ids)))
         (work / "config.json").write_text(json.dumps({"text_identity": identity}))
         save_file({"weight": np.zeros(3, dtype=np.float32)}, work / "model.safetensors")
 
@@ -157,3 +165,84 @@ def test_a_bundle_put_together_by_hand_is_refused(parts: dict[str, Path], tmp_pa
         make_trm(work / "trm", [], [f"i{row}" for row in range(ITEMS)], identity="hashing-99")
     with pytest.raises(ArtifactError, match="not made from this TRM"):
         Bundle.load(work_path)
+
+
+# ------------------------------------------------------------------------------------------------------- new items
+
+NEW = (Item("n1", "A film; nobody: knows", {"genres": "Comedy"}), Item("n2", "", {}))
+
+
+def test_an_extended_bundle_serves_the_trm_when_its_policy_cannot_name_the_items(
+    make_bundle: Callable[..., Path], dataset: Dataset, tmp_path: Path
+) -> None:
+    titles = list(TitleBook(dataset.catalogue).titles)
+    old = Bundle.load(make_bundle(tmp_path / "bundle", titles))
+    assert old.serve == "policy"
+    new = extend_bundle(tmp_path / "bundle", NEW, tmp_path / "bundle-2")
+    assert new.serve == "trm"
+    assert "its policy was built before new items (2) were added and cannot name them" in new.why
+    assert new.version != old.version
+    assert [item.item_id for item in new.catalogue.items[-2:]] == ["n1", "n2"]
+    assert new.catalogue == read_trm(new.path / "trm").catalogue
+    assert new.counts.tolist() == [*old.counts.tolist(), 0, 0]
+    assert read_artifact(new.path / "policy").digest == read_artifact(old.path / "policy").digest
+    assert Bundle.load(tmp_path / "bundle").version == old.version
+
+    recommender = load_recommender(new)
+    try:
+        request = TrmOnlyRequest(history=(), preference=("comedy",), k=100)
+        answer = asyncio.run(recommender.retrieve(request))
+        assert {"n1", "n2"} <= {item["id"] for item in answer["items"]}
+        answer = asyncio.run(recommender.retrieve(TrmOnlyRequest(history=("n1",), k=3)))
+        assert len(answer["items"]) == 3
+    finally:
+        recommender.close()
+
+
+def test_extended_twice(make_bundle: Callable[..., Path], dataset: Dataset, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "one", list(TitleBook(dataset.catalogue).titles))
+    extend_bundle(tmp_path / "one", NEW[:1], tmp_path / "two")
+    why = Bundle.load(tmp_path / "two").why
+    third = extend_bundle(tmp_path / "two", NEW[1:], tmp_path / "three")
+    assert third.why == why
+    assert len(third.catalogue) == len(dataset.catalogue) + 2
+    with pytest.raises(TrmError, match="already in the catalogue"):
+        extend_bundle(tmp_path / "three", NEW, tmp_path / "four")
+    assert not (tmp_path / "four").exists()
+
+
+def test_a_policy_that_can_write_the_new_titles_still_serves(
+    make_bundle: Callable[..., Path], dataset: Dataset, tmp_path: Path
+) -> None:
+    later = Catalogue((*dataset.catalogue.items, Item("n1", "A film; nobody: knows"), Item("n2", "Item n2")))
+    old = make_bundle(tmp_path / "bundle", list(TitleBook(later).titles))
+    new = extend_bundle(old, NEW, tmp_path / "bundle-2")
+    assert new.serve == "policy"
+    assert new.why == Bundle.load(old).why
+
+
+def test_a_bundle_that_serves_its_trm_keeps_its_reason(
+    make_bundle: Callable[..., Path], dataset: Dataset, tmp_path: Path
+) -> None:
+    titles = list(TitleBook(dataset.catalogue).titles)
+    old = make_bundle(tmp_path / "bundle", titles, serve="trm")
+    assert extend_bundle(old, NEW, tmp_path / "bundle-2").why == Bundle.load(old).why
+
+
+def test_a_policy_of_another_trm_is_still_refused(
+    make_bundle: Callable[..., Path], dataset: Dataset, tmp_path: Path
+) -> None:
+    titles = list(TitleBook(dataset.catalogue).titles)
+    make_bundle(tmp_path / "bundle", titles)
+    extended = extend_bundle(tmp_path / "bundle", NEW, tmp_path / "bundle-2").path
+    other = make_bundle(tmp_path / "other", titles)
+    with write_artifact(tmp_path / "stranger", "policy") as work:
+        (work / "config.json").write_text("{}")
+    for trm, policy in ((extended / "trm", tmp_path / "stranger"), (other / "trm", tmp_path / "stranger")):
+        with write_artifact(tmp_path / "mixed", "bundle") as work:
+            shutil.copytree(extended, work, dirs_exist_ok=True)
+            for name, place in (("trm", trm), ("policy", policy)):
+                shutil.rmtree(work / name)
+                shutil.copytree(place, work / name)
+        with pytest.raises(ArtifactError, match="not made from this TRM"):
+            Bundle.load(tmp_path / "mixed")
