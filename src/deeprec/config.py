@@ -134,6 +134,17 @@ class TrmGate(Section):
     """Least ratio of NDCG@10 to popularity's."""
 
 
+class IndexConfig(Section):
+    """The search over the catalogue's item vectors."""
+
+    approximate_above: int = Field(2_000_000, ge=0)
+    """Catalogues with more items than this are searched approximately; 0 searches every catalogue exactly."""
+    recall: Share = 0.95
+    """Recall@20 against the exact search that the approximate one is tuned to, on a sample of queries."""
+    sample: Positive = 256
+    """Queries of that sample."""
+
+
 class TrmConfig(Section):
     """The preference-aware TRM."""
 
@@ -155,22 +166,38 @@ class TrmConfig(Section):
     """Peak of the one-cycle cosine schedule."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW weight decay."""
-    temperature: float = Field(0.05, gt=0)
-    """Softmax temperature on cosine scores."""
-    preference_share: Share = 0.5
-    """Share of training positions that are given a preference."""
+    temperature: float = Field(0.05, ge=0.0125)
+    """Softmax temperature on cosine scores; below 0.0125 its exponentials could overflow."""
+    skip_seen: bool = True
+    """Leave what a user has had before out of the softmax, as it is left out of recommendations; off where users come
+    back to the same items. A sampled softmax does not look."""
+    preference_share: Share = 0.25
+    """Share of training positions that are asked a second time, with a preference; all are asked without one."""
+    preference_weight: float = Field(0.5, ge=0)
+    """Weight of a question with a preference in the loss; one without weighs 1."""
+    false_preference: Share = 0.3
+    """Share of training preferences that are those of another target, so that the TRM does not trust them blindly."""
     phrase_drop: Share = 0.5
     """Chance that one of the target's phrases is left out of a training preference."""
     phrase_noise: Share = 0.1
     """Chance that a random phrase is added to a training preference."""
     history_drop: Share = 0.05
-    """Share of training positions with a preference that are not shown the history (users without one)."""
+    """Share of training preferences that stand without the history (users without one)."""
+    id_drop: Share = 0.1
+    """Chance that a step leaves out an item's ID embedding, so that its text learns to stand for it (new items)."""
     warmup: Share = 0.05
     """Share of the steps in which the learning rate rises to its peak."""
     clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient of a step."""
+    average: float = Field(0.998, ge=0, lt=1)
+    """Decay per step of the moving average of the weights, which is what is measured and kept; 0: the last weights."""
+    sampled_above: Positive = 50_000
+    """Catalogues with more items train with a sampled softmax, and keep text vectors as float16."""
+    negatives: Positive = 8192
+    """Items drawn per step for the sampled softmax, half by popularity^0.75, half evenly."""
     bf16: bool = True
     """bfloat16 autocast on machines that have it."""
+    index: IndexConfig = IndexConfig()
     gate: TrmGate = TrmGate()
 
 
@@ -490,7 +517,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a {type(raw).__name__}, not a mapping; see configs/quickstart.yaml")
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     return parse_config(raw, str(path))
 
 
@@ -513,7 +540,12 @@ def _describe(item: Any) -> str:
     return f"{key}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r:.80})"
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set one key of a raw tree as ``--set section.key=value`` says; the value is YAML.
+
+    Raises:
+        ConfigError: it is malformed, or goes through a value as if it were a section.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override!r} is not of the form section.key=value, for example trm.epochs=5")

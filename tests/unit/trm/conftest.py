@@ -47,7 +47,18 @@ def world() -> Dataset:
 @pytest.fixture(scope="session")
 def trm_config() -> TrmConfig:
     return TrmConfig(
-        width=16, layers=1, heads=2, max_length=12, dropout=0.1, epochs=25, batch_size=8, learning_rate=5e-3, bf16=False
+        width=16,
+        layers=1,
+        heads=2,
+        max_length=12,
+        dropout=0.1,
+        epochs=25,
+        batch_size=8,
+        learning_rate=5e-3,
+        preference_share=1.0,
+        preference_weight=1.0,
+        false_preference=0.0,
+        bf16=False,
     )
 
 
