@@ -1,4 +1,4 @@
-"""Exact retrieval with a trained TRM: the ``Retriever`` of the loop, of evaluation and of the servers.
+"""Retrieval with a trained TRM: the ``Retriever`` of the loop, of evaluation and of the servers.
 
 Scores of retrieved items. Raw scores are cosines over the temperature. For display they become
 ``sigmoid(0.7 · (z − 2.5))``, where z counts standard deviations above the mean of the whole catalogue's raw scores for
@@ -7,112 +7,98 @@ the mean shows 0.5, and what a good preference brings up shows more than what it
 the reference is that of the catalogue's own phrases. Without history and preference the order is popularity, and the
 score ``log(1 + count) / log(1 + largest count)``.
 
-Items of a history that the catalogue does not have are ignored. Encodings of histories and the adapted vectors of
-phrases are kept, least recently used dropped first. Safe to call from several threads; runs without gradients, in
-float32. Memory: ``CHUNK`` rows of catalogue scores at a time.
+Items of a history that the catalogue does not have are ignored. Exclusion and filters are applied inside the search
+(``trm.index``), which is exact up to ``trm.index.approximate_above`` items. Safe to call from several threads.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.errors import TrmError
 from deeprec.metrics import MISS
-from deeprec.trm.artifact import TrainedTrm, read_trm
+from deeprec.trm.artifact import TrainedTrm, read_text_config, read_trm
+from deeprec.trm.encoding import Encoded, Encoder, clean
 from deeprec.trm.filters import filter_mask
+from deeprec.trm.index import open_index
+from deeprec.trm.kept import Kept
+from deeprec.trm.popularity import Popularity
+from deeprec.trm.search import Index, Rows, Subset
 from deeprec.types import Catalogue, Embedder, Filter, FloatArray, ItemVectors, Query, RetrievedItem
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
-
-CHUNK = 256
-ENCODE_BATCH = 128
-KEPT_HISTORIES = 20_000
-KEPT_PHRASES = 50_000
+KEPT_ROWS, LONGEST_KEPT = 8192, 1000
 KEPT_FILTERS = 256
-_REFERENCE_PHRASES = 256
+_FILTER_BYTES = 256 << 20
 _CENTRE, _SLOPE = 2.5, 0.7
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A history's encoding (width,), and mean and deviation of the catalogue's raw scores for it alone."""
+class _Asked:
+    """Queries as the index sees them.
 
-    vector: FloatArray
-    mean: float
-    deviation: float
+    ``users`` is (queries, width), ``references`` mean and deviation for display (None: popularity), ``barred`` the
+    excluded rows of each, ``subsets`` what its filters keep.
+    """
 
+    users: FloatArray
+    references: list[tuple[float, float] | None]
+    barred: list[Rows]
+    subsets: list[Subset | None]
 
-class _Kept(Generic[Key, Value]):
-    """A bounded mapping that drops the least recently used; safe to share between threads."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._lock = limit, threading.Lock()
-        self._values: OrderedDict[Key, Value] = OrderedDict()
-
-    def get(self, key: Key) -> Value | None:
-        with self._lock:
-            if key not in self._values:
-                return None
-            self._values.move_to_end(key)
-            return self._values[key]
-
-    def put(self, key: Key, value: Value) -> None:
-        with self._lock:
-            self._values[key] = value
-            self._values.move_to_end(key)
-            while len(self._values) > self._limit:
-                self._values.popitem(last=False)
+    def some(self, places: Sequence[int]) -> tuple[FloatArray, list[Rows], list[Subset | None] | None]:
+        """Users, excluded rows and subsets (None for no filter at all) of some of them."""
+        subsets = [self.subsets[place] for place in places]
+        unfiltered = all(subset is None for subset in subsets)
+        return self.users[list(places)], [self.barred[place] for place in places], None if unfiltered else subsets
 
 
 class TrmRetriever:
     """A TRM with its catalogue and text encoder, ready to be queried."""
 
     def __init__(self, trained: TrainedTrm, catalogue: Catalogue, embedder: Embedder) -> None:
-        """Prepare item vectors.
+        """Prepare item vectors and the index.
 
         Raises:
             TrmError: the catalogue's items or the text encoder are not those the TRM was trained with.
         """
-        import torch
-
         vocabulary = trained.vocabulary
         _check_fit(vocabulary.item_ids, vocabulary.text_identity, catalogue, embedder)
-        self._model, self._vocabulary = trained.model.eval(), vocabulary
-        self._catalogue, self._embedder = catalogue, embedder
-        self._device = trained.model.item_text.device
+        self._vocabulary, self._catalogue = vocabulary, catalogue
         self._temperature = trained.model.config.temperature
-        self._histories: _Kept[bytes, _Encoded] = _Kept(KEPT_HISTORIES)
-        self._phrases: _Kept[str, FloatArray] = _Kept(KEPT_PHRASES)
-        self._filters: _Kept[Filter, NDArray[np.bool_]] = _Kept(KEPT_FILTERS)
-        prime = getattr(embedder, "prime", None)
-        if prime is not None:
-            prime(vocabulary.phrases, vocabulary.phrase_text)
-        with torch.inference_mode():
-            self._table = self._model.item_table()
-            self._items = torch.nn.functional.normalize(self._table, dim=-1)
+        self._encoder = Encoder(trained, embedder)
+        self._popularity = Popularity(vocabulary.popularity)
+        self._known: Kept[tuple[str, ...], Rows] = Kept(KEPT_ROWS)
+        kept = max(4, min(KEPT_FILTERS, _FILTER_BYTES // (9 * max(len(catalogue), 1))))
+        self._subsets: Kept[tuple[Filter, ...], Subset] = Kept(kept)
+        config = trained.model.config.index
+        self.index: Index = open_index(self._encoder.vectors, config, lambda: self._sample(config.sample))
+        logger.info("%s", self.index)
 
     @classmethod
-    def load(cls, path: Path, catalogue: Catalogue, embedder: Embedder) -> Self:
-        """Read a TRM artifact.
+    def load(cls, path: Path, catalogue: Catalogue | None = None, embedder: Embedder | None = None) -> Self:
+        """Read a TRM artifact; without a catalogue or text encoder its own are used.
 
         Raises:
             ArtifactError: no readable TRM at ``path``.
-            TrmError: it was trained with another catalogue or text encoder.
+            TrmError: it was trained with another catalogue or text encoder, or its encoder cannot be loaded.
         """
-        return cls(read_trm(Path(path)), catalogue, embedder)
+        from deeprec.trm.text import load_embedder
+
+        trained = read_trm(Path(path))
+        return cls(
+            trained,
+            trained.catalogue if catalogue is None else catalogue,
+            load_embedder(read_text_config(Path(path))) if embedder is None else embedder,
+        )
 
     @property
     def catalogue(self) -> Catalogue:
@@ -122,7 +108,7 @@ class TrmRetriever:
     @property
     def max_length(self) -> int:
         """How many of a history's newest items it reads."""
-        return self._model.config.max_length
+        return self._encoder.max_length
 
     @property
     def popularity(self) -> NDArray[np.int64]:
@@ -133,197 +119,169 @@ class TrmRetriever:
 
     def item_vectors(self) -> ItemVectors:
         """Unit-length text and TRM vectors of the catalogue."""
-        return ItemVectors(text=self._vocabulary.item_text, collaborative=self._items.cpu().numpy())
+        text = np.asarray(self._vocabulary.item_text, dtype=np.float32)
+        return ItemVectors(text=text, collaborative=self._encoder.vectors.cpu().numpy())
 
     def item_embedding_table(self) -> FloatArray:
         """(items, width) float32 item vectors before normalisation, to start other models' item embeddings from."""
-        return np.array(self._table.cpu().numpy())
+        table: FloatArray = (self._encoder.vectors * self._encoder.lengths).cpu().numpy()
+        return table
 
     def encode_histories(self, histories: Sequence[Sequence[str]]) -> FloatArray:
         """(histories, width) history encodings; a zero row where no item is known."""
-        known = [self._rows(history) for history in histories]
-        encoded = self._encode(known)
-        empty = np.zeros(self._model.config.width, dtype=np.float32)
-        return np.stack([empty if one is None else one.vector for one in encoded]) if known else empty[None][:0]
+        encoded = self._encoder.encode([self._rows(tuple(history)) for history in histories])
+        vectors = np.zeros((len(encoded), self._encoder.vectors.shape[1]), dtype=np.float32)
+        for row, one in enumerate(encoded):
+            if one is not None:
+                vectors[row] = one.vector
+        return vectors
 
     # ----------------------------------------------------------------------------------------------------- retrieval
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[tuple[RetrievedItem, ...]]:
         """The best ``k`` items for each query, best first; fewer only when exclusion and filters leave fewer.
 
+        Queries that ask for the same are searched once.
+
         Raises:
             TrmError: ``k`` is below 1, or a filter cannot be applied.
         """
-        import torch
-
         if k < 1:
             raise TrmError(f"k is {k}; ask for at least one item")
-        found: list[tuple[RetrievedItem, ...]] = []
-        for start in range(0, len(queries), CHUNK):
-            part = queries[start : start + CHUNK]
-            raw, references = self._score(part)
-            best = torch.topk(torch.from_numpy(raw), min(k, raw.shape[1]), dim=1)
-            for values, rows, reference in zip(best.values.numpy(), best.indices.numpy(), references, strict=True):
-                usable = np.isfinite(values)
-                shown = self._display(values[usable], rows[usable], reference)
-                found.append(
-                    tuple(
-                        RetrievedItem(self._vocabulary.item_ids[row], float(score))
-                        for row, score in zip(rows[usable], shown, strict=True)
-                    )
-                )
-        return found
+        keys = [
+            (tuple(query.history), clean(query.preference), frozenset(query.exclude), query.filters, query.allow_seen)
+            for query in queries
+        ]
+        distinct = dict(zip(keys, queries, strict=True))
+        answers = dict(zip(distinct, self._retrieve(list(distinct.values()), k), strict=True))
+        return [answers[key] for key in keys]
+
+    def similar(self, item_ids: Sequence[str], k: int) -> list[tuple[RetrievedItem, ...]]:
+        """The ``k`` items nearest to each, itself excluded, best first; the score is the cosine, 0 where it is below.
+
+        Raises:
+            TrmError: ``k`` is below 1, or an item is not in the catalogue.
+        """
+        if k < 1:
+            raise TrmError(f"k is {k}; ask for at least one item")
+        unknown = next((item_id for item_id in item_ids if item_id not in self._catalogue), None)
+        if unknown is not None:
+            raise TrmError(f"the catalogue has no item {unknown!r}; name an item by its id")
+        rows = np.array([self._catalogue.index[item_id] for item_id in item_ids], dtype=np.int64)
+        vectors = self._encoder.vectors[rows].cpu().numpy()
+        found = self.index.search(vectors, min(k, len(self._catalogue)), list(rows[:, None]))
+        return [
+            self._items(best[best >= 0], np.clip(scores[best >= 0], 0, 1))
+            for best, scores in zip(found.rows, found.scores, strict=True)
+        ]
 
     def rank_targets(self, queries: Sequence[Query], targets: Sequence[str]) -> NDArray[np.int64]:
         """(queries,) 0-based rank of each target in the full ranking; ``MISS`` where it is unknown or excluded."""
         ranks = np.full(len(queries), MISS, dtype=np.int64)
-        for start in range(0, len(queries), CHUNK):
-            raw, _ = self._score(queries[start : start + CHUNK])
-            for offset, scores in enumerate(raw):
-                row = self._catalogue.index.get(targets[start + offset])
-                if row is not None and np.isfinite(scores[row]):
-                    above = int((scores > scores[row]).sum())
-                    ranks[start + offset] = above + int((scores[:row] == scores[row]).sum())
+        rows = np.array([self._catalogue.index.get(target, -1) for target in targets], dtype=np.int64)
+        asked = self._ask(queries)
+        personal = np.array([reference is not None for reference in asked.references], dtype=bool)
+        for places, ranking in (
+            (np.flatnonzero((rows >= 0) & personal), self.index.ranks),
+            (np.flatnonzero((rows >= 0) & ~personal), self._popularity.ranks),
+        ):
+            if len(places):
+                users, barred, subsets = asked.some(places.tolist())
+                ranks[places] = ranking(users, rows[places], barred, subsets)
         return ranks
 
-    # ------------------------------------------------------------------------------------------------------- scoring
+    def _retrieve(self, queries: Sequence[Query], k: int) -> list[tuple[RetrievedItem, ...]]:
+        asked = self._ask(queries)
+        personal = [place for place, reference in enumerate(asked.references) if reference is not None]
+        users, barred, subsets = asked.some(personal)
+        k = min(k, len(self._catalogue))
+        found = self.index.search(users, k, barred, subsets) if personal else None
+        answers: list[tuple[RetrievedItem, ...]] = [()] * len(queries)
+        for number, place in enumerate(personal):
+            assert found is not None
+            rows = found.rows[number]
+            good, reference = rows >= 0, asked.references[place]
+            assert reference is not None
+            answers[place] = self._items(rows[good], self._shown(found.scores[number][good], reference))
+        for place, reference in enumerate(asked.references):
+            if reference is None:
+                rows = self._popularity.best(k, asked.barred[place], asked.subsets[place])
+                answers[place] = self._items(rows, self._popularity.scores(rows))
+        return answers
 
-    def _score(self, queries: Sequence[Query]) -> tuple[FloatArray, list[tuple[float, float] | None]]:
-        """(queries, items) raw scores, −inf where not allowed; and per query the reference (None: popularity)."""
-        import torch
+    def _items(self, rows: Rows, scores: FloatArray) -> tuple[RetrievedItem, ...]:
+        ids = self._vocabulary.item_ids
+        return tuple(map(RetrievedItem, [ids[row] for row in rows.tolist()], scores.tolist()))
 
-        encoded = self._encode([self._rows(query.history) for query in queries])
-        preferences = self._encode_preferences([query.preference for query in queries])
-        width = self._model.config.width
-        sums = np.zeros((len(queries), width), dtype=np.float32)
-        references: list[tuple[float, float] | None] = []
-        for row, (history, preference) in enumerate(zip(encoded, preferences, strict=True)):
-            if history is not None:
-                sums[row] += history.vector
-            if preference is not None:
-                sums[row] += preference
-            if history is not None:
-                references.append((history.mean, history.deviation))
-            else:
-                references.append(None if preference is None else self._phrase_reference)
-        with torch.inference_mode():
-            raw = self._raw(torch.from_numpy(sums).to(self._device)).cpu().numpy()
-        for row, query in enumerate(queries):
-            if references[row] is None:
-                raw[row] = self._popularity_order
-            self._forbid(raw[row], query)
-        return raw, references
-
-    def _raw(self, sums: Tensor) -> Tensor:
-        return self._model.user(sums) @ self._items.T / self._temperature
-
-    def _forbid(self, scores: FloatArray, query: Query) -> None:
-        index = self._catalogue.index
-        barred = query.exclude if query.allow_seen else query.exclude | set(query.history)
-        scores[[index[item] for item in barred if item in index]] = -np.inf
-        for condition in query.filters:
-            mask = self._filters.get(condition)
-            if mask is None:
-                mask = filter_mask(self._catalogue, condition)
-                self._filters.put(condition, mask)
-            scores[~mask] = -np.inf
-
-    def _display(
-        self, values: FloatArray, rows: NDArray[np.int64], reference: tuple[float, float] | None
-    ) -> FloatArray:
-        if reference is None:
-            logs = np.log1p(self.popularity.astype(np.float32))
-            return np.asarray(logs[rows] / max(float(logs.max()), 1.0), dtype=np.float32)
+    def _shown(self, scores: FloatArray, reference: tuple[float, float]) -> FloatArray:
         mean, deviation = reference
-        z = (values - mean) / deviation
+        z = (scores.astype(np.float64) / self._temperature - mean) / deviation
         return np.asarray(1 / (1 + np.exp(_SLOPE * (_CENTRE - z))), dtype=np.float32)
 
-    @cached_property
-    def _popularity_order(self) -> FloatArray:
-        """(items,) minus the rank by training count, ties in catalogue order."""
-        order = np.argsort(-self.popularity, kind="stable")
-        ranks = np.empty(len(order), dtype=np.float32)
-        ranks[order] = -np.arange(len(order), dtype=np.float32)
-        return ranks
+    # ------------------------------------------------------------------------------------------------------- queries
 
-    @cached_property
-    def _phrase_reference(self) -> tuple[float, float]:
-        """Mean over the catalogue's phrases (a spread of at most 256) of the raw scores' mean and deviation."""
-        import torch
+    def _ask(self, queries: Sequence[Query]) -> _Asked:
+        """Encode the queries; each distinct history and preference once."""
+        histories = [self._rows(tuple(query.history)) for query in queries]
+        phrases = [clean(query.preference) for query in queries]
+        encoded = self._encoder.encode(histories)
+        places: dict[tuple[int, tuple[str, ...]], int] = {}
+        distinct: list[Encoded | None] = []
+        told: list[tuple[str, ...]] = []
+        order = []
+        for one, own in zip(encoded, phrases, strict=True):
+            place = places.setdefault((id(one), own), len(places))
+            order.append(place)
+            if place == len(distinct):
+                distinct.append(one)
+                told.append(own)
+        users = self._encoder.users(distinct, self._encoder.preferences(told))
+        return _Asked(
+            users=users[order],
+            references=[self._reference(one, own) for one, own in zip(encoded, phrases, strict=True)],
+            barred=[self._barred(query, rows) for query, rows in zip(queries, histories, strict=True)],
+            subsets=[self._subset(query.filters) for query in queries],
+        )
 
-        phrases = self._vocabulary.phrases
-        step = max(1, len(phrases) // _REFERENCE_PHRASES)
-        vectors = self._adapt(phrases[::step][:_REFERENCE_PHRASES] or ("",))
-        with torch.inference_mode():
-            raw = self._raw(torch.from_numpy(vectors).to(self._device))
-        return float(raw.mean()), max(float(raw.std(dim=1, correction=0).mean()), 1e-6)
+    def _reference(self, encoded: Encoded | None, phrases: tuple[str, ...]) -> tuple[float, float] | None:
+        if encoded is not None:
+            return encoded.reference
+        return self._encoder.phrase_reference if phrases else None
 
-    # ------------------------------------------------------------------------------------------------------ encoding
+    def _rows(self, history: tuple[str, ...]) -> Rows:
+        """Rows of the items of a history that the catalogue has, oldest first."""
+        rows = self._known.get(history)
+        if rows is None:
+            rows = self._find(history)
+            if len(history) <= LONGEST_KEPT:
+                self._known.put(history, rows)
+        return rows
 
-    def _rows(self, history: Sequence[str]) -> NDArray[np.int32]:
-        """Rows of the newest known items that the TRM reads."""
-        index = self._catalogue.index
-        known = [index[item] for item in history if item in index]
-        return np.array(known[-self.max_length :], dtype=np.int32)
+    def _find(self, item_ids: Sequence[str]) -> Rows:
+        found = map(self._catalogue.index.get, item_ids)
+        return np.array([row for row in found if row is not None], dtype=np.int64)
 
-    def _encode(self, histories: Sequence[NDArray[np.int32]]) -> list[_Encoded | None]:
-        """Encodings, None for an empty history; each distinct one that is not kept is computed once."""
-        keys = [rows.tobytes() for rows in histories]
-        known = {key: self._histories.get(key) for key in set(keys) if key}
-        missing = [rows for key, rows in dict(zip(keys, histories, strict=True)).items() if key and known[key] is None]
-        missing.sort(key=len)
-        for start in range(0, len(missing), ENCODE_BATCH):
-            batch = missing[start : start + ENCODE_BATCH]
-            for rows, encoded in zip(batch, self._encode_batch(batch), strict=True):
-                known[rows.tobytes()] = encoded
-                self._histories.put(rows.tobytes(), encoded)
-        return [known[key] if key else None for key in keys]
+    def _barred(self, query: Query, history: Rows) -> Rows:
+        excluded = self._find(tuple(query.exclude)) if query.exclude else None
+        if query.allow_seen:
+            return history[:0] if excluded is None else excluded
+        return history if excluded is None else np.concatenate([history, excluded])
 
-    def _encode_batch(self, batch: Sequence[NDArray[np.int32]]) -> list[_Encoded]:
-        import torch
+    def _subset(self, filters: tuple[Filter, ...]) -> Subset | None:
+        if not filters:
+            return None
+        subset = self._subsets.get(filters)
+        if subset is None:
+            masks = [filter_mask(self._catalogue, condition) for condition in filters]
+            subset = Subset(np.logical_and.reduce(masks))
+            self._subsets.put(filters, subset)
+        return subset
 
-        lengths = [len(rows) for rows in batch]
-        padded = np.zeros((len(batch), max(lengths)), dtype=np.int64)
-        for row, rows in enumerate(batch):
-            padded[row, : len(rows)] = rows
-        with torch.inference_mode():
-            states = self._model.encode(torch.from_numpy(padded).to(self._device), self._table)
-            last = states[torch.arange(len(batch)), torch.tensor(lengths) - 1]
-            raw = self._raw(last)
-            means, deviations = raw.mean(dim=1).tolist(), raw.std(dim=1, correction=0).tolist()
-        vectors = last.cpu().numpy()
-        return [
-            _Encoded(np.array(vector), mean, max(deviation, 1e-6))
-            for vector, mean, deviation in zip(vectors, means, deviations, strict=True)
-        ]
-
-    def _encode_preferences(self, preferences: Sequence[Sequence[str]]) -> list[FloatArray | None]:
-        """Mean of the adapted phrases, None for no phrase. Case and outer white space do not count."""
-        cleaned = [
-            tuple(dict.fromkeys(text for phrase in phrases if (text := phrase.strip().lower())))
-            for phrases in preferences
-        ]
-        distinct = list(dict.fromkeys(phrase for phrases in cleaned for phrase in phrases))
-        vectors = dict(zip(distinct, self._adapt(distinct), strict=True))
-        return [
-            np.mean([vectors[phrase] for phrase in phrases], axis=0, dtype=np.float32) if phrases else None
-            for phrases in cleaned
-        ]
-
-    def _adapt(self, phrases: Sequence[str]) -> FloatArray:
-        """(phrases, width) adapted text vectors."""
-        import torch
-
-        found = {phrase: self._phrases.get(phrase) for phrase in phrases}
-        missing = [phrase for phrase, vector in found.items() if vector is None]
-        if missing:
-            text = torch.from_numpy(self._embedder.embed(missing)).to(self._device)
-            with torch.inference_mode():
-                adapted = self._model.phrase_adaptor(text).cpu().numpy()
-            for phrase, vector in zip(missing, adapted, strict=True):
-                found[phrase] = vector
-                self._phrases.put(phrase, vector)
-        return np.array([found[phrase] for phrase in phrases], dtype=np.float32)
+    def _sample(self, count: int) -> FloatArray:
+        """User vectors of histories of one item, drawn by popularity, to measure an approximate index with."""
+        weights = self.popularity + 1.0
+        rows = np.random.default_rng(0).choice(len(weights), size=count, p=weights / weights.sum())
+        return self._encoder.users(self._encoder.encode(list(rows[:, None])), [None] * count)
 
 
 def _check_fit(item_ids: tuple[str, ...], identity: str, catalogue: Catalogue, embedder: Embedder) -> None:

@@ -1,20 +1,28 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from deeprec.config import TextConfig
+from deeprec.config import IndexConfig, TextConfig
 from deeprec.data.dataset import Dataset
 from deeprec.errors import TrmError
 from deeprec.metrics import MISS
-from deeprec.trm import retriever as retriever_module
-from deeprec.trm.artifact import TrainedTrm
+from deeprec.trm import index as index_module
+from deeprec.trm import search as search_module
+from deeprec.trm.approximate import ApproximateIndex
+from deeprec.trm.artifact import TrainedTrm, write_trm
+from deeprec.trm.encoding import Encoded
 from deeprec.trm.filters import filter_mask
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.trm.text import HashingEmbedder, load_embedder
-from deeprec.types import Catalogue, Filter, Query
+from deeprec.types import Catalogue, Filter, FloatArray, Query
 
 ids = st.lists(st.integers(0, 44).map(lambda row: f"m{row}"), max_size=30)
 conditions = st.lists(
@@ -67,17 +75,16 @@ def test_a_batch_equals_its_queries_one_by_one(
     for query, found in zip(batch, together, strict=True):
         single = alone.retrieve([query], 7)[0]
         assert [item.item_id for item in found] == [item.item_id for item in single]
-        np.testing.assert_allclose([item.score for item in found], [item.score for item in single], atol=1e-5)
+        np.testing.assert_allclose([item.score for item in found], [item.score for item in single], atol=1e-6)
 
 
-def test_chunks_do_not_change_results(retriever: TrmRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_do_not_change_results(retriever: TrmRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = [Query((f"m{row}",)) for row in range(10)]
     targets = [f"m{row + 1}" for row in range(10)]
     whole, ranks = retriever.retrieve(batch, 5), retriever.rank_targets(batch, targets)
-    monkeypatch.setattr(retriever_module, "CHUNK", 3)
-    assert [[item.item_id for item in found] for found in retriever.retrieve(batch, 5)] == [
-        [item.item_id for item in found] for found in whole
-    ]
+    monkeypatch.setattr(index_module, "SCORES", 30)
+    monkeypatch.setattr(search_module, "QUERIES", 6)
+    assert retriever.retrieve(batch, 5) == whole
     assert retriever.rank_targets(batch, targets).tolist() == ranks.tolist()
 
 
@@ -139,14 +146,58 @@ def test_scores_of_calls_for_one_history_compare(retriever: TrmRetriever) -> Non
     assert told[0].score > order[told[0].item_id]
 
 
-def test_histories_are_encoded_once(trained: TrainedTrm, world: Dataset, embedder: HashingEmbedder) -> None:
+@relaxed
+@given(query=queries, seed=st.integers(0, 50))
+def test_ranks_are_places_in_the_full_list(retriever: TrmRetriever, query: Query, seed: int) -> None:
+    order = [item.item_id for item in retriever.retrieve([query], 100)[0]]
+    targets = [f"m{seed % 45}", f"m{(seed + 7) % 45}"]
+    expected = [order.index(target) if target in order else MISS for target in targets]
+    assert retriever.rank_targets([query, query], targets).tolist() == expected
+
+
+def test_what_is_asked_twice_is_searched_once(retriever: TrmRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    search = retriever.index.search
+
+    def watched(users: FloatArray, *rest: Any) -> Any:
+        sizes.append(len(users))
+        return search(users, *rest)
+
+    monkeypatch.setattr(retriever.index, "search", watched)
+    history = ("m1", "m4")
+    batch = [
+        Query(history),
+        Query(history, (" ",)),
+        Query(history, ("comedy",)),
+        Query(history, ("Comedy ",), set()),
+        Query(history, exclude={"m3"}),
+    ]
+    found = retriever.retrieve(batch, 4)
+    assert sizes == [3]
+    assert found[0] == found[1]
+    assert found[2] == found[3]
+    assert "m3" not in {item.item_id for item in found[4]}
+
+
+def test_a_rollout_encodes_each_history_once(trained: TrainedTrm, world: Dataset, embedder: HashingEmbedder) -> None:
+    """512 prompts, 64 of them distinct, over four turns with other preferences and exclusions each time."""
     retriever = TrmRetriever(trained, world.catalogue, embedder)
-    calls: list[int] = []
-    original = retriever._encode_batch
-    retriever._encode_batch = lambda batch: (calls.append(len(batch)), original(batch))[1]  # type: ignore[method-assign]
-    retriever.retrieve([Query(("m1",)), Query(("m1",), ("comedy",)), Query(("m2",))], 3)
-    retriever.retrieve([Query(("m2",), ("1990s",))], 3)
-    assert calls == [2]
+    encoded: list[int] = []
+    original = retriever._encoder._encode_batch
+
+    def watched(batch: Sequence[NDArray[np.int64]]) -> list[Encoded]:
+        encoded.append(len(batch))
+        return original(batch)
+
+    retriever._encoder._encode_batch = watched  # type: ignore[method-assign]
+    histories = [tuple(f"m{(start + 3 * step) % 40}" for step in range(1 + start % 15)) for start in range(64)]
+    distinct = len({history[-retriever.max_length :] for history in histories})
+    for turn in range(4):
+        told = [(), ("comedy",), ("horror", "1990s"), ("western",)][turn]
+        batch = [Query(histories[row % 64], told if row % 3 else (), frozenset({f"m{turn}"})) for row in range(512)]
+        assert len(retriever.retrieve(batch, 20)) == 512
+        retriever.rank_targets(batch, ["m39"] * 512)
+    assert sum(encoded) == distinct
 
 
 def test_vectors(retriever: TrmRetriever, world: Dataset) -> None:
@@ -162,6 +213,46 @@ def test_vectors(retriever: TrmRetriever, world: Dataset) -> None:
     assert not encoded[1].any()
     np.testing.assert_array_equal(encoded[0], encoded[2])
     assert retriever.encode_histories([]).shape == (0, 16)
+
+
+def test_similar_items(retriever: TrmRetriever) -> None:
+    vectors = retriever.item_vectors().collaborative
+    found = retriever.similar(["m3", "m17"], 6)
+    for row, items in zip((3, 17), found, strict=True):
+        cosines = vectors @ vectors[row]
+        cosines[row] = -np.inf
+        assert [item.item_id for item in items] == [f"m{best}" for best in np.argsort(-cosines)[:6]]
+        expected = np.clip(np.sort(cosines)[::-1][:6], 0, 1)
+        np.testing.assert_allclose([item.score for item in items], expected, atol=1e-6)
+    assert len(retriever.similar(["m3"], 100)[0]) == 39
+    assert retriever.similar([], 5) == []
+    with pytest.raises(TrmError, match="no item 'ghost'"):
+        retriever.similar(["m1", "ghost"], 5)
+    with pytest.raises(TrmError, match="k is 0"):
+        retriever.similar(["m1"], 0)
+
+
+def test_an_artifact_answers_by_itself(
+    trained: TrainedTrm, retriever: TrmRetriever, text_config: TextConfig, tmp_path: Path
+) -> None:
+    write_trm(tmp_path / "trm", trained, text_config, {}, [])
+    query = Query(("m1", "m4"), ("comedy",))
+    assert TrmRetriever.load(tmp_path / "trm").retrieve([query], 9) == retriever.retrieve([query], 9)
+
+
+def test_a_large_catalogue_is_searched_approximately(
+    trained: TrainedTrm, world: Dataset, embedder: HashingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = trained.model.config.model_copy(update={"index": IndexConfig(approximate_above=39, sample=20)})
+    monkeypatch.setattr(trained.model, "config", config)
+    approximate = TrmRetriever(trained, world.catalogue, embedder)
+    assert isinstance(approximate.index, ApproximateIndex)
+    assert approximate.index.recall >= 0.95
+    query = Query(("m1", "m4"), ("comedy",), frozenset({"m7"}), (Filter("year", ">=", 1990),))
+    names = {item.item_id for item in approximate.retrieve([query], 40)[0]}
+    assert len(names) == 20 - len(
+        {item for item in ("m1", "m4", "m7") if world.catalogue[item].attributes["year"] >= 1990}
+    )
 
 
 def test_other_catalogue_or_encoder_is_refused(trained: TrainedTrm, world: Dataset, embedder: HashingEmbedder) -> None:
