@@ -11,7 +11,7 @@ text adaptors, a quarter of the positions asked again with a preference, and ave
 
 Operations are those of useful matrix products, two for each multiply-add, padding not counted. With n positions, q
 questions (positions, and those asked again), P the pairs a position attends to (itself included), M items, d width, t
-text width, per step: 72·n·d²·layers for the layers, 12·P·d·layers for attention, 6·q·M·d for the softmax (each forward
+text width, per step: 84·n·d²·layers for the layers, 12·P·d·layers for attention, 6·q·M·d for the softmax (each forward
 and backward, three products), and 4·M·t·(8 d + 8) for the item adaptor (two: the text needs no gradient). The machine's
 rate is that of a 2048³ product, measured between the steps, with the same type and threads. Peak memory is that of a
 process of its own which does nothing but our training on the same batches.
@@ -241,7 +241,7 @@ def step_operations(batch: Batch, world: World, trm: TrmConfig) -> float:
     positions, pairs = lengths.sum(), (lengths * (lengths + 1) / 2).sum()
     questions = positions * (1 + trm.preference_share)
     width, layers = trm.width, trm.layers
-    encoder = 72 * positions * width**2 * layers + 12 * pairs * width * layers
+    encoder = 84 * positions * width**2 * layers + 12 * pairs * width * layers
     adaptor = 4 * world.items * TEXT_WIDTH * (EXPERTS * width + EXPERTS)
     return float(encoder + 6 * questions * world.items * width + adaptor)
 

@@ -9,7 +9,7 @@ from typing import Any
 from deeprec.config import Config, apply_override, load_config, parse_config
 from deeprec.errors import ConfigError
 
-CONFIG_HELP = "A YAML file, or a profile that comes with the package: quickstart, ml-1m, cluster."
+CONFIG_HELP = "A YAML file, or a profile that comes with the package: quickstart, ml-1m, ml-1m-accurate, cluster."
 SET_HELP = "Override one key, for example --set trm.epochs=5; can be given several times."
 
 

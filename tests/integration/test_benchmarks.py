@@ -1,0 +1,60 @@
+"""Every benchmark runs at toy size, and writes the figures it prints. What they show is not asserted here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import trm_accuracy, trm_cold, trm_large, trm_training
+
+ROOT = Path(__file__).parents[2]
+TOY = [
+    f"--set={change}"
+    for change in ("trm.epochs=2", "trm.width=16", "trm.max_length=16", "text.provider=hashing", "text.width=32")
+]
+
+
+def figures(benchmark: Any, monkeypatch: pytest.MonkeyPatch, place: Path, *arguments: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments, "--out", str(place / "figures.json")])
+    benchmark.main()
+    return json.loads((place / "figures.json").read_text())
+
+
+def test_accuracy(
+    sample_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--data", str(sample_dataset), "--profiles", "ml-1m", "--seeds", "3", "4", *TOY)
+    rows = figures(trm_accuracy, monkeypatch, tmp_path, *arguments)
+    assert [row["seed"] for row in rows] == [3, 4]
+    assert all(0 < row["test ndcg@10"] < 1 for row in rows)
+    assert f"test NDCG@10 {rows[0]['test ndcg@10']:.4f}" in capsys.readouterr().out
+
+
+def test_cold(
+    sample_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = figures(trm_cold, monkeypatch, tmp_path, "--data", str(sample_dataset), *TOY)
+    assert found["others after"] > 0
+    assert {"recall@50", "over chance", "history 1", "popularity 5", "preference alone"} <= found.keys()
+    assert "new items: 4 of 80" in capsys.readouterr().out
+
+
+def test_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = figures(trm_training, monkeypatch, tmp_path, "--steps", "1", "--length", "16", "--threads", "1")
+    assert found
+
+
+def test_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = figures(trm_large, monkeypatch, tmp_path, "--items", "2000", "--users", "200")
+    assert found
+
+
+def test_retrieval(tmp_path: Path) -> None:
+    arguments = ("--items", "600", "--exact-only", "--seconds", "0.01", "--out", str(tmp_path / "figures.json"))
+    subprocess.run([sys.executable, "-m", "benchmarks.trm_retrieval", *arguments], cwd=ROOT, check=True)
+    assert json.loads((tmp_path / "figures.json").read_text())
