@@ -175,7 +175,7 @@ class TrmConfig(Section):
     """Share of training positions that are asked a second time, with a preference; all are asked without one."""
     preference_weight: float = Field(0.5, ge=0)
     """Weight of a question with a preference in the loss; one without weighs 1."""
-    false_preference: Share = 0.3
+    false_preference: Share = 0.35
     """Share of training preferences that are those of another target, so that the TRM does not trust them blindly."""
     phrase_drop: Share = 0.5
     """Chance that one of the target's phrases is left out of a training preference."""
@@ -183,7 +183,7 @@ class TrmConfig(Section):
     """Chance that a random phrase is added to a training preference."""
     history_drop: Share = 0.05
     """Share of training preferences that stand without the history (users without one)."""
-    id_drop: Share = 0.1
+    id_drop: Share = 0.05
     """Chance that a step leaves out an item's ID embedding, so that its text learns to stand for it (new items)."""
     warmup: Share = 0.05
     """Share of the steps in which the learning rate rises to its peak."""

@@ -109,12 +109,13 @@ class Learner:
         return value
 
     def _loss(self, items: _Items, places: Tensor, told: Preferences) -> Tensor:
+        """The encoder learns from the plain questions alone: false preferences would blur what it says of a history."""
         states = self.model.encode(items.inputs, items.table, places, low=self._low)
         weights = torch.ones(len(items.targets), device=self._device)
         if len(told.positions):
             weights[len(states) :] = self.trm.preference_weight
             twice = self._tensor(told.positions)
-            again, places = states.index_select(0, twice), torch.cat([places, places[twice]])
+            again, places = states.detach().index_select(0, twice), torch.cat([places, places[twice]])
             again = again.masked_fill(self._tensor(told.blind)[:, None], 0.0)
             states = torch.cat([states, again + self._preferences(told.phrases)])
         return softmax.catalogue_loss(
