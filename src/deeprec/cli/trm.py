@@ -249,9 +249,9 @@ def add_items(
         extended = extend_trm(trm, new, out).catalogue
     added = extended.items[len(catalogue) :]
     phrases = sorted(set(extended.phrases) - set(catalogue.phrases))
-    typer.echo(
-        f"added {len(added):,} {'item' if len(added) == 1 else 'items'} to {len(catalogue):,}, for example {added[0].title!r} ({added[0].item_id})"
-    )
+    named = f"{added[0].title!r} ({added[0].item_id})"
+    noun = "item" if len(added) == 1 else "items"
+    typer.echo(f"added {len(added):,} {noun} to {len(catalogue):,}, for example {named}")
     if not any(item.phrases for item in added):
         typer.echo("none of them has a phrase; preferences find them by their titles and attributes only")
     if phrases:
