@@ -56,8 +56,9 @@ def trm_config() -> TrmConfig:
         batch_size=8,
         learning_rate=5e-3,
         preference_share=1.0,
-        preference_weight=1.0,
+        preference_weight=3.0,
         false_preference=0.0,
+        history_drop=0.3,
         bf16=False,
     )
 
