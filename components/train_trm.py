@@ -20,7 +20,7 @@ def train_trm(
     """Write the TRM, the gate's report and its verdict."""
     from pathlib import Path
 
-    from deeprec.components.boundary import reported
+    from deeprec.components.boundary import checkpoints, reported
 
     with reported():
         from deeprec.checks.gate import require
@@ -29,7 +29,9 @@ def train_trm(
 
         require(gate)
         sections = TrmConfig.model_validate(trm), TextConfig.model_validate(text)
-        result, values = train(Path(dataset.path), *sections, seed, Path(model.path), Path(report.path))
+        kept = Path(checkpoints()) if checkpoints() else None
+        outputs = Path(model.path), Path(report.path)
+        result, values = train(Path(dataset.path), *sections, seed, *outputs, checkpoint=kept)
         Path(verdict).write_text(result.to_json(), encoding="utf-8")
         for name, value in values.items():
             metrics.log_metric(name, value)
