@@ -141,8 +141,6 @@ class IndexConfig(Section):
     """Catalogues with more items than this are searched approximately; 0 searches every catalogue exactly."""
     recall: Share = 0.95
     """Recall@20 against the exact search that the approximate one is tuned to, on a sample of queries."""
-    sample: Positive = 256
-    """Queries of that sample."""
 
 
 class TrmConfig(Section):

@@ -89,9 +89,7 @@ class DeviceIndex:
                 exact, rows = self._exact(some, owners, columns + start), columns + start
                 ahead = (exact > level[owners]) | ((exact == level[owners]) & (rows < wanted[owners]))
                 counts += torch.bincount(owners[ahead], minlength=len(places))
-            usable = ~barred.holds(targets[places])
-            if subset is not None:
-                usable &= subset.mask[targets[places]]
+            usable = barred.spares(targets[places], subset)
             ranks[places[usable]] = counts.cpu().numpy()[usable]
         return ranks
 

@@ -131,9 +131,7 @@ class ExactIndex:
         ranks = np.full(len(queries), MISS, dtype=np.int64)
         for subset, places in parts(len(queries), allowed):
             wanted, barred = targets[places], Barred.of(excluded, places)
-            usable = ~barred.holds(wanted)
-            if subset is not None:
-                usable &= subset.mask[wanted]
+            usable = barred.spares(wanted, subset)
             counted = self._rank(queries[places], wanted, barred, subset)
             ranks[places[usable]] = counted[usable]
         return ranks

@@ -48,10 +48,9 @@ class Popularity:
         ranks = np.full(len(queries), MISS, dtype=np.int64)
         for subset, places in parts(len(queries), allowed):
             wanted, barred = targets[places], Barred.of(excluded, places).distinct()
-            usable, own = ~barred.holds(wanted), self._places[wanted]
+            usable, own = barred.spares(wanted, subset), self._places[wanted]
             ahead, gone = own, self._places[barred.rows] < own[barred.owners]
             if subset is not None:
-                usable &= subset.mask[wanted]
                 kept = subset.mask[self._order]
                 ahead = (np.cumsum(kept) - kept)[own]
                 gone &= subset.mask[barred.rows]

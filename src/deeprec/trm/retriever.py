@@ -35,6 +35,8 @@ from deeprec.types import Catalogue, Embedder, Filter, FloatArray, ItemVectors, 
 
 KEPT_ROWS, LONGEST_KEPT = 8192, 1000
 KEPT_FILTERS = 256
+SAMPLE = 256
+"""Queries that an approximate index is tuned on."""
 _FILTER_BYTES = 256 << 20
 _CENTRE, _SLOPE = 2.5, 0.7
 
@@ -79,8 +81,7 @@ class TrmRetriever:
         self._known: Kept[tuple[str, ...], Rows] = Kept(KEPT_ROWS)
         kept = max(4, min(KEPT_FILTERS, _FILTER_BYTES // (9 * max(len(catalogue), 1))))
         self._subsets: Kept[tuple[Filter, ...], Subset] = Kept(kept)
-        config = trained.model.config.index
-        self.index: Index = open_index(self._encoder.vectors, config, lambda: self._sample(config.sample))
+        self.index: Index = open_index(self._encoder.vectors, trained.model.config.index, self._sample)
         logger.info("%s", self.index)
 
     @classmethod
@@ -277,11 +278,11 @@ class TrmRetriever:
             self._subsets.put(filters, subset)
         return subset
 
-    def _sample(self, count: int) -> FloatArray:
+    def _sample(self) -> FloatArray:
         """User vectors of histories of one item, drawn by popularity, to measure an approximate index with."""
         weights = self.popularity + 1.0
-        rows = np.random.default_rng(0).choice(len(weights), size=count, p=weights / weights.sum())
-        return self._encoder.users(self._encoder.encode(list(rows[:, None])), [None] * count)
+        rows = np.random.default_rng(0).choice(len(weights), size=SAMPLE, p=weights / weights.sum())
+        return self._encoder.users(self._encoder.encode(list(rows[:, None])), [None] * SAMPLE)
 
 
 def _check_fit(item_ids: tuple[str, ...], identity: str, catalogue: Catalogue, embedder: Embedder) -> None:

@@ -118,10 +118,10 @@ class Barred:
         keys = keys[np.append(True, keys[1:] != keys[:-1])]
         return Barred(keys % size, keys // size)
 
-    def holds(self, targets: Rows) -> NDArray[np.bool_]:
-        """(queries,) whether each query's target is among its excluded rows."""
-        found = np.zeros(len(targets), dtype=bool)
-        found[self.owners[self.rows == targets[self.owners]]] = True
+    def spares(self, targets: Rows, subset: Subset | None) -> NDArray[np.bool_]:
+        """(queries,) whether each query's target can be ranked: in the subset, and not among its excluded rows."""
+        found = np.ones(len(targets), dtype=bool) if subset is None else subset.mask[targets]
+        found[self.owners[self.rows == targets[self.owners]]] = False
         return found
 
     def among(self, kept: Rows | None) -> Barred:

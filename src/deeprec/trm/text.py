@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 import zlib
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from deeprec.config import TextConfig
 from deeprec.errors import TrmError
+from deeprec.trm.kept import Kept
 from deeprec.types import ANYTHING, FloatArray, Item
 
 CACHE_ENTRIES = 50_000
@@ -31,7 +31,7 @@ class CachedEmbedder(ABC):
 
     def __init__(self, identity: str) -> None:
         self._identity = identity
-        self._vectors: OrderedDict[str, FloatArray] = OrderedDict()
+        self._vectors: Kept[str, FloatArray] = Kept(CACHE_ENTRIES)
         self._lock = threading.Lock()
 
     @property
@@ -57,8 +57,9 @@ class CachedEmbedder(ABC):
         if not texts:
             return np.zeros((0, self.width), dtype=np.float32)
         with self._lock:
-            found = {text: self._vectors[text] for text in set(texts) if text in self._vectors}
-            missing = [text for text in dict.fromkeys(texts) if text not in found]
+            kept = {text: self._vectors.get(text) for text in dict.fromkeys(texts)}
+            found = {text: vector for text, vector in kept.items() if vector is not None}
+            missing = [text for text in kept if text not in found]
             if missing:
                 found.update(zip(missing, self._unit(missing), strict=True))
             self._keep(found)
@@ -80,10 +81,7 @@ class CachedEmbedder(ABC):
 
     def _keep(self, vectors: dict[str, FloatArray]) -> None:
         for text, vector in vectors.items():
-            self._vectors[text] = vector
-            self._vectors.move_to_end(text)
-        while len(self._vectors) > CACHE_ENTRIES:
-            self._vectors.popitem(last=False)
+            self._vectors.put(text, vector)
 
 
 class SentenceEmbedder(CachedEmbedder):

@@ -243,7 +243,7 @@ def test_an_artifact_answers_by_itself(
 def test_a_large_catalogue_is_searched_approximately(
     trained: TrainedTrm, world: Dataset, embedder: HashingEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = trained.model.config.model_copy(update={"index": IndexConfig(approximate_above=39, sample=20)})
+    config = trained.model.config.model_copy(update={"index": IndexConfig(approximate_above=39)})
     monkeypatch.setattr(trained.model, "config", config)
     approximate = TrmRetriever(trained, world.catalogue, embedder)
     assert isinstance(approximate.index, ApproximateIndex)
