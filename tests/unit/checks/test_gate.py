@@ -37,7 +37,9 @@ def test_a_verdict_survives_json():
 
 
 def test_require_lets_a_passed_verdict_through():
-    require(Verdict.of("g", [CheckRow("a", "1", "r", True), CheckRow("b", "-", "r", None)]).to_json())
+    verdict = Verdict.of("g", [CheckRow("a", "1", "r", True), CheckRow("b", "-", "r", None)])
+    assert verdict.passed
+    require(verdict.to_json())
 
 
 def test_require_refuses_with_the_reason_in_one_line():

@@ -69,7 +69,9 @@ def test_value_out_of_range(tmp_path: Path) -> None:
 
 
 def test_missing_configuration(tmp_path: Path) -> None:
-    assert "profiles: cluster, ml-1m, ml-1m-accurate, quickstart" in fails("run", "--config", "absent.yaml", cwd=tmp_path)
+    assert "profiles: cluster, ml-1m, ml-1m-accurate, quickstart" in fails(
+        "run", "--config", "absent.yaml", cwd=tmp_path
+    )
 
 
 def test_configuration_that_is_not_yaml(tmp_path: Path) -> None:
