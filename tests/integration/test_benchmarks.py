@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import trm_accuracy, trm_cold, trm_large, trm_training
+from benchmarks import trm_ablation, trm_accuracy, trm_cold, trm_large, trm_training
 
 ROOT = Path(__file__).parents[2]
 TOY = [
@@ -42,6 +42,13 @@ def test_cold(
     assert found["others after"] > 0
     assert {"recall@50", "over chance", "history 1", "popularity 5", "preference alone"} <= found.keys()
     assert "new items: 4 of 80" in capsys.readouterr().out
+
+
+def test_ablation(sample_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = ("everything", "no bias by distance", "no short convolution")
+    found = figures(trm_ablation, monkeypatch, tmp_path, "--data", str(sample_dataset), *TOY, "--rows", *rows)
+    assert tuple(found) == rows
+    assert len({row["mrr"] for row in found.values()}) == 3
 
 
 def test_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
