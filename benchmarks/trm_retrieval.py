@@ -109,7 +109,7 @@ def build(items: int) -> Sides:
     """Both indexes over the same vectors."""
     import faiss
 
-    from deeprec.trm.index import ExactIndex
+    from deeprec.trm.search.exact import ExactIndex
 
     vectors = make_vectors(items, seed=items)
     theirs = faiss.IndexFlatIP(WIDTH)
@@ -121,7 +121,7 @@ def exact_row(sides: Sides, batch: int, name: str, share: float | None, barred: 
     """Medians of both sides under one condition, after checking that they agree."""
     import faiss
 
-    from deeprec.trm.search import Subset
+    from deeprec.trm.search.contract import Subset
 
     generator = np.random.default_rng(sides.items + batch)
     queries = make_queries(sides.ours.vectors, batch, seed=batch)
@@ -181,8 +181,8 @@ def alternate(one: Search, other: Search, seconds: float) -> tuple[float, float]
 
 def approximate_rows(exact: Any, items: int, seconds: float) -> list[dict[str, Any]]:
     """Recall and time of the approximate index beside the exact one."""
-    from deeprec.trm.approximate import ApproximateIndex, recall
-    from deeprec.trm.search import Subset
+    from deeprec.trm.search.approximate import ApproximateIndex, recall
+    from deeprec.trm.search.contract import Subset
 
     began = time.perf_counter()
     index = ApproximateIndex(exact, make_queries(exact.vectors, 256, seed=9), 0.95)

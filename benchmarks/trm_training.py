@@ -41,8 +41,8 @@ from benchmarks.trm_accuracy import open_dataset
 from deeprec.config import TrmConfig
 from deeprec.data.splits import standalone_sequences
 from deeprec.trm.artifact import Vocabulary
-from deeprec.trm.batches import Batch, Rows, draw_batches, draw_windows, phrase_table
-from deeprec.trm.learner import Learner
+from deeprec.trm.learning.batches import Batch, Rows, draw_batches, draw_windows, phrase_table
+from deeprec.trm.learning.learner import Learner
 from deeprec.trm.model import EXPERTS, Trm
 from deeprec.trm.training import has_bf16
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.trm.kept import Kept
-from deeprec.trm.search import Rows
+from deeprec.trm.search.contract import Rows
 from deeprec.types import Embedder, FloatArray
 
 if TYPE_CHECKING:

@@ -27,10 +27,10 @@ from deeprec.metrics import MISS
 from deeprec.trm.artifact import TrainedTrm, read_text_config, read_trm
 from deeprec.trm.encoding import Encoded, Encoder, clean
 from deeprec.trm.filters import filter_mask
-from deeprec.trm.index import open_index
 from deeprec.trm.kept import Kept
-from deeprec.trm.popularity import Popularity
-from deeprec.trm.search import Index, Rows, Subset
+from deeprec.trm.search.contract import Index, Rows, Subset
+from deeprec.trm.search.exact import open_index
+from deeprec.trm.search.popularity import Popularity
 from deeprec.types import Catalogue, Embedder, Filter, FloatArray, ItemVectors, Query, RetrievedItem
 
 KEPT_ROWS, LONGEST_KEPT = 8192, 1000

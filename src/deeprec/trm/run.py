@@ -42,7 +42,7 @@ def train_directory(
     """
     from deeprec.data.dataset import read_dataset
     from deeprec.data.splits import standalone_sequences, trm_sequences, validation_examples
-    from deeprec.trm.checkpoint import remove_checkpoint
+    from deeprec.trm.learning.checkpoint import remove_checkpoint
     from deeprec.trm.text import load_embedder
     from deeprec.trm.training import train_trm
 

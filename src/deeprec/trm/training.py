@@ -26,9 +26,15 @@ from deeprec.data.splits import trm_sequences, validation_examples
 from deeprec.errors import TrmError
 from deeprec.metrics import metrics_from_ranks
 from deeprec.trm.artifact import TrainedTrm, build_vocabulary, write_trm
-from deeprec.trm.batches import Rows, phrase_table
-from deeprec.trm.checkpoint import Checkpoint, read_checkpoint, remove_checkpoint, training_inputs, write_checkpoint
 from deeprec.trm.evaluation import Evaluation, evaluate
+from deeprec.trm.learning.batches import Rows, phrase_table
+from deeprec.trm.learning.checkpoint import (
+    Checkpoint,
+    read_checkpoint,
+    remove_checkpoint,
+    training_inputs,
+    write_checkpoint,
+)
 from deeprec.trm.report import curve_svg, group_figures
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.trm.text import load_embedder
@@ -37,7 +43,7 @@ from deeprec.types import Catalogue, Embedder, Example, FloatArray, Query
 if TYPE_CHECKING:
     import torch
 
-    from deeprec.trm.learner import Learner
+    from deeprec.trm.learning.learner import Learner
 
 CURVE_POINTS = 5
 CURVE_USERS = 1000
@@ -186,7 +192,7 @@ def fit(
     """Train a network; see ``train_trm``. Leaves torch's global random state as it was, and its ``checkpoint``."""
     import torch
 
-    from deeprec.trm.learner import Learner
+    from deeprec.trm.learning.learner import Learner
     from deeprec.trm.model import Trm
 
     users, rows = _usable(catalogue, sequences)

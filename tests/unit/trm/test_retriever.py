@@ -14,13 +14,13 @@ from deeprec.config import IndexConfig, TextConfig
 from deeprec.data.dataset import Dataset
 from deeprec.errors import TrmError
 from deeprec.metrics import MISS
-from deeprec.trm import index as index_module
-from deeprec.trm import search as search_module
-from deeprec.trm.approximate import ApproximateIndex
 from deeprec.trm.artifact import TrainedTrm, write_trm
 from deeprec.trm.encoding import Encoded
 from deeprec.trm.filters import filter_mask
 from deeprec.trm.retriever import TrmRetriever
+from deeprec.trm.search import contract as search_module
+from deeprec.trm.search import exact as index_module
+from deeprec.trm.search.approximate import ApproximateIndex
 from deeprec.trm.text import HashingEmbedder, load_embedder
 from deeprec.types import Catalogue, Filter, FloatArray, Query
 

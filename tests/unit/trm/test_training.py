@@ -14,9 +14,9 @@ import torch
 from deeprec.config import TextConfig, TrmConfig, TrmGate
 from deeprec.data.dataset import Dataset, read_dataset, write_dataset
 from deeprec.errors import ArtifactError, TrmError
-from deeprec.trm import loss as loss_module
 from deeprec.trm.artifact import TrainedTrm, read_trm, write_trm
 from deeprec.trm.evaluation import measure
+from deeprec.trm.learning import loss as loss_module
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.trm.text import HashingEmbedder
 from deeprec.trm.training import EpochReport, fit, train, train_trm
@@ -178,7 +178,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from deeprec.config import TextConfig, TrmConfig
-from deeprec.trm import learner
+from deeprec.trm.learning import learner
 from deeprec.trm.training import train
 
 steps, real = [], learner.Learner.update

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from deeprec.trm.index import ExactIndex
-from deeprec.trm.search import Barred, Found, Rows, Subset, parts
-from deeprec.trm.topk import ordered
+from deeprec.trm.search.contract import Barred, Found, Rows, Subset, parts
+from deeprec.trm.search.exact import ExactIndex
+from deeprec.trm.search.topk import ordered
 from deeprec.types import FloatArray
 
 RECALL_AT = 20

@@ -1,8 +1,7 @@
 """Exact search over item vectors that live on an accelerator, with exclusion and filters inside the search.
 
-The same contract as ``deeprec.trm.index.ExactIndex``: results in order of score, equal scores in row order. Blocks of
-scores only nominate candidates; a candidate's score is summed in float64, so it does not depend on the batch.
-Memory beyond the vectors: ``SCORES`` scores at a time.
+The same contract as ``exact.ExactIndex``: results in order of score, equal scores in row order. Blocks of scores only
+nominate candidates; a candidate's score is summed in float64, so it does not depend on the batch. Memory beyond the vectors: ``SCORES`` scores at a time.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deeprec.metrics import MISS
-from deeprec.trm.index import margin
-from deeprec.trm.search import Barred, Found, Rows, Subset, parts
-from deeprec.trm.topk import ordered
+from deeprec.trm.search.contract import Barred, Found, Rows, Subset, parts
+from deeprec.trm.search.exact import margin
+from deeprec.trm.search.topk import ordered
 from deeprec.types import FloatArray
 
 if TYPE_CHECKING:

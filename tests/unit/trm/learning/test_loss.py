@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deeprec.trm import loss as loss_module
-from deeprec.trm.loss import Sample, Seen, catalogue_loss
+from deeprec.trm.learning import loss as loss_module
+from deeprec.trm.learning.loss import Sample, Seen, catalogue_loss
 
 
 def unit(rows: int, width: int, seed: int) -> Tensor:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deeprec.errors import TrmError
-from deeprec.trm import loss as softmax
 from deeprec.trm.artifact import Vocabulary
-from deeprec.trm.batches import Batch, Preferences, Rows, draw_batches, draw_preferences, draw_windows
+from deeprec.trm.learning import loss as softmax
+from deeprec.trm.learning.batches import Batch, Preferences, Rows, draw_batches, draw_preferences, draw_windows
+from deeprec.trm.learning.optimiser import Optimiser
+from deeprec.trm.learning.sampling import Drawn, Negatives
 from deeprec.trm.model import Trm, mean_phrases
-from deeprec.trm.optimiser import Optimiser
-from deeprec.trm.sampling import Drawn, Negatives
 from deeprec.types import JsonDict
 
 _NAMED = 5

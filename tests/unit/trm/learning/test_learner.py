@@ -10,10 +10,10 @@ import torch
 
 from deeprec.config import TrmConfig
 from deeprec.data.dataset import Dataset
-from deeprec.trm import loss
 from deeprec.trm.artifact import build_vocabulary
-from deeprec.trm.batches import phrase_table
-from deeprec.trm.learner import Learner
+from deeprec.trm.learning import loss
+from deeprec.trm.learning.batches import phrase_table
+from deeprec.trm.learning.learner import Learner
 from deeprec.trm.model import Trm
 from deeprec.trm.text import HashingEmbedder
 

@@ -7,7 +7,7 @@ import pytest
 
 from deeprec.config import TrmConfig
 from deeprec.data.dataset import Dataset
-from deeprec.trm.batches import draw_batches, draw_preferences, draw_windows, phrase_table
+from deeprec.trm.learning.batches import draw_batches, draw_preferences, draw_windows, phrase_table
 from deeprec.types import Catalogue, Item
 
 

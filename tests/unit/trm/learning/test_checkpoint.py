@@ -9,7 +9,13 @@ import torch
 from deeprec.config import TrmConfig
 from deeprec.data.dataset import Dataset
 from deeprec.errors import TrmError
-from deeprec.trm.checkpoint import Checkpoint, read_checkpoint, remove_checkpoint, training_inputs, write_checkpoint
+from deeprec.trm.learning.checkpoint import (
+    Checkpoint,
+    read_checkpoint,
+    remove_checkpoint,
+    training_inputs,
+    write_checkpoint,
+)
 
 INPUTS = {"seed": "1", "trm.width": "16", "the catalogue": "a"}
 

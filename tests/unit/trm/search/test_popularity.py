@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeprec.metrics import MISS
-from deeprec.trm.popularity import Popularity
-from deeprec.trm.search import Subset
+from deeprec.trm.search.contract import Subset
+from deeprec.trm.search.popularity import Popularity
 
 
 @settings(max_examples=200, deadline=None)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from deeprec.config import TrmConfig
+from deeprec.trm.learning.optimiser import LazyRows, Optimiser, schedule
 from deeprec.trm.model import Trm
-from deeprec.trm.optimiser import LazyRows, Optimiser, schedule
 
 
 def test_schedule_rises_and_falls() -> None:

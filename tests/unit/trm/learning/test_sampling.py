@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deeprec.trm.sampling import Negatives
+from deeprec.trm.learning.sampling import Negatives
 
 
 def test_weighted_sums_over_draws_are_those_over_the_catalogue() -> None:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from deeprec.config import IndexConfig
 from deeprec.metrics import MISS
-from deeprec.trm import device_index as device_module
-from deeprec.trm import index as index_module
-from deeprec.trm import search as search_module
-from deeprec.trm.approximate import ApproximateIndex, recall
-from deeprec.trm.device_index import DeviceIndex
-from deeprec.trm.index import ExactIndex, margin, open_index
-from deeprec.trm.search import Index, Rows, Subset, parts
+from deeprec.trm.search import contract as search_module
+from deeprec.trm.search import device as device_module
+from deeprec.trm.search import exact as index_module
+from deeprec.trm.search.approximate import ApproximateIndex, recall
+from deeprec.trm.search.contract import Index, Rows, Subset, parts
+from deeprec.trm.search.device import DeviceIndex
+from deeprec.trm.search.exact import ExactIndex, margin, open_index
 from deeprec.types import FloatArray
 
 Build = Callable[[FloatArray], Index]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprec.trm.search import NO_ROWS, Found, Rows
+from deeprec.trm.search.contract import NO_ROWS, Found, Rows
 from deeprec.types import FloatArray
 
 _BLOCK = 64

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.metrics import MISS
-from deeprec.trm.search import Barred, Rows, Subset, parts
+from deeprec.trm.search.contract import Barred, Rows, Subset, parts
 from deeprec.types import FloatArray
 
 

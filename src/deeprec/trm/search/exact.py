@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.metrics import MISS
-from deeprec.trm.search import NO_ROWS, Barred, Found, Index, Rows, Subset, parts, places_of
-from deeprec.trm.topk import Best, ordered, pairs, rows_at
+from deeprec.trm.search.contract import NO_ROWS, Barred, Found, Index, Rows, Subset, parts, places_of
+from deeprec.trm.search.topk import Best, ordered, pairs, rows_at
 from deeprec.types import FloatArray
 
 if TYPE_CHECKING:
@@ -339,13 +339,13 @@ def open_index(vectors: Tensor, config: IndexConfig, sample: Callable[[], FloatA
         sample: gives (queries, width) typical queries, to tune an approximate index with; called only for one.
     """
     if vectors.device.type != "cpu":
-        from deeprec.trm.device_index import DeviceIndex
+        from deeprec.trm.search.device import DeviceIndex
 
         return DeviceIndex(vectors)
     exact = ExactIndex(vectors.numpy())
     if not 0 < config.approximate_above < len(exact):
         return exact
-    from deeprec.trm.approximate import ApproximateIndex
+    from deeprec.trm.search.approximate import ApproximateIndex
 
     return ApproximateIndex(exact, sample(), config.recall)
 
