@@ -1,7 +1,8 @@
 """Exact search over item vectors that live on an accelerator, with exclusion and filters inside the search.
 
 The same contract as ``exact.ExactIndex``: results in order of score, equal scores in row order. Blocks of scores only
-nominate candidates; a candidate's score is summed in float64, so it does not depend on the batch. Memory beyond the vectors: ``SCORES`` scores at a time.
+nominate candidates; a candidate's score is summed in float64, so it does not depend on the batch. Memory beyond the
+vectors: ``SCORES`` scores at a time.
 """
 
 from __future__ import annotations
