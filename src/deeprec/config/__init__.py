@@ -1,0 +1,55 @@
+"""The one configuration tree, read from YAML and overridable on the command line (``--set section.key=value``).
+
+Each section is what one group of pipeline tasks reads, and is handed to those tasks alone, so that a change of one
+section leaves the others' results valid. Unknown keys are refused. Committed profiles are in ``configs/``.
+"""
+
+from deeprec.config.data import ChecksConfig, DataConfig, FeaturesConfig, SampleConfig, TextConfig
+from deeprec.config.explore import ExploreConfig, RewardsConfig, StageRewards
+from deeprec.config.operation import (
+    BundleConfig,
+    EvaluationConfig,
+    EvaluationGate,
+    GpuPool,
+    PipelineConfig,
+    ServingConfig,
+    TaskResources,
+)
+from deeprec.config.policy import PolicyConfig, SelectConfig, StageConfig, StageGate, TinyConfig, WarmStartConfig
+from deeprec.config.section import Positive, Section, Share
+from deeprec.config.tree import Config, apply_override, load_config, parse_config
+from deeprec.config.trm import IndexConfig, TrmConfig, TrmGate
+
+__all__ = [
+    "BundleConfig",
+    "ChecksConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "EvaluationGate",
+    "ExploreConfig",
+    "FeaturesConfig",
+    "GpuPool",
+    "IndexConfig",
+    "PipelineConfig",
+    "PolicyConfig",
+    "Positive",
+    "RewardsConfig",
+    "SampleConfig",
+    "Section",
+    "SelectConfig",
+    "ServingConfig",
+    "Share",
+    "StageConfig",
+    "StageGate",
+    "StageRewards",
+    "TaskResources",
+    "TextConfig",
+    "TinyConfig",
+    "TrmConfig",
+    "TrmGate",
+    "WarmStartConfig",
+    "apply_override",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,69 @@
+"""Sections of the loop and of its rewards."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from deeprec.config.section import Positive, Section
+
+
+class ExploreConfig(Section):
+    """The loop: limits, lists and prompt (method, section 1)."""
+
+    items_per_call: Positive = 20
+    """Items the TRM returns per call."""
+    answer_size: Positive = 10
+    """k: items in the answer."""
+    max_calls: Positive = 8
+    """Calls at most; one more ends the rollout."""
+    max_new_tokens: Positive = 2048
+    """New tokens per segment."""
+    max_context: Positive = 16384
+    """Prompt and completion tokens at most."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature in training; evaluation and serving are greedy."""
+    prompt: Literal["full", "compact"] = "full"
+    """``full`` explains the protocol in words; ``compact`` is for the tiny policy, which is taught it."""
+    prompt_history: Positive = 20
+    """Newest history items shown in the prompt."""
+    show_scores: bool = True
+    """Print the TRM's match score (0–100) beside each title."""
+    show_phrases: bool = False
+    """Print an item's phrases on a line below its title."""
+    batch_size: Positive = 256
+    """Rollouts that advance together."""
+
+    @model_validator(mode="after")
+    def _answer_fits(self) -> Self:
+        if self.answer_size > self.items_per_call * self.max_calls:
+            raise ValueError(
+                f"answer_size is {self.answer_size}, but {self.max_calls} calls of {self.items_per_call} items "
+                f"retrieve at most {self.items_per_call * self.max_calls}; lower answer_size or raise items_per_call"
+            )
+        return self
+
+
+class StageRewards(Section):
+    """Weights of one stage's reward parts (method, section 3). 0 switches a part off; it is then not scored."""
+
+    format: float = 0.0
+    """0 if every format rule holds, else −1."""
+    interaction: float = 0.0
+    """0 if n ≤ 1 calls, else 0.5 · (min(n, 3) − 1)."""
+    diversity: float = 0.0
+    """0 if n ≤ 1 calls, else 0.2 · (1 − mean pairwise cosine of the preference embeddings)."""
+    listwise: float = 0.0
+    """1 + 0.2 · (k − rank) when the target is answered, else 0."""
+    pointwise: float = 0.0
+    """10 · rank-weighted mean similarity of the answered items to the target."""
+
+
+class RewardsConfig(Section):
+    """Reward composition by stage."""
+
+    strict_format: bool = True
+    """Also require k distinct catalogue items, each retrieved by this rollout; off reproduces the reference."""
+    stage1: StageRewards = StageRewards(format=1.0, interaction=1.0, diversity=1.0)
+    stage2: StageRewards = StageRewards(format=1.0, listwise=1.0, pointwise=1.0)

@@ -1,0 +1,97 @@
+"""Sections of what follows training, evaluation, bundle and servers, and of the pods that all of it runs in."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from deeprec.config.section import Positive, Section, Share
+
+
+class EvaluationGate(Section):
+    """Thresholds on the test target, read once."""
+
+    min_valid_rate: Share = 0.0
+    """Least share of valid answers after stage 2."""
+    min_ndcg_10_trm: Share = 0.0
+    """Least NDCG@10 of the TRM alone."""
+    min_ratio_to_trm: float = Field(1.0, ge=0)
+    """The policy is published when its NDCG@10 reaches this multiple of the TRM's; below, the bundle serves the TRM."""
+
+
+class EvaluationConfig(Section):
+    """Evaluation on the test target."""
+
+    bootstrap_samples: Positive = 2000
+    """Resamples of the paired bootstrap."""
+    trajectories: Positive = 12
+    """Trajectories printed in the report."""
+    gate: EvaluationGate = EvaluationGate()
+
+
+class BundleConfig(Section):
+    """Where the bundle is published besides the run's own artifact."""
+
+    uri: str = ""
+    """Local path or ``s3://bucket/prefix``; empty publishes nowhere else."""
+
+
+class ServingConfig(Section):
+    """The servers' limits."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8080, ge=0, le=65535)
+    """HTTP port."""
+    deadline_ms: Positive = 1000
+    """Default deadline of a recommendation; after it the TRM answers."""
+    max_deadline_ms: Positive = 30000
+    """Largest deadline a request may ask for."""
+    max_k: Positive = 100
+    """Largest k a request may ask for."""
+    max_history: Positive = 2000
+    """Longest history a request may carry."""
+    max_instances: Positive = 32
+    """Most requests in one body."""
+    max_body_bytes: Positive = 262144
+    """Largest request body."""
+    workers: Positive = 2
+    """Threads that run models."""
+
+
+class GpuPool(Section):
+    """The nodes that carry accelerators: the one place where they are described."""
+
+    accelerator: str = "nvidia.com/gpu"
+    """Resource name."""
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of the pool's nodes."""
+    tolerations: tuple[dict[str, str], ...] = ()
+    """Tolerations (key, operator, value, effect)."""
+    shared_memory: str = "8Gi"
+    """Size of /dev/shm for tasks with accelerators."""
+
+
+class TaskResources(Section):
+    """What one task's pod asks for."""
+
+    cpu: str = "2"
+    """CPU request and limit."""
+    memory: str = "8Gi"
+    """Memory request and limit."""
+    gpus: int = Field(0, ge=0)
+    """Accelerators from the GPU pool."""
+    retries: int = Field(2, ge=0)
+    """Times KFP starts the task again after a failure."""
+    image: str = ""
+    """Overrides ``pipeline.image``."""
+
+
+class PipelineConfig(Section):
+    """How the pipeline runs in pods."""
+
+    image: str = "deeprec-python:0.1.0"
+    """Container image of every task; name a digest so that caching sees a change."""
+    default: TaskResources = TaskResources()
+    tasks: dict[str, TaskResources] = Field(default_factory=dict)
+    """Overrides by task name."""
+    gpu_pool: GpuPool = GpuPool()
