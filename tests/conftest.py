@@ -1,10 +1,12 @@
-"""Fixtures shared by every test: one small generated dataset, read once, and a toy TRM and bundle of it."""
+"""Fixtures shared by every test: a small generated dataset, a toy TRM and bundle of it, and a scripted policy."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ import pytest
 from deeprec.config import DataConfig, SampleConfig, TextConfig, TrmConfig
 from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.data.ingest import ingest
-from deeprec.types import Catalogue
+from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, MARKUP, PREFERENCE_CLOSE, PREFERENCE_OPEN, THINK_CLOSE
+from deeprec.types import Catalogue, Generation, Segment
 
 SMALL = DataConfig(sample=SampleConfig(users=150, items=80, mean_history=16))
 
@@ -108,3 +111,69 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("DEEPREC_TEST_DATA is not set; it names a folder with ml-1m/ and ml-latest-small/")
     return Path(folder)
+
+
+class ScriptedPolicy:
+    """One token per character or markup. Calls twice, then answers with the first ``k`` titles shown, in order.
+
+    ``repeats`` users of ten answer with one title k times, which breaks the format. Greedy, whatever it is asked for.
+    """
+
+    eos_id = 0
+
+    def __init__(self, preference: str = "comedy", repeats: int = 0, k: int = 5) -> None:
+        self.preference, self.repeats, self.k, self.starts = preference, repeats, k, 0
+        self.temperatures: set[float] = set()
+
+    def encode(self, text: str) -> list[int]:
+        pieces = re.split(f"({'|'.join(map(re.escape, MARKUP))})", text)
+        return [
+            token
+            for piece in pieces
+            for token in ([1 + MARKUP.index(piece)] if piece in MARKUP else [100 + ord(letter) for letter in piece])
+        ]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join("" if t == 0 else MARKUP[t - 1] if t < 100 else chr(t - 100) for t in token_ids)
+
+    def start(self, prompts: Sequence[Sequence[int]], *, seed: int | None = None) -> Generation:
+        self.starts += 1
+        return ScriptedGeneration(self, prompts)
+
+
+class ScriptedGeneration:
+    def __init__(self, policy: ScriptedPolicy, prompts: Sequence[Sequence[int]]) -> None:
+        self.policy, self.lists = policy, [""] * len(prompts)
+        self.odd = [sum(prompt) % 10 < policy.repeats for prompt in prompts]
+        self.turn = [0] * len(prompts)
+
+    def append(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
+        for row, tokens in zip(rows, token_ids, strict=True):
+            self.lists[row] += self.policy.decode(tokens)
+
+    def generate(
+        self, rows: Sequence[int], *, stop_ids: AbstractSet[int], max_new_tokens: int, temperature: float
+    ) -> list[Segment]:
+        self.policy.temperatures.add(temperature)
+        segments = []
+        for row in rows:
+            tokens = self.policy.encode(self._write(row))
+            self.turn[row] += 1
+            segments.append(Segment(tuple(tokens), (-0.5,) * len(tokens)))
+        return segments
+
+    def _write(self, row: int) -> str:
+        if self.turn[row] == 0:
+            return f"\nA broad look first.\n{PREFERENCE_OPEN}anything{PREFERENCE_CLOSE}"
+        if self.turn[row] == 1:
+            return f"Narrow it down.\n{PREFERENCE_OPEN}{self.policy.preference}{PREFERENCE_CLOSE}"
+        shown = list(dict.fromkeys(re.findall(r"\d+\. (.+) \| \d+\n", self.lists[row])))
+        titles = shown[:1] * self.policy.k if self.odd[row] else shown[: self.policy.k]
+        lines = "".join(f"{number}. {title}\n" for number, title in enumerate(titles, 1))
+        return f"Now rank what was found.\n{THINK_CLOSE}\n{ANSWER_OPEN}\n{lines}{ANSWER_CLOSE}"
+
+
+@pytest.fixture(scope="session")
+def scripted_policy() -> type[ScriptedPolicy]:
+    """A policy that is a script at the port: ``scripted_policy(preference="comedy", repeats=0, k=5)``."""
+    return ScriptedPolicy

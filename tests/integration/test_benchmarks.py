@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import trm_ablation, trm_accuracy, trm_cold, trm_large, trm_training
+from benchmarks import rollout_throughput, trm_ablation, trm_accuracy, trm_cold, trm_large, trm_training
 
 ROOT = Path(__file__).parents[2]
 TOY = [
@@ -65,3 +65,15 @@ def test_retrieval(tmp_path: Path) -> None:
     arguments = ("--items", "600", "--exact-only", "--seconds", "0.01", "--out", str(tmp_path / "figures.json"))
     subprocess.run([sys.executable, "-m", "benchmarks.trm_retrieval", *arguments], cwd=ROOT, check=True)
     assert json.loads((tmp_path / "figures.json").read_text())
+
+
+def test_rollout_throughput(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = figures(rollout_throughput, monkeypatch, tmp_path, "--toy", "--users", "24", "--repeats", "2")
+    assert found["tokens_per_rollout"] > 24
+    assert found["ratio"]["same calls"] > 0
+    parts = [found["seconds"][name] for name in ("engine", "retrieval", "parsing", "environment")]
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(found["seconds"]["total"])
+    assert "engine alone, same calls" in capsys.readouterr().out

@@ -5,7 +5,7 @@ section leaves the others' results valid. Unknown keys are refused. Committed pr
 """
 
 from deeprec.config.data import ChecksConfig, DataConfig, FeaturesConfig, SampleConfig, TextConfig
-from deeprec.config.explore import ExploreConfig, RewardsConfig, StageRewards
+from deeprec.config.explore import EngineConfig, ExploreConfig, RewardsConfig, StageRewards
 from deeprec.config.operation import (
     BundleConfig,
     EvaluationConfig,
@@ -15,7 +15,15 @@ from deeprec.config.operation import (
     ServingConfig,
     TaskResources,
 )
-from deeprec.config.policy import PolicyConfig, SelectConfig, StageConfig, StageGate, TinyConfig, WarmStartConfig
+from deeprec.config.policy import (
+    HealthConfig,
+    PolicyConfig,
+    SelectConfig,
+    StageConfig,
+    StageGate,
+    TinyConfig,
+    WarmStartConfig,
+)
 from deeprec.config.section import Positive, Section, Share
 from deeprec.config.tree import Config, apply_override, load_config, parse_config
 from deeprec.config.trm import IndexConfig, TrmConfig, TrmGate
@@ -25,11 +33,13 @@ __all__ = [
     "ChecksConfig",
     "Config",
     "DataConfig",
+    "EngineConfig",
     "EvaluationConfig",
     "EvaluationGate",
     "ExploreConfig",
     "FeaturesConfig",
     "GpuPool",
+    "HealthConfig",
     "IndexConfig",
     "PipelineConfig",
     "PolicyConfig",

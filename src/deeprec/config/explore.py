@@ -9,6 +9,47 @@ from pydantic import Field, model_validator
 from deeprec.config.section import Positive, Section
 
 
+class EngineConfig(Section):
+    """What generates the policy's tokens: transformers or vLLM in this process, or a server elsewhere."""
+
+    kind: Literal["transformers", "vllm", "server"] = "transformers"
+    """``transformers`` runs anywhere; ``vllm`` needs the extra ``gpu``; ``server`` is any OpenAI-compatible server."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """In this process: type of the weights while generating; ``auto`` is as stored (vLLM halves float32)."""
+    url: str = ""
+    """``server``: its address, such as ``http://policy:8000``; completions are asked for at ``/v1/completions``."""
+    model: str = ""
+    """``server``: the name it gives the policy; empty takes the first that it lists."""
+    prompts: Literal["auto", "tokens", "text"] = "auto"
+    """``server``: how sequences travel; ``auto`` sends token ids where the server takes and returns them (vLLM)."""
+    timeout: float = Field(300.0, gt=0)
+    """``server``: seconds for one request, retries included."""
+    requests: Positive = 64
+    """``server``: requests under way at once."""
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    """``vllm``: share of the accelerator's memory it takes for weights and cache."""
+    max_model_len: int = Field(0, ge=0)
+    """``vllm``: tokens of the longest sequence it keeps room for; 0 is the model's own limit."""
+    tensor_parallel: Positive = 1
+    """``vllm``: accelerators that one copy of the model is spread over."""
+    enforce_eager: bool = False
+    """``vllm``: no CUDA graphs; starts sooner, generates slower."""
+
+    @model_validator(mode="after")
+    def _server_has_an_address(self) -> Self:
+        if self.kind == "server" and not self.url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"engine.kind is 'server' and engine.url is {self.url!r}; give the server's address, such as "
+                f"http://policy:8000"
+            )
+        if self.kind != "server" and self.url:
+            raise ValueError(
+                f"engine.url is {self.url!r}, which engine.kind {self.kind!r} does not use; set engine.kind to "
+                f"'server' or drop engine.url"
+            )
+        return self
+
+
 class ExploreConfig(Section):
     """The loop: limits, lists and prompt (method, section 1)."""
 
@@ -34,6 +75,7 @@ class ExploreConfig(Section):
     """Print an item's phrases on a line below its title."""
     batch_size: Positive = 256
     """Rollouts that advance together."""
+    engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="after")
     def _answer_fits(self) -> Self:

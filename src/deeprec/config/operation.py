@@ -23,8 +23,9 @@ class EvaluationConfig(Section):
 
     bootstrap_samples: Positive = 2000
     """Resamples of the paired bootstrap."""
-    trajectories: Positive = 12
-    """Trajectories printed in the report."""
+    trajectories: int = Field(200, ge=1, le=1000)
+    """Trajectories to browse in the report, some 5 kB each: a tenth of the highest reward and a tenth of the lowest; of
+    the others half hits, a quarter invalid, the rest misses, evenly spaced."""
     gate: EvaluationGate = EvaluationGate()
 
 

@@ -61,6 +61,27 @@ class StageGate(Section):
     """Least mean number of calls."""
 
 
+class HealthConfig(Section):
+    """When a stage stops training: bounds on its rollout batches, broken for ``patience`` steps in a row.
+
+    A loss or gradient that is not a number stops it at once.
+    """
+
+    min_valid_rate: Share = 0.02
+    """Least share of rollouts that keep the format; 0 never stops."""
+    min_mean_calls: float = Field(0.1, ge=0)
+    """Least mean number of calls per rollout; 0 never stops."""
+    max_repeated_preferences: Share = 0.95
+    """Largest share of calls after the first that repeat a preference of their own rollout; 1 never stops."""
+    max_logprob_gap: float = Field(0.5, ge=0)
+    """Largest mean gap, in nats per token, between sampled and recomputed log-probabilities; 0 never stops."""
+    patience: Positive = 5
+    """Steps in a row, each beyond the same bound, that stop the stage; 1 stops at the first."""
+    kl_trajectories: int = Field(32, ge=0)
+    """Trajectories per step and process on which the divergence from the stage's start is measured; 0 measures none.
+    Measuring keeps a second copy of the weights, unless ``kl`` has the reference model anyway."""
+
+
 class StageConfig(Section):
     """One stage of RL (method, section 4)."""
 
@@ -85,6 +106,7 @@ class StageConfig(Section):
     save_every: Positive = 10
     """Rollout batches between checkpoints."""
     gate: StageGate = StageGate()
+    health: HealthConfig = HealthConfig()
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:

@@ -18,6 +18,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from deeprec.errors import PolicyError
+from deeprec.explore.tokens import TokenizedPolicy
 from deeprec.types import Generation, Segment
 
 _SPARE_COLUMNS = 64
@@ -25,28 +26,12 @@ _MAX_WASTE = 1.5
 """The grid is packed again when it has this many times the columns its longest row needs."""
 
 
-class TransformersPolicy:
+class TransformersPolicy(TokenizedPolicy):
     """A causal language model and its tokenizer, wherever the model's weights are; holds no state between batches."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        if tokenizer.eos_token_id is None:
-            raise PolicyError("the policy's tokenizer has no end-of-text token; set its eos_token")
+        super().__init__(tokenizer)
         self.model = model
-        self.tokenizer = tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text; nothing is added around it."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of the tokens, markup included, with no clean-up of spaces."""
-        return str(
-            self.tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
-
-    @property
-    def eos_id(self) -> int:
-        return int(self.tokenizer.eos_token_id)
 
     def start(self, prompts: Sequence[Sequence[int]], *, seed: int | None = None) -> Generation:
         """Begin a batch. A prompt of no tokens is refused with PolicyError."""

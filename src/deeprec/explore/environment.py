@@ -6,6 +6,7 @@ what the policy wrote and the lists that calls brought back, and takes the finis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from deeprec.config import ExploreConfig
@@ -56,6 +57,11 @@ class Episode:
         return self._limits.max_context - len(self.prompt_ids) - len(self._ids) - 1
 
     @property
+    def newest(self) -> tuple[Call, str]:
+        """The latest call, whose list has just been received, and the text that made it."""
+        return self._calls[-1], self._text[-2]
+
+    @property
     def segment_length(self) -> int:
         """Tokens written since the last list."""
         return len(self._segment)
@@ -95,12 +101,16 @@ class Episode:
             self.request = parsed
 
     def receive(
-        self, items: tuple[RetrievedItem, ...], policy: Policy, titles: TitleBook, config: ExploreConfig
+        self,
+        items: tuple[RetrievedItem, ...],
+        encode: Callable[[str], list[int]],
+        titles: TitleBook,
+        config: ExploreConfig,
     ) -> list[int]:
         """Append the list a call brought back and return its tokens; none, and the end, when it does not fit."""
         assert self.request is not None
         text = render_list(items, titles, config)
-        tokens = policy.encode(text)
+        tokens = encode(text)
         request, self.request = self.request, None
         if len(tokens) >= self.room:
             self.end = EndReason.CONTEXT_LIMIT

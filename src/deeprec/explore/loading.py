@@ -1,4 +1,4 @@
-"""A policy artifact's model directory as a ``Policy``: weights and tokenizer from that directory alone, no network."""
+"""A policy artifact's model directory as a ``Policy``: weights and tokenizer from that directory alone, no download."""
 
 from __future__ import annotations
 
@@ -6,14 +6,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deeprec.config import EngineConfig
 from deeprec.errors import PolicyError
 from deeprec.store import Manifest, read_artifact
+from deeprec.types import Policy
 
 if TYPE_CHECKING:
     from deeprec.explore.engine import TransformersPolicy
 
 LOGS = frozenset({"curves.json", "metrics.json"})
 """Files of a policy artifact that say how it came about and change nothing of what it does."""
+
+
+def open_policy(path: Path, engine: EngineConfig) -> Policy:
+    """The policy on the engine that the configuration names; see ``docs/how-to/engines.md``.
+
+    Raises:
+        ArtifactError: no policy artifact there, or a file differs from its hash.
+        PolicyError: the engine is not installed, cannot read the directory, or its server cannot be reached.
+    """
+    if engine.kind == "transformers":
+        return load_policy(path, dtype=engine.dtype)
+    read_artifact(path, "policy", verify=engine.kind == "vllm")
+    tokenizer = _load_tokenizer(path)
+    if engine.kind == "vllm":
+        from deeprec.explore.vllm_engine import load_vllm
+
+        return load_vllm(path, tokenizer, engine)
+    from deeprec.explore.server_engine import ServerPolicy
+
+    return ServerPolicy(tokenizer, engine)
 
 
 def load_policy(path: Path, *, dtype: str = "auto") -> TransformersPolicy:

@@ -17,7 +17,8 @@ from deeprec.errors import ProtocolError
 from deeprec.explore.environment import Episode, Limits
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import ANSWER_CLOSE, PREFERENCE_CLOSE, TitleBook
-from deeprec.types import EndReason, Example, Filter, Generation, Policy, Query, Retriever, Trajectory
+from deeprec.explore.timing import RolloutClock
+from deeprec.types import Call, EndReason, Example, Filter, Generation, Policy, Query, Retriever, Trajectory
 
 _SLICE = 32
 """Tokens generated between two looks at the clock when there is a deadline."""
@@ -34,10 +35,12 @@ def rollout(
     seed: int | None,
     deadline: float | None = None,
     on_turn: Callable[[int, int], None] | None = None,
+    on_call: Callable[[int, Call, str], None] | None = None,
     filters: tuple[Filter, ...] = (),
     exclude: AbstractSet[str] = frozenset(),
     preference: tuple[str, ...] = (),
     allow_seen: bool = False,
+    clock: RolloutClock | None = None,
 ) -> list[Trajectory]:
     """Roll the policy out once per example, in order; repeat an example to get a group.
 
@@ -47,18 +50,23 @@ def rollout(
         deadline: ``time.monotonic()`` seconds after which open rollouts end with ``DEADLINE``. It is looked at between
             turns and every few tokens.
         on_turn: called before each turn with the turn's number in its batch (from 1) and the rollouts still open.
+        on_call: called when a call's list has come back, with the example's place, the call, and the text that made it.
         filters, exclude, allow_seen: passed on with every call of the retriever.
         preference: phrases added to those of every call, for a user who asked for something.
+        clock: is told where the time goes.
 
     Raises:
         ProtocolError: the policy's tokenizer splits the markup at which generation has to stop.
     """
     loop = _Loop(policy, retriever, titles, config, temperature, deadline, on_turn)
     loop.filters, loop.exclude, loop.preference, loop.allow_seen = filters, frozenset(exclude), preference, allow_seen
+    loop.on_call, loop.clock = on_call, clock or RolloutClock()
     trajectories: list[Trajectory] = []
-    for batch, start in enumerate(range(0, len(examples), config.batch_size)):
-        chunk = examples[start : start + config.batch_size]
-        trajectories.extend(loop.run(chunk, _batch_seed(seed, batch)))
+    with loop.clock.measure("total"):
+        for batch, start in enumerate(range(0, len(examples), config.batch_size)):
+            chunk = examples[start : start + config.batch_size]
+            loop.first = start
+            trajectories.extend(loop.run(chunk, _batch_seed(seed, batch)))
     return trajectories
 
 
@@ -91,6 +99,9 @@ class _Loop:
     exclude: frozenset[str] = frozenset()
     preference: tuple[str, ...] = ()
     allow_seen: bool = False
+    on_call: Callable[[int, Call, str], None] | None = None
+    first: int = 0
+    """Place of the batch's first example."""
 
     def __init__(
         self,
@@ -104,16 +115,17 @@ class _Loop:
     ) -> None:
         self._policy, self._retriever, self._titles, self._config = policy, retriever, titles, config
         self._temperature, self._deadline, self._on_turn = temperature, deadline, on_turn
+        self.clock = RolloutClock()
+        self._encoded: dict[str, list[int]] = {}
         self._prompts = PromptBuilder(config, titles)
         self._limits = Limits.of(config, stop_ids(policy))
 
     def run(self, examples: Sequence[Example], seed: int | None) -> list[Trajectory]:
-        encoded: dict[tuple[str, ...], list[int]] = {}
-        for example in examples:
-            if example.history not in encoded:
-                encoded[example.history] = self._policy.encode(self._prompts.text(example.history))
-        episodes = [Episode(example, encoded[example.history], self._limits) for example in examples]
-        generation = self._policy.start([episode.prompt_ids for episode in episodes], seed=seed)
+        self._encoded = {}
+        texts = {history: self._prompts.text(history) for history in dict.fromkeys(one.history for one in examples)}
+        episodes = [Episode(one, self._encode(texts[one.history]), self._limits) for one in examples]
+        with self.clock.measure("engine"):
+            generation = self._policy.start([episode.prompt_ids for episode in episodes], seed=seed)
         turn = 0
         while waiting := [row for row, episode in enumerate(episodes) if episode.end is None]:
             turn += 1
@@ -131,20 +143,23 @@ class _Loop:
                 break
             room = max(self._allowance(episodes[row]) for row in writing)
             budget = room if self._deadline is None else min(room, _SLICE)
-            segments = generation.generate(
-                writing, stop_ids=self._limits.stop_ids, max_new_tokens=budget, temperature=self._temperature
-            )
+            with self.clock.measure("engine"):
+                segments = generation.generate(
+                    writing, stop_ids=self._limits.stop_ids, max_new_tokens=budget, temperature=self._temperature
+                )
             complete = [episodes[row].write(segment) for row, segment in zip(writing, segments, strict=True)]
             writing = [
                 row
                 for row, done in zip(writing, complete, strict=True)
                 if not done and self._allowance(episodes[row]) > 0
             ]
-        for row in waiting:
-            if row in writing:
-                episodes[row].stop(EndReason.DEADLINE, self._policy)
-            else:
-                episodes[row].read(self._policy, self._titles)
+        late = set(writing)
+        with self.clock.measure("parsing"):
+            for row in waiting:
+                if row in late:
+                    episodes[row].stop(EndReason.DEADLINE, self._policy)
+                else:
+                    episodes[row].read(self._policy, self._titles)
 
     def _retrieve(self, generation: Generation, episodes: list[Episode], waiting: list[int]) -> None:
         """Ask the TRM for every row that called it, and append the lists."""
@@ -155,14 +170,25 @@ class _Loop:
             return
         if not asking:
             return
-        lists = self._retriever.retrieve([self._query(episode) for _, episode in asking], self._config.items_per_call)
+        queries = [self._query(episode) for _, episode in asking]
+        with self.clock.measure("retrieval"):
+            lists = self._retriever.retrieve(queries, self._config.items_per_call)
         rows, tokens = [], []
         for (row, episode), items in zip(asking, lists, strict=True):
-            appended = episode.receive(tuple(items), self._policy, self._titles, self._config)
+            appended = episode.receive(tuple(items), self._encode, self._titles, self._config)
             if appended:
                 rows.append(row)
                 tokens.append(appended)
-        generation.append(rows, tokens)
+                if self.on_call is not None:
+                    self.on_call(self.first + row, *episode.newest)
+        with self.clock.measure("engine"):
+            generation.append(rows, tokens)
+
+    def _encode(self, text: str) -> list[int]:
+        """Token ids, each text of a batch once: rollouts of a group share their prompt and often a list."""
+        if text not in self._encoded:
+            self._encoded[text] = self._policy.encode(text)
+        return self._encoded[text]
 
     def _query(self, episode: Episode) -> Query:
         assert episode.request is not None

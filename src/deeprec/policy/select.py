@@ -16,7 +16,7 @@ import numpy as np
 
 from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, StageConfig, TextConfig
 from deeprec.errors import PolicyError
-from deeprec.explore.loading import load_policy
+from deeprec.explore.loading import open_policy
 from deeprec.policy.setting import FORMAT_ONLY, Setting, derived_seed, is_valid, sample, score
 from deeprec.store import read_artifact, write_artifact
 from deeprec.types import Example, Trajectory
@@ -160,7 +160,7 @@ def _measure(
     """Roll out batch by batch, so that memory holds one batch of trajectories."""
     from deeprec.explore.trajectories import TrajectoryWriter
 
-    policy = load_policy(start)
+    policy = open_policy(start, explore.engine)
     scorer = setting.scorer(FORMAT_ONLY, rewards, explore)
     size = max(1, explore.batch_size // rollouts)
     measured: list[Difficulty] = []

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from deeprec.config import ExploreConfig, TinyConfig
+from deeprec.config import EngineConfig, ExploreConfig, TinyConfig
 from deeprec.errors import ArtifactError, PolicyError
-from deeprec.explore.loading import load_policy, same_policy, unwritable
+from deeprec.explore.engine import TransformersPolicy
+from deeprec.explore.loading import load_policy, open_policy, same_policy, unwritable
 from deeprec.markup import MARKUP
 from deeprec.policy.tiny import build_model, build_tokenizer
 from deeprec.store import read_artifact, write_artifact
@@ -44,6 +45,23 @@ def test_a_saved_policy_reads_and_writes_the_protocol(policy: Path) -> None:
         .generate([0], stop_ids=frozenset({loaded.eos_id}), max_new_tokens=3, temperature=0.0)
     )
     assert again.token_ids == segment.token_ids
+
+
+def test_the_engine_is_the_configured_one(policy: Path, tmp_path: Path) -> None:
+    import torch
+
+    opened = open_policy(policy, EngineConfig(dtype="bfloat16"))
+    assert isinstance(opened, TransformersPolicy)
+    assert opened.model.dtype == torch.bfloat16
+    for engine in (EngineConfig(), EngineConfig(kind="vllm"), EngineConfig(kind="server", url="http://127.0.0.1:9")):
+        with pytest.raises(ArtifactError, match="does not exist"):
+            open_policy(tmp_path / "nothing", engine)
+
+
+def test_an_exploration_that_was_saved_before_there_were_engines_is_read() -> None:
+    saved = ExploreConfig(max_calls=3).model_dump(mode="json")
+    del saved["engine"]
+    assert ExploreConfig.model_validate_json(json.dumps(saved)) == ExploreConfig(max_calls=3)
 
 
 def test_a_changed_weight_file_is_refused(policy: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeprec.explore.protocol import (
@@ -51,6 +51,7 @@ def test_neutralise(title, expected):
     assert neutralise(title) == expected
 
 
+@settings(deadline=None)
 @given(st.one_of(hostile, st.text(max_size=40)))
 def test_neutralised_text_is_harmless(text):
     plain = neutralise(text)
@@ -61,6 +62,7 @@ def test_neutralised_text_is_harmless(text):
     assert len((plain or "x").splitlines()) == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(hostile, st.sampled_from(["A", "A (2)", "A (3)", "5", "5."])), max_size=12))
 def test_titles_are_unique_and_lead_back(names):
     book = TitleBook(Catalogue(tuple(Item(str(row), name) for row, name in enumerate(names))))
@@ -125,6 +127,7 @@ def test_parse_answers():
     assert isinstance(parse_segment("just words"), Outside)
 
 
+@settings(deadline=None)
 @given(st.one_of(hostile, st.text(max_size=60)))
 def test_parsing_never_fails(text):
     for closing in ("", PREFERENCE_CLOSE, ANSWER_CLOSE):

