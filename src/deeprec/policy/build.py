@@ -17,6 +17,7 @@ import numpy as np
 
 from deeprec.config import ExploreConfig, PolicyConfig, TextConfig
 from deeprec.errors import PolicyError
+from deeprec.explore.loading import load_policy
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import MARKUP
 from deeprec.policy.setting import Setting, derived_seed
@@ -50,16 +51,64 @@ def build_policy(
     if policy.model == "tiny":
         model, tokenizer = _build_tiny(setting, policy, explore, seed)
         if policy.warm_start.trajectories:
-            from deeprec.policy.warm_start import warm_start
-
-            lessons = _lessons(setting, tokenizer, policy, explore, seed)
-            progress(f"warm start on {len(lessons)} scripted trajectories")
-            curve = warm_start(model, lessons, policy.warm_start, derived_seed(seed, 2), progress)
+            curve = _warm_start(setting, model, tokenizer, policy, explore, seed, progress)
     else:
         model, tokenizer = _load_base(policy.model, policy.dtype)
         add_markup(model, tokenizer)
+    return _write(model, tokenizer, curve, policy, explore, [dataset, trm], seed, out)
+
+
+def warm_start_policy(
+    dataset: Path,
+    trm: Path,
+    start: Path,
+    policy: PolicyConfig,
+    explore: ExploreConfig,
+    text: TextConfig,
+    seed: int,
+    out: Path,
+    *,
+    progress: Callable[[str], None] = print,
+) -> dict[str, float]:
+    """Write the policy that a policy artifact becomes by the warm start; see ``build_policy``.
+
+    Raises:
+        ArtifactError, PolicyError: ``start`` cannot be read, or not be warm-started as configured.
+    """
+    setting = Setting.open(dataset, trm, text)
+    actor = load_policy(start, dtype="float32")
+    curve = _warm_start(setting, actor.model, actor.tokenizer, policy, explore, seed, progress)
+    return _write(actor.model, actor.tokenizer, curve, policy, explore, [dataset, trm, start], seed, out)
+
+
+def _warm_start(
+    setting: Setting,
+    model: Any,
+    tokenizer: Any,
+    policy: PolicyConfig,
+    explore: ExploreConfig,
+    seed: int,
+    progress: Callable[[str], None],
+) -> list[JsonDict]:
+    from deeprec.policy.warm_start import warm_start
+
+    lessons = _lessons(setting, tokenizer, policy, explore, seed)
+    progress(f"warm start on {len(lessons)} scripted trajectories")
+    return warm_start(model, lessons, policy.warm_start, derived_seed(seed, 2), progress)
+
+
+def _write(
+    model: Any,
+    tokenizer: Any,
+    curve: Sequence[JsonDict],
+    policy: PolicyConfig,
+    explore: ExploreConfig,
+    parents: Sequence[Path],
+    seed: int,
+    out: Path,
+) -> dict[str, float]:
     config = {"policy": policy.model_dump(mode="json"), "explore": explore.model_dump(mode="json")}
-    with write_artifact(out, KIND, config=config, parents=[dataset, trm], seed=seed) as work:
+    with write_artifact(out, KIND, config=config, parents=parents, seed=seed) as work:
         write_policy(work, model, tokenizer, explore, curve)
     metrics = {
         "parameters": float(sum(parameter.numel() for parameter in model.parameters())),

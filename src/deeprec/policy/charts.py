@@ -21,8 +21,15 @@ PANELS = (
     ("mean_calls", "Calls per rollout"),
     ("policy_tokens", "Tokens written per rollout"),
     ("entropy", "Entropy, nats per token"),
+    ("kl", "KL to the stage’s start, nats per token"),
     ("zero_variance_groups", "Share of groups without variance"),
     ("logprob_gap", "Gap of log-probabilities, sampled against recomputed"),
+    ("repeated_preferences", "Share of calls that repeat a preference"),
+    ("top_preference_share", "Largest share of one preference after the first call"),
+    ("rollout_tokens_per_second", "Tokens written per second, rolling out"),
+    ("training_tokens_per_second", "Tokens read per second, training"),
+    ("learning_rate", "Learning rate"),
+    ("grad_norm", "Gradient norm before clipping"),
 )
 
 

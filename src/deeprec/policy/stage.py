@@ -1,7 +1,8 @@
 """One stage of RL as a task: start policy and prompts in, trained policy, curves, verdict and report out.
 
 The rewards' weights are the stage's; the learning itself is ``trl_adapter``'s. A stage that was cut off goes on from
-its newest checkpoint, if dataset, TRM, start, prompts and configuration are still the same.
+its newest checkpoint, if dataset, TRM, start, prompts and configuration are still the same; bounds on its health may
+change. Several processes may run it together (``policy.processes``): process 0 writes, all of them return the verdict.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from deeprec.explore.loading import load_policy
 from deeprec.metrics import metrics_from_ranks, target_ranks
 from deeprec.policy.build import KIND, write_policy
 from deeprec.policy.charts import stage_figures
+from deeprec.policy.processes import gather, join, rank, world_size
 from deeprec.policy.select import read_prompts
 from deeprec.policy.setting import FORMAT_ONLY, Setting, derived_seed, is_valid, sample, score
 from deeprec.store import read_artifact, write_artifact
@@ -57,14 +59,16 @@ def train_stage(
     With 0 steps the start policy is written again. ``checkpoints`` is kept after a failure only.
 
     Raises:
-        PolicyError: the stage cannot be trained as configured.
+        PolicyError: the stage cannot be trained as configured, or training collapsed; the message names the last
+            healthy checkpoint.
     """
     settings: StageConfig = getattr(policy, stage)
+    join()
     setting = Setting.open(dataset, trm, text)
     actor = load_policy(start, dtype="float32")
     config: JsonDict = {
         "stage": stage,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude={"health"}),
         "dtype": policy.dtype,
         "explore": explore.model_dump(mode="json"),
         "rewards": rewards.model_dump(mode="json"),
@@ -75,36 +79,53 @@ def train_stage(
         if settings.steps:
             curves = _train(stage, setting, actor, prompts, policy, explore, rewards, seed, kept, progress)
         metrics = measure(setting, actor, explore, rewards, seed)
-        with write_artifact(out, KIND, config=config, parents=parents, seed=seed) as work:
-            write_policy(work, actor.model, actor.tokenizer, explore, curves)
-    verdict = check_metrics(
-        stage,
-        [
-            ("valid_rate", metrics["valid_rate"], settings.gate.min_valid_rate),
-            ("mean_calls", metrics["mean_calls"], settings.gate.min_mean_calls),
-        ],
-        report,
-        title=f"{'Stage 1' if stage == 'stage1' else 'Stage 2'} of the policy",
-        intro=_intro(metrics, curves),
-        figures=stage_figures(curves),
-    )
-    progress(verdict.reason)
+        if rank() == 0:
+            with write_artifact(out, KIND, config=config, parents=parents, seed=seed) as work:
+                write_policy(work, actor.model, actor.tokenizer, explore, curves)
+    verdict = _judge(stage, settings, metrics, curves, report)
+    if rank() == 0:
+        progress(verdict.reason)
     return verdict, metrics
+
+
+def _judge(
+    stage: StageName, settings: StageConfig, metrics: dict[str, float], curves: Sequence[JsonDict], report: Path
+) -> Verdict:
+    """The gate's verdict; its report is process 0's, what the others write is thrown away."""
+    with tempfile.TemporaryDirectory(prefix="deeprec-") as scratch:
+        return check_metrics(
+            stage,
+            [
+                ("valid_rate", metrics["valid_rate"], settings.gate.min_valid_rate),
+                ("mean_calls", metrics["mean_calls"], settings.gate.min_mean_calls),
+            ],
+            report if rank() == 0 else Path(scratch) / report.name,
+            title=f"{'Stage 1' if stage == 'stage1' else 'Stage 2'} of the policy",
+            intro=_intro(metrics, curves),
+            figures=stage_figures(curves),
+        )
 
 
 def measure(
     setting: Setting, actor: TransformersPolicy, explore: ExploreConfig, rewards: RewardsConfig, seed: int
 ) -> dict[str, float]:
-    """Greedy rollouts on validation targets: the figures of ``explore.summary`` and the ranking's, misses counted."""
+    """Greedy rollouts on validation targets: the figures of ``explore.summary`` and the ranking's, misses counted.
+
+    Several processes share the users and all return the same.
+    """
     from deeprec.data.splits import validation_examples
     from deeprec.explore.summary import summarise
 
     examples = sample(validation_examples(setting.dataset), VALIDATION_USERS, derived_seed(seed, 20))
-    made = score(
+    share = range(rank(), len(examples), world_size())
+    mine = [examples[place] for place in share]
+    scored = score(
         setting.scorer(FORMAT_ONLY, rewards, explore),
-        setting.roll(actor, examples, explore, temperature=0.0, seed=seed),
-        examples,
+        setting.roll(actor, mine, explore, temperature=0.0, seed=seed),
+        mine,
     )
+    placed = dict(gather(list(zip(share, scored, strict=True))))
+    made = [placed[place] for place in range(len(examples))]
     valid = [is_valid(trajectory) for trajectory in made]
     answers = [trajectory.answer if good else () for trajectory, good in zip(made, valid, strict=True)]
     ranks = target_ranks(answers, [example.target for example in examples])
@@ -133,8 +154,9 @@ def _train(
     low = policy.dtype == "bfloat16"
 
     def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+        path = (30, place, step, rank()) if rank() else (30, place, step)
         with _precision(actor.model, low):
-            made = setting.roll(actor, examples, explore, explore.temperature, derived_seed(seed, 30, place, step))
+            made = setting.roll(actor, examples, explore, explore.temperature, derived_seed(seed, *path))
         return score(scorer, made, examples)
 
     return train_grpo(
@@ -165,18 +187,24 @@ def _precision(model: Any, low: bool) -> Iterator[None]:
 
 @contextmanager
 def _checkpoints(place: Path | None, fingerprint: str) -> Iterator[Path]:
-    """A directory for checkpoints: what another configuration left there is removed first; emptied when all is well."""
+    """A directory for checkpoints: what another configuration left there is removed first; emptied when all is well.
+
+    Without ``place`` each process has one of its own, for the while.
+    """
     if place is None:
         with tempfile.TemporaryDirectory(prefix="deeprec-") as made:
             yield Path(made)
         return
     mark = place / FINGERPRINT
-    if place.exists() and not (mark.is_file() and mark.read_text(encoding="utf-8") == fingerprint):
-        shutil.rmtree(place)
-    place.mkdir(parents=True, exist_ok=True)
-    mark.write_text(fingerprint, encoding="utf-8")
+    if rank() == 0:
+        if place.exists() and not (mark.is_file() and mark.read_text(encoding="utf-8") == fingerprint):
+            shutil.rmtree(place)
+        place.mkdir(parents=True, exist_ok=True)
+        mark.write_text(fingerprint, encoding="utf-8")
+    gather([rank()])
     yield place
-    shutil.rmtree(place, ignore_errors=True)
+    if rank() == 0:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _fingerprint(config: JsonDict, parents: Sequence[Path], seed: int) -> str:

@@ -4,7 +4,11 @@ TRL 1.16 keeps the optimiser, the clipping, the checkpoints and the advantages; 
 (token ids, loss masks, log-probabilities) through ``rollout_func`` and hands each reward part to a reward function of
 its own. A prompt is passed to TRL as an example's key. Update rule: REINFORCE with the mean reward of a prompt's group
 as baseline, advantages divided by the standard deviation of the whole batch's rewards, PPO clipping (method, section
-4); a loss is a mean over the tokens the policy wrote, those of the environment have none. One process, one device.
+4); a loss is a mean over the tokens the policy wrote, those of the environment have none.
+
+With several processes (torchrun, accelerate) each rolls out its own share of a batch's prompts, whole groups, and
+trains on it; rewards are scaled and gradients averaged over all of them, so that an update is what one process would
+make of the same trajectories. Gradients are averaged with DDP or as accelerate is configured.
 """
 
 from __future__ import annotations
@@ -24,14 +28,24 @@ from trl import GRPOConfig, GRPOTrainer
 
 from deeprec.config import StageConfig
 from deeprec.errors import PolicyError
+from deeprec.policy.batches import by_length, own_logprobs, trim
 from deeprec.policy.curves import Curves
+from deeprec.policy.health import StartModel, collapse
+from deeprec.policy.processes import gather, rank, world_size
 from deeprec.types import Example, JsonDict, Trajectory
 
 WARM_UP = 0.05
 """Share of the updates over which the learning rate rises to its constant value."""
 
+NUMBERS = "lower the stage's learning_rate"
+COLLAPSE = "lower the stage's learning_rate, weigh the part of the reward that fell more, or move the bound"
+"""What to do about a stage that stopped."""
+
 Roll = Callable[[Sequence[Example], int], Sequence[Trajectory]]
-"""Examples (each repeated for its group) and the step (0-based) → scored trajectories, in order."""
+"""Examples (each repeated for its group) and the step (0-based) → scored trajectories, in order.
+
+Each process is asked for its own share of the batch's examples.
+"""
 
 
 def train_grpo(
@@ -62,7 +76,8 @@ def train_grpo(
         bf16: run the updates in bfloat16 autocast (CUDA).
 
     Raises:
-        PolicyError: no prompt, a temperature of 0, or trajectories that do not fit what was asked.
+        PolicyError: no prompt, a temperature of 0, trajectories that do not fit what was asked, a batch that cannot
+            be shared among the processes, a loss that is not a number, or a collapse as ``stage.health`` defines it.
     """
     if not examples:
         raise PolicyError("no prompt was selected for this stage; raise policy.select.candidates or set steps to 0")
@@ -71,7 +86,8 @@ def train_grpo(
     if not any(weights.values()):
         raise PolicyError("every reward part of this stage has weight 0; give one a weight in the rewards section")
     checkpoints.mkdir(parents=True, exist_ok=True)
-    curves = Curves(checkpoints / "curves.json", weights, stage.rollouts, progress)
+    curves = Curves(checkpoints / "curves.json", weights, stage.rollouts, progress, gather=gather, writes=rank() == 0)
+    start = _start_model(model, tokenizer, stage, temperature)
     config = _trl_config(stage, weights, temperature, seed, checkpoints, bf16, gradient_checkpointing)
     order = prompt_order(examples, stage.steps, stage.prompts_per_step, seed)
     with warnings.catch_warnings():
@@ -82,25 +98,35 @@ def train_grpo(
             processing_class=tokenizer,
             train_dataset=Dataset.from_dict({"prompt": [example.key for example in order]}),
             reward_funcs=[_reward_function(name) for name in weights],
-            rollout_func=_rollout_function({example.key: example for example in examples}, roll, weights, curves),
-            callbacks=[_CurvesCallback(curves)],
+            rollout_func=_rollout_function(
+                {example.key: example for example in examples}, roll, weights, curves, start
+            ),
+            callbacks=[_CurvesCallback(curves, stage)],
         )
     trainer.curves = curves
     trainer.schedule = stage.schedule
     trainer.remove_callback(PrinterCallback)
     last = newest_checkpoint(checkpoints)
     if last is not None:
-        done = int(last.name.rpartition("-")[2]) // trainer.updates
+        done = _updates(last) // trainer.updates
         curves.resume(done)
-        progress(f"resuming after step {done} from {last}")
+        if curves.writes:
+            progress(f"resuming after step {done} from {last}")
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     return curves.records
 
 
-def newest_checkpoint(checkpoints: Path) -> Path | None:
-    """The whole checkpoint with the most updates, or None. One without its trainer state was cut off and is skipped."""
+def newest_checkpoint(checkpoints: Path, most: float = math.inf) -> Path | None:
+    """The whole checkpoint with the most updates, ``most`` at most, or None.
+
+    One without its trainer state was cut off and is skipped.
+    """
     whole = [path for path in checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max((path for path in whole if _updates(path) <= most), key=_updates, default=None)
+
+
+def _updates(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def prompt_order(examples: Sequence[Example], steps: int, per_step: int, seed: int) -> list[Example]:
@@ -128,16 +154,17 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
 
     Micro-batches of one update are regrouped by length, and each is cut to its own longest prompt and completion: sums
     over an update are what they were, the padded work is not done. On a CPU, where TRL computes logits at every
-    position, they are computed for the policy's own tokens alone.
+    position, they are computed for the policy's own tokens alone, unless the model is wrapped for several processes:
+    gradients are only averaged when the wrapper's own forward is called.
     """
 
     lr_scheduler: Any
     _buffered_inputs: Any
-    curves: Curves | None = None
-    own_tokens: torch.Tensor | None = None
+    curves: Curves
     schedule: str = "constant"
+    own_tokens: torch.Tensor | None = None
     """(batch, completion) bool, of the sequences that are scored next: written by the policy."""
-    _log_probabilities: torch.Tensor | None = None
+    _log_probabilities: torch.Tensor
 
     @property
     def updates(self) -> int:
@@ -161,7 +188,7 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
         self._buffered_inputs = [
             batch
             for start in range(0, len(self._buffered_inputs), width)
-            for batch in _by_length(self._buffered_inputs[start : start + width])
+            for batch in by_length(self._buffered_inputs[start : start + width])
         ]
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
@@ -170,7 +197,8 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
         compute_entropy: bool = False, **more: Any,
     ) -> tuple[Any, Any, Any]:  # fmt: skip
         own = self.own_tokens
-        if input_ids.device.type == "cuda" or own is None or own.shape != (len(input_ids), logits_to_keep):
+        plain = model is self.model and input_ids.device.type == "cpu"
+        if not plain or own is None or own.shape != (len(input_ids), logits_to_keep):
             more |= {"batch_size": batch_size, "compute_entropy": compute_entropy}
             result = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, **more
@@ -178,33 +206,57 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
         else:
             size = batch_size or len(input_ids)
             parts = zip(*(rows.split(size) for rows in (input_ids, attention_mask, own)), strict=True)
-            scored = [_score_own(model, *part, temperature=self.temperature) for part in parts]
+            scored = [own_logprobs(model, *part, temperature=self.temperature) for part in parts]
             logps, entropies = (torch.cat(rows) for rows in zip(*scored, strict=True))
             result = (logps, entropies if compute_entropy else None, None)
         self._log_probabilities = result[0].detach()
         return result[0], result[1], result[2]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
-        inputs = _trim(inputs)
+        inputs = trim(inputs)
         self.own_tokens = mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
         loss = super()._compute_loss(model, inputs)
-        if self.curves is not None and self.state.global_step % self.updates == 0:
-            gap = (self._log_probabilities - inputs["sampling_per_token_logps"]).abs()[mask]  # type: ignore[operator]
-            if gap.numel():
-                self.curves.measured["logprob_gap"].append(gap.mean().item())
+        gap = (self._log_probabilities - inputs["sampling_per_token_logps"]).abs()[mask]
+        figures = torch.stack([(~loss.detach().isfinite()).float(), gap.sum(), mask.sum().float()])
+        broken, gaps, tokens = self.accelerator.reduce(figures, reduction="sum").tolist()
+        if broken:
+            step = self.state.global_step // self.updates + 1
+            raise PolicyError(_stopped(f"the loss of step {step} is not a number", self.args, step - 1, NUMBERS))
+        if tokens and math.isfinite(gaps) and self.state.global_step % self.updates == 0:
+            self.curves.measured["logprob_gap"].append(gaps / tokens)
         return loss
 
 
 class _CurvesCallback(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, curves: Curves) -> None:
+    """Closes a record after a batch's last update, and stops the stage when training has collapsed."""
+
+    def __init__(self, curves: Curves, stage: StageConfig) -> None:
         self.curves = curves
+        self.stage = stage
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not logs or "train_runtime" in logs:
             return
+        updates = args.steps_per_generation // args.gradient_accumulation_steps
+        step = math.ceil(state.global_step / updates)
+        if not math.isfinite(logs.get("grad_norm", 0.0)):
+            raise PolicyError(_stopped(f"the gradient of step {step} is not a number", args, step - 1, NUMBERS))
         self.curves.updated(logs)
-        if state.global_step % (args.steps_per_generation // args.gradient_accumulation_steps) == 0:
+        if state.global_step % updates == 0:
             self.curves.finish()
+            found = collapse(self.curves.records, self.stage.health)
+            if found is not None:
+                raise PolicyError(_stopped(f"after step {step} {found.reason}", args, found.healthy_steps, COLLAPSE))
+
+
+def _stopped(reason: str, args: Any, healthy_steps: int, cure: str) -> str:
+    """The message of a stage that stops; checkpoints after ``healthy_steps`` are not to be trusted."""
+    updates = args.steps_per_generation // args.gradient_accumulation_steps
+    last = newest_checkpoint(Path(args.output_dir), healthy_steps * updates)
+    kept = "no checkpoint was written while it was healthy"
+    if last is not None:
+        kept = f"the last healthy checkpoint is {last}, after step {_updates(last) // updates}"
+    return f"training stopped: {reason}; {kept}; {cure}"
 
 
 def _trl_config(
@@ -218,15 +270,17 @@ def _trl_config(
 ) -> GRPOConfig:
     batch = stage.prompts_per_step * stage.rollouts
     updates = batch // stage.sequences_per_update
+    micro_batch, accumulation = _shares(stage, world_size())
+    keep = 1 + math.ceil(stage.health.patience / stage.save_every)
     config = GRPOConfig(
         output_dir=str(checkpoints),
         use_cpu=not torch.cuda.is_available(),
         bf16=bf16 and torch.cuda.is_available(),
         seed=seed,
         max_steps=stage.steps * updates,
-        per_device_train_batch_size=stage.micro_batch,
-        gradient_accumulation_steps=stage.sequences_per_update // stage.micro_batch,
-        steps_per_generation=batch // stage.micro_batch,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=accumulation * updates,
         num_generations=stage.rollouts,
         num_iterations=1,
         shuffle_dataset=False,
@@ -249,10 +303,36 @@ def _trl_config(
         report_to="none",
         save_strategy="steps",
         save_steps=stage.save_every * updates,
-        save_total_limit=2,
+        save_total_limit=max(2, keep),
     )
     config.report_to = []
     return config
+
+
+def _shares(stage: StageConfig, processes: int) -> tuple[int, int]:
+    """One process's trajectories per forward pass, and forward passes per update."""
+    share = stage.sequences_per_update // processes
+    micro_batch = min(stage.micro_batch, share)
+    if (
+        stage.prompts_per_step % processes
+        or stage.sequences_per_update % processes
+        or not micro_batch
+        or share % micro_batch
+    ):
+        raise PolicyError(
+            f"{processes} processes cannot share {stage.prompts_per_step} prompts per step and "
+            f"{stage.sequences_per_update} sequences per update in micro-batches of {stage.micro_batch}; make both "
+            f"multiples of {processes}, and a process's sequences a multiple of micro_batch"
+        )
+    return micro_batch, share // micro_batch
+
+
+def _start_model(model: Any, tokenizer: Any, stage: StageConfig, temperature: float) -> StartModel | None:
+    """The start to measure the divergence from; None when it is not wanted or TRL's KL term measures it anyway."""
+    most = stage.health.kl_trajectories
+    if not most or stage.kl:
+        return None
+    return StartModel(model, temperature=temperature, pad_id=tokenizer.pad_token_id, most=most)
 
 
 def _reward_function(name: str) -> Callable[..., list[float | None]]:
@@ -264,7 +344,11 @@ def _reward_function(name: str) -> Callable[..., list[float | None]]:
 
 
 def _rollout_function(
-    examples: Mapping[str, Example], roll: Roll, weights: Mapping[str, float], curves: Curves
+    examples: Mapping[str, Example],
+    roll: Roll,
+    weights: Mapping[str, float],
+    curves: Curves,
+    start: StartModel | None,
 ) -> Callable[[list[str], Any], dict[str, Any]]:
     def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
         step = trainer.state.global_step // trainer.updates
@@ -276,7 +360,10 @@ def _rollout_function(
         finally:
             trainer.model.train(training)
         _check(prompts, trajectories)
-        curves.rolled_out(step + 1, trajectories, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        with trainer.accelerator.autocast():
+            divergence = start.divergence(trajectories) if start else None
+        curves.rolled_out(step + 1, trajectories, seconds, divergence)
         output = trl_output(trajectories, weights, trainer.processing_class.eos_token_id)
         rows = [torch.tensor(mask, dtype=torch.bool) for mask in output["env_mask"]]
         trainer.own_tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -304,23 +391,6 @@ def trl_output(trajectories: Sequence[Trajectory], weights: Mapping[str, float],
     }
 
 
-def _score_own(
-    model: Any, ids: torch.Tensor, attention: torch.Tensor, own: torch.Tensor, *, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities and entropies (without gradient) of the policy's own completion tokens, 0 elsewhere.
-
-    ``ids`` and ``attention`` (batch, P + C), ``own`` (batch, C); both results (batch, C) in nats.
-    """
-    width = own.shape[1]
-    hidden = model.base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[:, -width - 1 : -1][own]).float() / temperature
-    logps = logits.log_softmax(dim=-1)
-    chosen = logps.gather(1, ids[:, -width:][own][:, None]).squeeze(1)
-    spread = -(logps.detach().exp() * logps.detach()).sum(dim=-1)
-    empty = chosen.new_zeros(own.shape)
-    return empty.masked_scatter(own, chosen), empty.masked_scatter(own, spread)
-
-
 def _check(prompts: Sequence[str], trajectories: Sequence[Trajectory]) -> None:
     if [trajectory.example_key for trajectory in trajectories] != list(prompts):
         raise PolicyError(
@@ -333,40 +403,3 @@ def _check(prompts: Sequence[str], trajectories: Sequence[Trajectory]) -> None:
                 f"the rollout of {trajectory.example_key} has ids, mask and log-probabilities of {sorted(sizes)} "
                 f"tokens; they must be equally long"
             )
-
-
-def _by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same rows in the same number of equal batches, shortest completions first."""
-    whole = {
-        key: torch.cat([batch[key] for batch in batches])
-        for key, value in batches[0].items()
-        if isinstance(value, torch.Tensor) and value.ndim
-    }
-    order = torch.chunk(torch.argsort(whole["completion_mask"].sum(dim=1), stable=True), len(batches))
-    return [
-        {**batch, **{key: value[rows] for key, value in whole.items()}}
-        for batch, rows in zip(batches, order, strict=True)
-    ]
-
-
-_COMPLETION_KEYS = (
-    "completion_ids",
-    "completion_mask",
-    "tool_mask",
-    "sampling_per_token_logps",
-    "old_per_token_logps",
-    "ref_per_token_logps",
-)
-
-
-def _trim(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Cut padding columns: prompts (batch, P) are padded left, completions (batch, C) right."""
-    prompt = int(inputs["prompt_mask"].sum(dim=1).max())
-    completion = int(inputs["completion_mask"].sum(dim=1).max())
-    trimmed = dict(inputs)
-    for key in ("prompt_ids", "prompt_mask"):
-        trimmed[key] = inputs[key][:, -prompt:]
-    for key in _COMPLETION_KEYS:
-        if inputs.get(key) is not None:
-            trimmed[key] = inputs[key][:, :completion]
-    return trimmed

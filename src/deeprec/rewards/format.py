@@ -61,8 +61,8 @@ def format_value(violations: tuple[str, ...]) -> float:
 
 def _protocol_violations(trajectory: Trajectory, answer_size: int) -> set[str]:
     text = trajectory.text
-    head, _, rest = text.rpartition(ANSWER_OPEN)
-    body = rest.partition(ANSWER_CLOSE)[0]
+    head, opened, rest = text.rpartition(ANSWER_OPEN)
+    body = rest.partition(ANSWER_CLOSE)[0] if opened else ""
     holds = {
         "balanced_markup": {text.count(markup) for markup in (PREFERENCE_OPEN, PREFERENCE_CLOSE, LIST_OPEN, LIST_CLOSE)}
         == {len(trajectory.calls)},

@@ -11,16 +11,24 @@ from typing import Any
 import pytest
 import torch
 
-from deeprec.config import StageConfig
+from deeprec.config import HealthConfig, StageConfig
 from deeprec.errors import PolicyError
 from deeprec.policy import trl_adapter
+from deeprec.policy.batches import own_logprobs
 from deeprec.policy.trl_adapter import PolicyGradientTrainer, newest_checkpoint, prompt_order, rate_share, train_grpo
 from deeprec.types import Example, Trajectory
 
 Make = Callable[..., Trajectory]
 EXAMPLES = [Example(f"u{number}", ("i0",), "i1") for number in range(6)]
 STAGE = StageConfig(
-    steps=2, prompts_per_step=4, rollouts=4, sequences_per_update=8, micro_batch=4, learning_rate=1e-2, save_every=1
+    steps=2,
+    prompts_per_step=4,
+    rollouts=4,
+    sequences_per_update=8,
+    micro_batch=4,
+    learning_rate=1e-2,
+    save_every=1,
+    health=HealthConfig(min_mean_calls=0),
 )
 PROMPT = [5, 6]
 ENVIRONMENT = 9
@@ -60,30 +68,35 @@ def run(model: Any, tokenizer: Any, make: Make, path: Path, stage: StageConfig =
     return train_grpo(model, tokenizer, EXAMPLES, roll, {"good": 1.0}, stage, **options), seen
 
 
-def test_prompts_come_in_rows_of_a_group(model: Any, tokenizer: Any, trajectory: Make, tmp_path: Path) -> None:
-    records, seen = run(model, tokenizer, trajectory, tmp_path)
-    assert [len(keys) for keys in seen] == [16, 16]
-    for keys in seen:
-        groups = [keys[start : start + 4] for start in range(0, 16, 4)]
-        assert all(len(set(group)) == 1 for group in groups)
-        assert len({group[0] for group in groups}) == 4
-    assert [record["step"] for record in records] == [1, 2]
-    assert {"good", "reward", "mean_calls", "entropy", "loss", "zero_variance_groups"} <= records[0].keys()
-
-
-def test_recomputed_log_probabilities_are_the_sampled_ones(
+def test_prompts_come_in_order_and_in_rows_of_a_group(
     model: Any, tokenizer: Any, trajectory: Make, tmp_path: Path
 ) -> None:
-    records, _ = run(model, tokenizer, trajectory, tmp_path)
-    assert records[0]["logprob_gap"] < 1e-4
-    assert records[1]["logprob_gap"] < 1e-4
+    """The bandit samples from the model itself: recomputed log-probabilities are the sampled ones."""
+    records, seen = run(model, tokenizer, trajectory, tmp_path)
+    order = [example.key for example in prompt_order(EXAMPLES, steps=2, per_step=4, seed=0)]
+    assert seen == [[key for key in order[start : start + 4] for _ in range(4)] for start in (0, 4)]
+    assert [record["step"] for record in records] == [1, 2]
+    assert {"good", "reward", "mean_calls", "entropy", "loss", "zero_variance_groups"} <= records[0].keys()
+    assert all(record["logprob_gap"] < 1e-4 for record in records)
+    assert 0 <= records[0]["kl"] < 1e-8
 
 
-def test_the_reward_rises_on_a_bandit(model: Any, tokenizer: Any, trajectory: Make, tmp_path: Path) -> None:
+def test_the_reward_rises_and_the_loss_falls_on_a_bandit(
+    model: Any, tokenizer: Any, trajectory: Make, tmp_path: Path
+) -> None:
+    def loss() -> float:
+        """Cross-entropy of the rewarded token, in nats."""
+        with torch.no_grad():
+            return -float(model(torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1)[GOOD])
+
+    before = loss()
     stage = STAGE.model_copy(update={"steps": 25, "save_every": 100})
     records, _ = run(model, tokenizer, trajectory, tmp_path, stage)
     assert records[0]["reward"] < 0.5
     assert records[-1]["reward"] > 1.5
+    assert before > 2.0
+    assert loss() < before / 2
+    assert records[-1]["kl"] > 0.5
 
 
 def test_lengths_and_parts_reach_trl_unchanged(trajectory: Make) -> None:
@@ -181,6 +194,114 @@ def test_tokens_of_the_environment_get_no_gradient(
         torch.testing.assert_close(gradients[name], parameter.grad * scale, rtol=1e-3, atol=1e-6)
 
 
+def test_ids_masks_and_log_probabilities_reach_the_loss_as_they_were(
+    model: Any, tokenizer: Any, trajectory: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are regrouped by length, and each keeps its own; what is padding has no loss."""
+    caught = capture(monkeypatch)
+    made: dict[int, Trajectory] = {}
+
+    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+        for row, example in enumerate(examples):
+            listed = [ENVIRONMENT] * (7 * row % 5)
+            ids, mask = [10 + row, *listed, 21], [1, *[0] * len(listed), 1]
+            logprobs = [-0.1 * row, *[0.0] * len(listed), -1.0]
+            prompt = PROMPT[: 1 + row % 2]
+            made[10 + row] = trajectory(example.key, prompt, ids, mask, {"good": (float(row % 3), 1.0)}, logprobs)
+        return list(made.values())
+
+    stage = STAGE.model_copy(update={"steps": 1})
+    train_grpo(
+        model, tokenizer, EXAMPLES, roll, {"good": 1.0}, stage,
+        temperature=1.0, seed=0, checkpoints=tmp_path, progress=lambda line: None,
+    )  # fmt: skip
+    assert [len(batch["completion_ids"]) for batch in caught] == [4, 4, 4, 4]
+    rows = [{key: batch[key][row] for key in BATCH_KEYS} for batch in caught for row in range(4)]
+    assert {int(row["completion_ids"][0]) for row in rows} == made.keys()
+    for row in rows:
+        expected = made[int(row["completion_ids"][0])]
+        assert len({len(row[key]) for key in BATCH_KEYS if key.startswith(("completion", "tool", "sampling"))}) == 1
+        length = int(row["completion_mask"].sum())
+        assert tuple(row["completion_ids"][:length].tolist()) == expected.completion_ids
+        assert tuple(row["tool_mask"][:length].tolist()) == expected.loss_mask
+        torch.testing.assert_close(row["sampling_per_token_logps"][:length], torch.tensor(expected.logprobs))
+        assert tuple(row["prompt_ids"][row["prompt_mask"].bool()].tolist()) == expected.prompt_ids
+
+
+BATCH_KEYS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "sampling_per_token_logps")
+
+
+@pytest.mark.parametrize("place", ["ids", "mask", "logprobs"])
+def test_trajectories_of_unequal_parts_are_refused(
+    model: Any, tokenizer: Any, trajectory: Make, tmp_path: Path, place: str
+) -> None:
+    parts = {"ids": [20, 21], "mask": [1, 1], "logprobs": [-1.0, -1.0]}
+    parts[place] = parts[place][:1]
+
+    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+        return [
+            trajectory(example.key, PROMPT, parts["ids"], parts["mask"], {"good": (1.0, 1.0)}, parts["logprobs"])
+            for example in examples
+        ]
+
+    with pytest.raises(PolicyError, match="must be equally long"):
+        train_grpo(
+            model, tokenizer, EXAMPLES, roll, {"good": 1.0}, STAGE,
+            temperature=1.0, seed=0, checkpoints=tmp_path, progress=lambda line: None,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["ours", "trl"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_gradient_at_tokens_of_the_environment_is_exactly_0(
+    model: Any, tokenizer: Any, trajectory: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str,
+    masked: bool,
+) -> None:  # fmt: skip
+    """Logits come from the last hidden states, place by place. Where the next token is the environment's their gradient
+    is 0, in our own scoring and in TRL's; with the mask taken away it is not.
+    """
+    if path == "trl":
+        scored = PolicyGradientTrainer._get_per_token_logps_and_entropies
+
+        def whole(self: Any, *args: Any, **more: Any) -> Any:
+            self.own_tokens = None
+            return scored(self, *args, **more)
+
+        monkeypatch.setattr(PolicyGradientTrainer, "_get_per_token_logps_and_entropies", whole)
+    states: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def keep(module: Any, args: Any, given: dict[str, Any], output: Any) -> None:
+        if output.last_hidden_state.requires_grad:
+            output.last_hidden_state.retain_grad()
+            states.append((given["input_ids"], output.last_hidden_state))
+
+    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+        own = [0] if masked else [1]
+        return [
+            trajectory(
+                example.key, PROMPT, [20 + row, ENVIRONMENT, ENVIRONMENT, 22], [1, *own, *own, 1],
+                {"good": (float(row), 1.0)}, [-1.0] * 4,
+            )
+            for row, example in enumerate(examples)
+        ]  # fmt: skip
+
+    model.base_model.register_forward_hook(keep, with_kwargs=True)
+    stage = StageConfig(steps=1, prompts_per_step=1, rollouts=2, sequences_per_update=2, micro_batch=2)
+    train_grpo(
+        model, tokenizer, EXAMPLES, roll, {"good": 1.0}, stage,
+        temperature=1.0, seed=0, checkpoints=tmp_path, progress=lambda line: None,
+    )  # fmt: skip
+    ((ids, hidden),) = states
+    assert hidden.grad is not None
+    sizes = hidden.grad.abs().sum(dim=-1)[:, :-1]
+    listed = ids[:, 1:] == ENVIRONMENT
+    own = ids[:, 1:] >= 20
+    assert (int(listed.sum()), int(own.sum())) == (4, 4)
+    assert bool((sizes[own] > 0).all())
+    assert bool((sizes[listed] == 0).all()) is masked
+    assert bool((sizes[~listed & ~own] == 0).all())
+
+
 def test_a_stage_that_was_cut_off_goes_on_from_its_checkpoint(
     model: Any, tokenizer: Any, trajectory: Make, tmp_path: Path
 ) -> None:
@@ -224,7 +345,7 @@ def test_scoring_own_tokens_alone_changes_no_number(model: Any) -> None:
     ids = torch.tensor([[0, 5, 6, 20, 9, 21], [4, 5, 6, 22, 23, 0]])
     attention = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
     own = torch.tensor([[1, 0, 1], [1, 1, 0]], dtype=torch.bool)
-    logps, entropies = trl_adapter._score_own(model, ids, attention, own, temperature=0.7)
+    logps, entropies = own_logprobs(model, ids, attention, own, temperature=0.7)
     whole = (model(input_ids=ids, attention_mask=attention).logits / 0.7).log_softmax(-1)
     chosen = whole[:, 2:5].gather(2, ids[:, 3:, None]).squeeze(2)
     torch.testing.assert_close(logps, chosen * own)

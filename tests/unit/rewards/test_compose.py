@@ -72,6 +72,38 @@ def test_an_unknown_target_leaves_the_pointwise_part_unscored(make, scorer):
     assert [part.value for part in parts] == [0.0, 0.0, None]
 
 
+def test_diversity_may_be_scored_in_stage_2_as_well(make, scorer, embedder):
+    """Weighted as configured, scored whether or not the format holds, and part of the sum."""
+    stage = scorer(RewardsConfig().stage2.model_copy(update={"diversity": 2.0}))
+    valid, broken = stage.score([make(), make(answer=("a", "a"))], ["c", "c"])
+    assert [(part.name, part.weight) for part in valid] == [
+        ("format", 1.0),
+        ("diversity", 2.0),
+        ("listwise", 1.0),
+        ("pointwise", 1.0),
+    ]
+    assert [part.value for part in broken] == [-1.0, pytest.approx(0.2), None, None]
+    assert replace(make(), rewards=valid).reward == pytest.approx(0.4 + 1.2 + 5.2)
+    assert replace(make(), rewards=broken).reward == pytest.approx(-1.0 + 0.4)
+    assert len(embedder.requests) == 1
+
+
+def test_groups_of_a_batch_are_one_call_of_the_embedder(make, scorer, embedder):
+    """Eight prompts with groups of eight, each phrase once."""
+    calls = ((((), "ab"), (("comedy",), "cd")), ((("drama",), "ab"), (("dark comedy", "comedy"), "cd")))
+    batch = [make(calls=calls[row % 2], key=f"u{row // 8}@3") for row in range(64)]
+    scored = scorer(RewardsConfig().stage1).score(batch, ["a"] * 64)
+    assert embedder.requests == [("anything", "comedy", "dark comedy", "drama")]
+    assert scored[2:] == scored[:-2]
+
+
+def test_the_weights_of_the_method():
+    rewards = RewardsConfig()
+    assert rewards.stage1 == StageRewards(format=1, interaction=1, diversity=1)
+    assert rewards.stage2 == StageRewards(format=1, listwise=1, pointwise=1)
+    assert rewards.strict_format
+
+
 def test_nothing_to_score(scorer):
     assert scorer(RewardsConfig().stage1).score([], []) == []
 

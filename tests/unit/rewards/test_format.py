@@ -1,13 +1,19 @@
-"""Every format rule, broken one at a time."""
+"""Every format rule, broken alone and in pairs, and titles that try to break them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from deeprec.explore.protocol import AnswerText, TitleBook, parse_segment, render_list
+from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, MARKUP
 from deeprec.rewards.format import RULES, STRICT_RULES, format_value, format_violations, scripts
-from deeprec.types import EndReason
+from deeprec.types import Call, Catalogue, EndReason, Item, RetrievedItem, Trajectory
+from tests.unit.rewards.mutations import MUTATIONS
 
 OPEN, CLOSE = "<|begin_of_preference|>", "<|end_of_preference|>"
 LIST_OPEN, LIST_CLOSE = "<|begin_of_item_list|>", "<|end_of_item_list|>"
@@ -22,6 +28,40 @@ def test_a_valid_rollout(make, explore):
     assert format_violations(make(), explore) == ()
     assert format_value(()) == 0.0
     assert format_value(("one_call",)) == -1.0
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_a_rule_broken_alone(make, explore, mutation):
+    trajectory = mutation.change(make())
+    assert set(format_violations(trajectory, explore)) == mutation.broken
+    assert format_value(format_violations(trajectory, explore)) == -1.0
+    assert set(format_violations(trajectory, explore, strict=False)) == mutation.broken & set(RULES)
+
+
+PAIRS = [pair for pair in combinations(MUTATIONS, 2) if not pair[0].touches & pair[1].touches]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair[0]}, {pair[1]}")
+def test_two_rules_broken_together_are_both_named_and_cost_no_more(make, explore, pair):
+    first, second = pair
+    trajectory = second.change(first.change(make()))
+    violations = format_violations(trajectory, explore)
+    assert set(violations) == first.broken | second.broken
+    assert format_value(violations) == -1.0
+    lenient = format_violations(trajectory, explore, strict=False)
+    assert set(lenient) == (first.broken | second.broken) & set(RULES)
+
+
+def test_every_rule_is_broken_by_some_mutation_and_in_some_pair():
+    assert set().union(*(mutation.broken for mutation in MUTATIONS)) == {*RULES, *STRICT_RULES}
+    together = [{*first.broken, *second.broken} for first, second in PAIRS]
+    assert all(any({rule, other} <= found for found in together) for rule in RULES for other in STRICT_RULES)
+
+
+@pytest.mark.parametrize("markup", [one for one in MARKUP if one not in (ANSWER_OPEN, ANSWER_CLOSE)])
+def test_no_markup_of_the_protocol_is_allowed_in_the_answer(make, explore, markup):
+    trajectory = edited(make(), "1. Alien\n2.", f"1. Alien {markup}\n2.")
+    assert "plain_answer" in format_violations(trajectory, explore, strict=False)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +159,69 @@ def test_scripts():
     assert scripts("abc é 12 …") == {"LATIN"}
     assert scripts("Фильм 映画") == {"CYRILLIC", "CJK"}
     assert scripts("123") == set()
+
+
+PIECES = [
+    *MARKUP,
+    "<|im_end|>",
+    "[INST]",
+    "User: ",
+    "\n1. ",
+    "\n",
+    "2. ",
+    " | 99",
+    "; ",
+    "Alien",
+    "Солярис",
+    "é",
+    " ",
+    "\u2028",
+]
+HOSTILE = st.lists(st.sampled_from(PIECES), min_size=0, max_size=8).map("".join)
+
+
+@given(titles=st.lists(HOSTILE, min_size=4, max_size=4))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+def test_a_title_forges_neither_a_list_nor_an_answer(explore, titles):
+    """Lists and answers are rendered and read as rollouts do it: with hostile titles a valid rollout stays valid."""
+    book = TitleBook(Catalogue(tuple(Item(f"i{row}", title) for row, title in enumerate(titles))))
+    first, second = (tuple(RetrievedItem(item_id, 0.5) for item_id in ids) for ids in (("i0", "i1"), ("i2", "i3")))
+    explored = "".join(
+        f"\nLook.\n{OPEN}{words}{CLOSE}{render_list(items, book, explore)}"
+        for words, items in (("anything", first), ("comedy", second))
+    )
+    lines = "".join(f"{number}. {book.title(item_id)}\n" for number, item_id in enumerate(("i1", "i2"), start=1))
+    written = f"Rank.\n</think>\n{ANSWER_OPEN}\n{lines}{ANSWER_CLOSE}"
+    parsed = parse_segment(written)
+    assert isinstance(parsed, AnswerText)
+    answer = tuple(book.resolve(title, {"i0", "i1", "i2", "i3"}) for title in parsed.titles)
+    assert answer == ("i1", "i2")
+    calls = (Call("anything", (), first), Call("comedy", ("comedy",), second))
+    valid = _rollout(explored + written, calls, answer, EndReason.ANSWERED)
+    assert format_violations(valid, explore) == ()
+    # The same lists without an answer: none of the titles counts as one.
+    silent = _rollout(explored + "Rank.\n</think>\n", calls, (), EndReason.OUTSIDE_PROTOCOL)
+    assert set(format_violations(silent, explore)) == {"one_answer", "answer_lines", "distinct_items"}
+
+
+@given(title=st.text("abcdef ", min_size=1, max_size=8), around=st.tuples(*[st.text("xyz", max_size=3)] * 2))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+def test_a_retrieved_title_that_contains_another_never_counts_as_it(explore, title, around):
+    if not title.strip() or not "".join(around):
+        return
+    longer = around[0] + title.strip() + around[1]
+    book = TitleBook(Catalogue((Item("short", title.strip()), Item("long", longer), Item("other", "Brazil"))))
+    retrieved = {"long", "other"}
+    assert book.resolve(book.title("short"), retrieved) is None
+    assert book.resolve(book.title("long"), retrieved) == "long"
+    items = tuple(RetrievedItem(item_id, 0.5) for item_id in ("long", "other"))
+    text = (
+        f"\nLook.\n{OPEN}anything{CLOSE}{render_list(items, book, explore)}Rank.\n</think>\n{ANSWER_OPEN}\n"
+        f"1. {book.title('short')}\n2. Brazil\n{ANSWER_CLOSE}"
+    )
+    trajectory = _rollout(text, (Call("anything", (), items),), (None, "other"), EndReason.ANSWERED)
+    assert format_violations(trajectory, explore) == ("retrieved_items",)
+
+
+def _rollout(text, calls, answer, end):
+    return Trajectory("u@3", "u", (1,), (2,), (1,), (-0.1,), text=text, calls=calls, answer=answer, end=end)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deeprec.rewards.diversity import diversity_values, mean_pairwise_cosine
 from deeprec.rewards.interaction import interaction_value
 from deeprec.rewards.listwise import listwise_value
 from deeprec.rewards.pointwise import pointwise_value
+from deeprec.types import Catalogue, Item, ItemVectors
 
 
 def test_interaction():
@@ -59,3 +62,38 @@ def test_pointwise(catalogue, vectors):
     assert pointwise_value(("gone", None), "a", catalogue, vectors) == 0.0
     assert pointwise_value((), "a", catalogue, vectors) is None
     assert pointwise_value(("a",), "gone", catalogue, vectors) is None
+
+
+def test_the_numbers_of_the_method(catalogue, vectors):
+    """k = 10: rank 0 and 9 of the target; ten equal items are worth 10 whatever their weights."""
+    assert listwise_value(tuple("abcdefghij"), "j", 10) == pytest.approx(1.2)
+    assert pointwise_value(("a",) * 10, "a", catalogue, vectors) == pytest.approx(10.0)
+    # w = (1 − i/10)²: 1, 0.81, 0.64, … sum to 3.85, and the target first is worth 10/3.85 of the rest unknown.
+    assert pointwise_value(("a", *[None] * 9), "a", catalogue, vectors) == pytest.approx(10 / 3.85)
+    assert pointwise_value((None, "a", *[None] * 8), "a", catalogue, vectors) == pytest.approx(8.1 / 3.85)
+
+
+@st.composite
+def answers(draw):
+    """Unit vectors of five items, and an answer of items and unknown lines."""
+    rows = draw(st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=3), min_size=10, max_size=10))
+    made = np.array(rows, dtype=np.float32) + np.array([2, 0, 0], dtype=np.float32)
+    unit = made / np.linalg.norm(made, axis=1, keepdims=True)
+    answer = draw(st.lists(st.sampled_from(["i0", "i1", "i2", "i3", "i4", None, "gone"]), min_size=1, max_size=10))
+    return ItemVectors(unit[:5], unit[5:]), tuple(answer)
+
+
+@given(answers())
+def test_an_unknown_title_is_worth_a_similarity_of_0(drawn):
+    vectors, answer = drawn
+    catalogue = Catalogue(tuple(Item(f"i{row}", f"Item {row}") for row in range(5)))
+    total = weighted = 0.0
+    for place, item_id in enumerate(answer):
+        weight = (1 - place / len(answer)) ** 2
+        total += weight
+        if item_id is not None and item_id != "gone":
+            row = int(item_id[1])
+            cosines = [float(made[row] @ made[0]) for made in (vectors.text, vectors.collaborative)]
+            weighted += weight * sum(cosines) / 2
+    assert pointwise_value(answer, "i0", catalogue, vectors) == pytest.approx(10 * weighted / total, abs=1e-4)
+    assert pointwise_value(tuple(None for _ in answer), "i0", catalogue, vectors) == 0.0

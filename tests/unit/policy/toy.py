@@ -1,0 +1,105 @@
+"""A bandit that trains in a moment, and a program that trains it in a process of its own.
+
+Two sampled tokens with tokens of the environment between them; 1 for each that is ``GOOD``. What is sampled depends on
+the weights, the step, the prompt and the place in its group, and on nothing else: neither on the process nor on what it
+did before. ``python -m tests.unit.policy.toy PLACE`` trains ``SCHEDULES`` below ``PLACE``, as one of several processes
+when a launcher says so, and writes down what this process saw.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from deeprec.config import HealthConfig, StageConfig
+from deeprec.policy.processes import rank
+from deeprec.policy.trl_adapter import train_grpo
+from deeprec.types import EndReason, Example, JsonDict, RewardPart, Trajectory
+
+WORDS = 12
+PROMPT = (3, 4)
+ENVIRONMENT = 9
+GOOD = 5
+EXAMPLES = [Example(f"u{number}", ("i0",), "i1") for number in range(6)]
+STAGE = StageConfig(
+    steps=2, prompts_per_step=4, rollouts=4, sequences_per_update=8, micro_batch=4, learning_rate=1e-2, save_every=1,
+    health=HealthConfig(min_mean_calls=0),
+)  # fmt: skip
+SCHEDULES = {"two updates": STAGE, "one update": STAGE.model_copy(update={"sequences_per_update": 16})}
+
+
+def build() -> tuple[Any, Any]:
+    """The same small model and tokenizer every time."""
+    words = Tokenizer(WordLevel({str(number): number for number in range(WORDS)}, unk_token="0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="1")
+    config = Qwen2Config(
+        vocab_size=WORDS, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Qwen2ForCausalLM(config), tokenizer
+
+
+def explore(model: Any, example: Example, place: int, step: int) -> Trajectory:
+    """One rollout of the bandit, the ``place``-th of its group."""
+    generator = torch.Generator().manual_seed(1000 * step + 10 * int(example.user_id[1:]) + place)
+    ids: list[int] = []
+    logprobs: list[float] = []
+    mask: list[int] = []
+    for turn in range(2):
+        with torch.no_grad():
+            scores = model(torch.tensor([[*PROMPT, *ids]])).logits[0, -1].log_softmax(-1)
+        token = int(torch.multinomial(scores.exp(), 1, generator=generator))
+        listed = 2 + place % 3 if turn == 0 else 0
+        ids += [token] + [ENVIRONMENT] * listed
+        logprobs += [float(scores[token])] + [0.0] * listed
+        mask += [1] + [0] * listed
+    value = float(sum(token == GOOD for token, own in zip(ids, mask, strict=True) if own))
+    return Trajectory(
+        example.key, example.user_id, PROMPT, tuple(ids), tuple(mask), tuple(logprobs), "", (), (),
+        EndReason.ANSWERED, (RewardPart("good", value, 1.0),),
+    )  # fmt: skip
+
+
+def train(
+    place: Path, stage: StageConfig, *, die_at: int | None = None, progress: Callable[[str], None] = print
+) -> tuple[Any, list[JsonDict], list[list[str]]]:
+    """The trained model, its records, and the keys of each step's examples; killed in step ``die_at`` (0-based)."""
+    model, tokenizer = build()
+    seen: list[list[str]] = []
+
+    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+        if step == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen.append([example.key for example in examples])
+        return [explore(model, example, row % stage.rollouts, step) for row, example in enumerate(examples)]
+
+    records = train_grpo(
+        model, tokenizer, EXAMPLES, roll, {"good": 1.0}, stage,
+        temperature=1.0, seed=0, checkpoints=place, progress=progress,
+    )  # fmt: skip
+    return model, records, seen
+
+
+def main() -> None:
+    place = Path(sys.argv[1])
+    for name, stage in SCHEDULES.items():
+        model, records, seen = train(place / name, stage)
+        torch.save(model.state_dict(), place / f"{name} {rank()}.pt")
+        (place / f"{name} {rank()}.json").write_text(json.dumps({"records": records, "seen": seen}))
+
+
+if __name__ == "__main__":
+    main()
