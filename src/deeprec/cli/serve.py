@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deeprec.cli.places import features_beside
 from deeprec.config import ServingConfig
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def serve(
 
     port = free_port(host, port)
     loaded = Bundle.load(bundle)
-    store = features if features is not None else _beside(bundle)
+    store = features if features is not None else features_beside(bundle)
     histories = HistoryStore(store) if store is not None else None
     if histories is not None:
         histories.open()
@@ -88,13 +89,6 @@ def introduction(bundle: Bundle, features: Path | None, host: str, port: int) ->
         "",
     ]
     return "\n".join(lines)
-
-
-def _beside(bundle: str) -> Path | None:
-    if "://" in bundle:
-        return None
-    found = Path(bundle).absolute().parent / "features"
-    return found if found.is_dir() else None
 
 
 def _curl(host: str, port: int, model: str, request: dict[str, object]) -> str:

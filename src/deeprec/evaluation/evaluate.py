@@ -12,55 +12,39 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deeprec.checks.gate import Verdict
 from deeprec.config import EvaluationConfig, ExploreConfig, RewardsConfig, TextConfig
 from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.data.splits import popularity, test_examples
-from deeprec.errors import ArtifactError, DataError, StoreError
-from deeprec.evaluation.baselines import popularity_answers, trm_answers
-from deeprec.evaluation.behaviour import behaviour
-from deeprec.evaluation.outcome import Outcome, ranks_of, valid_answers
-from deeprec.evaluation.reading import ReadTrajectory, choose, outcome_of, read
+from deeprec.errors import ArtifactError, StoreError
+from deeprec.evaluation.baselines import popularity_answers
+from deeprec.evaluation.outcome import Outcome, ranks_of
+from deeprec.evaluation.reading import ReadTrajectory
 from deeprec.evaluation.report import ReportData, render
+from deeprec.evaluation.setting import (
+    Progress,
+    Setting,
+    measure,
+    open_setting,
+    roll_out,
+    scored,
+    stories,
+    violations_of,
+)
 from deeprec.evaluation.significance import compare
 from deeprec.evaluation.verdict import judge, sentences, served
 from deeprec.explore.loading import load_policy, same_policy
-from deeprec.explore.protocol import TitleBook
-from deeprec.explore.summary import summarise
 from deeprec.explore.trajectories import write_trajectories
 from deeprec.store import read_artifact, write_artifact
-from deeprec.types import Catalogue, Embedder, Example, JsonDict, Policy, Trajectory
-
-if TYPE_CHECKING:
-    from deeprec.trm.retriever import TrmRetriever
+from deeprec.types import JsonDict, Trajectory
 
 KIND = "evaluation"
 BASELINES = ("popularity", "trm", "scripted")
 POLICIES = ("start", "stage1", "stage2")
-PROGRESS_LINES = 8
-"""Progress lines per policy, at most some more."""
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all recommenders share: the users, what they choose from, and the TRM's own answers."""
-
-    catalogue: Catalogue
-    examples: Sequence[Example]
-    retriever: TrmRetriever
-    embedder: Embedder
-    titles: TitleBook
-    explore: ExploreConfig
-    rewards: RewardsConfig
-    trm_answers: Sequence[tuple[str, ...]]
-    seed: int
 
 
 def say(line: str) -> None:
@@ -95,14 +79,14 @@ def evaluate(
     """
     paths = {"start": Path(start), "stage1": Path(stage1), "stage2": Path(stage2)}
     data = read_dataset(dataset)
-    setting = _setting(data, Path(trm), explore, rewards, text, seed)
+    setting = open_setting(data, test_examples(data), Path(trm), explore, rewards, text, seed)
     progress(f"evaluating {len(setting.examples)} users")
     outcomes = _baselines(setting, data, progress)
     sections: dict[str, Any] = {"explore": explore, "rewards": rewards, "text": text, "evaluation": evaluation}
     configuration = {name: section.model_dump(mode="json") for name, section in sections.items()}
     parents = [Path(dataset), Path(trm), *paths.values()]
     with write_artifact(out, KIND, config=configuration, parents=parents, seed=seed) as work:
-        policies, stories = _policies(setting, paths, evaluation.trajectories, work, progress)
+        policies, to_read = _policies(setting, paths, evaluation.trajectories, work, progress)
         outcomes |= policies
         metrics = assemble(data, outcomes, evaluation, seed)
         verdict = judge(metrics, evaluation.gate, work / "report.html")
@@ -113,7 +97,7 @@ def evaluate(
                 sentences=sentences(metrics, evaluation.gate),
                 behaviours={name: one.behaviour for name, one in outcomes.items() if one.behaviour is not None},
                 curves={"trm": _curve(Path(trm)), **{name: _curve(path) for name, path in paths.items()}},
-                trajectories=stories,
+                trajectories=to_read,
                 configuration={"seed": seed, **configuration, "trm": _json(Path(trm) / "config.json")},
             )
         )
@@ -123,19 +107,6 @@ def evaluate(
     for line in sentences(metrics, evaluation.gate):
         progress(line)
     return verdict, metrics
-
-
-def measure(
-    setting: Setting, trajectories: Sequence[Trajectory], violations: Sequence[Sequence[str]], *, figures: bool = True
-) -> Outcome:
-    """Score trajectories, one per example in order; broken rules make an answer a miss.
-
-    ``figures`` adds what is reported of a policy besides its metrics.
-    """
-    ranks = ranks_of(valid_answers(trajectories, violations), setting.examples, setting.explore.answer_size)
-    valid = [not broken for broken in violations]
-    added = summarise(trajectories, setting.examples, valid, setting.trm_answers) if figures else {}
-    return Outcome(ranks, added, behaviour(trajectories, setting.examples, violations))
 
 
 def assemble(data: Dataset, outcomes: Mapping[str, Outcome], evaluation: EvaluationConfig, seed: int) -> JsonDict:
@@ -155,30 +126,6 @@ def assemble(data: Dataset, outcomes: Mapping[str, Outcome], evaluation: Evaluat
     return {**metrics, "serve": served(metrics, evaluation.gate)}
 
 
-def _setting(
-    data: Dataset, trm: Path, explore: ExploreConfig, rewards: RewardsConfig, text: TextConfig, seed: int
-) -> Setting:
-    from deeprec.trm.retriever import TrmRetriever
-    from deeprec.trm.text import load_embedder
-
-    examples = test_examples(data)
-    if not examples:
-        raise DataError("the dataset has no users to evaluate; import data with at least one")
-    embedder = load_embedder(text)
-    retriever = TrmRetriever.load(trm, data.catalogue, embedder)
-    return Setting(
-        catalogue=data.catalogue,
-        examples=examples,
-        retriever=retriever,
-        embedder=embedder,
-        titles=TitleBook(data.catalogue),
-        explore=explore,
-        rewards=rewards,
-        trm_answers=trm_answers(retriever, examples, explore.answer_size),
-        seed=seed,
-    )
-
-
 def _baselines(setting: Setting, data: Dataset, progress: Progress) -> dict[str, Outcome]:
     k = setting.explore.answer_size
     popular = popularity_answers(popularity(data), data.catalogue, setting.examples, k)
@@ -193,7 +140,7 @@ def _baselines(setting: Setting, data: Dataset, progress: Progress) -> dict[str,
 
 
 def _policies(
-    setting: Setting, paths: Mapping[str, Path], stories: int, work: Path, progress: Progress
+    setting: Setting, paths: Mapping[str, Path], count: int, work: Path, progress: Progress
 ) -> tuple[dict[str, Outcome], list[ReadTrajectory]]:
     """Outcomes of the policies, and the last one's trajectories: some to read, all of them in a file under ``work``.
 
@@ -209,48 +156,14 @@ def _policies(
             outcomes[name] = outcomes[previous]
             progress(f"{name}: the same files as {previous}, so the same answers")
         else:
-            trajectories = _roll_out(setting, name, load_policy(path), progress)
-            violations = [_violations(setting, trajectory) for trajectory in trajectories]
+            trajectories = roll_out(setting, name, load_policy(path), progress)
+            violations = [violations_of(setting, trajectory) for trajectory in trajectories]
             outcomes[name] = measure(setting, trajectories, violations)
         progress(_line(name, outcomes[name]))
         previous = name
-    trajectories = _scored(setting, trajectories)
+    trajectories = scored(setting, trajectories)
     write_trajectories(work / "trajectories.parquet", trajectories)
-    return outcomes, _stories(setting, trajectories, violations, stories)
-
-
-def _roll_out(setting: Setting, name: str, policy: Policy, progress: Progress) -> list[Trajectory]:
-    """Greedy rollouts for every user, in order, with a line after every few batches."""
-    from deeprec.explore.rollout import rollout
-
-    users = len(setting.examples)
-    step = setting.explore.batch_size * max(1, users // (setting.explore.batch_size * PROGRESS_LINES))
-    trajectories: list[Trajectory] = []
-    for first in range(0, users, step):
-        part = setting.examples[first : first + step]
-        trajectories += rollout(
-            policy, setting.retriever, setting.titles, part, setting.explore, temperature=0.0, seed=setting.seed
-        )
-        progress(f"{name}: {len(trajectories)} of {users} users")
-    return trajectories
-
-
-def _violations(setting: Setting, trajectory: Trajectory) -> tuple[str, ...]:
-    from deeprec.rewards.format import format_violations
-
-    return format_violations(trajectory, setting.explore, strict=setting.rewards.strict_format)
-
-
-def _scored(setting: Setting, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """The trajectories with the reward parts of stage 2, for a reader; no metric depends on them."""
-    from deeprec.rewards.compose import Scorer
-
-    vectors = setting.retriever.item_vectors()
-    scorer = Scorer(
-        setting.rewards.stage2, setting.rewards, setting.explore, setting.catalogue, setting.embedder, vectors
-    )
-    parts = scorer.score(trajectories, [example.target for example in setting.examples])
-    return [replace(one, rewards=tuple(own)) for one, own in zip(trajectories, parts, strict=True)]
+    return outcomes, stories(setting, trajectories, violations, count)
 
 
 def _scripted(setting: Setting) -> Outcome:
@@ -258,14 +171,6 @@ def _scripted(setting: Setting) -> Outcome:
 
     trajectories = explore(setting.examples, setting.retriever, setting.titles, setting.explore)
     return measure(setting, trajectories, [()] * len(trajectories), figures=False)
-
-
-def _stories(
-    setting: Setting, trajectories: Sequence[Trajectory], violations: Sequence[Sequence[str]], count: int
-) -> list[ReadTrajectory]:
-    triples = list(zip(trajectories, setting.examples, violations, strict=True))
-    chosen = choose([outcome_of(*triple) for triple in triples], count)
-    return [read(*triples[place], setting.trm_answers[place], setting.catalogue) for place in chosen]
 
 
 def _line(name: str, outcome: Outcome) -> str:

@@ -1,33 +1,46 @@
 """Trajectories prepared for a reader: titles in place of ids, where each answered item came from, what was hit.
 
-Plain values for the template; nothing is escaped here, the template escapes everything.
+Plain values for a page or a terminal. Titles and what a policy wrote are untrusted: ``plain`` takes out what could move
+a cursor or change the direction of a line. Markup is left in; the page sets text, never HTML, and the terminal escapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from deeprec.types import Catalogue, Example, Trajectory
+from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, LIST_CLOSE, PREFERENCE_CLOSE, PREFERENCE_OPEN, THINK_CLOSE
+from deeprec.types import Call, Catalogue, Example, Trajectory
 
 HISTORY_SHOWN = 10
+MAX_TEXT = 4000
+"""Characters kept of what a policy wrote in one turn."""
+EXTREME_SHARE = 10
+"""One in so many of the rollouts to read is among the highest rewards, and as many among the lowest."""
+
+Found = dict[str, tuple[int, int]]
+"""Item id → the call that first returned it and its rank there, both 1-based."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadItem:
-    """One line of a list: ``new`` when no earlier call of the rollout returned it."""
+    """One line of a list. ``score`` is 0–100; ``first`` the call that returned it first, 1-based."""
 
+    item_id: str
     title: str
     score: int
+    first: int
     new: bool
     target: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ReadCall:
-    """One call and its list."""
+    """One call: the thought before it, the preference as written, and its list."""
 
     number: int
+    thought: str
     preference: str
     items: tuple[ReadItem, ...]
 
@@ -38,29 +51,61 @@ class ReadCall:
 
 @dataclass(frozen=True, slots=True)
 class ReadAnswer:
-    """One answered line: the first call that returned the item, and its rank in the TRM's own answer (1-based)."""
+    """One answered line, and the first call that returned the item with its preference and the item's rank there.
 
+    ``trm_rank`` is the item's rank in the TRM's own answer. Ranks are 1-based; None where there is none.
+    """
+
+    item_id: str | None
     title: str
     call: int | None
+    rank: int | None
     preference: str
     trm_rank: int | None
     target: bool
 
 
 @dataclass(frozen=True, slots=True)
+class ReadReward:
+    """One reward part; ``value`` is None where it was not scored."""
+
+    name: str
+    value: float | None
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReadTrajectory:
-    """One rollout to read. ``outcome`` is ``hit``, ``miss`` or ``invalid``; ``rewards`` are (part, value × weight)."""
+    """One rollout to read.
+
+    ``outcome`` is ``hit``, ``miss`` or ``invalid``, ``summary`` says it in words; ``end`` why it ended and
+    ``violations`` the format rules it breaks; ``thought`` what was written after the last list but for the answer,
+    ``ending`` all that was; ``trm`` the titles of the TRM's own answer; ``found`` the call that first returned the
+    target and ``answered`` the target's rank in the answer (0: none).
+    """
 
     user_id: str
     history: tuple[str, ...]
     earlier: int
     calls: tuple[ReadCall, ...]
+    thought: str
+    ending: str
     answer: tuple[ReadAnswer, ...]
+    trm: tuple[str, ...]
     target: str
+    found: int
+    answered: int
     outcome: str
     summary: str
-    rewards: tuple[tuple[str, str], ...]
-    text: str
+    end: str
+    violations: tuple[str, ...]
+    rewards: tuple[ReadReward, ...]
+
+    @property
+    def reward(self) -> float | None:
+        """Weighted sum of the scored parts; None when no part was scored."""
+        scored = [part.value * part.weight for part in self.rewards if part.value is not None]
+        return sum(scored) if scored else None
 
 
 def read(
@@ -71,56 +116,147 @@ def read(
     catalogue: Catalogue,
 ) -> ReadTrajectory:
     """Resolve one trajectory against the catalogue."""
-    source: dict[str, tuple[int, str]] = {}
-    calls = []
-    for number, call in enumerate(trajectory.calls, 1):
-        items = tuple(
-            ReadItem(
-                _title(catalogue, item.item_id),
-                round(100 * item.score),
-                item.item_id not in source,
-                item.item_id == example.target,
-            )
-            for item in call.items
-        )
-        for item in call.items:
-            source.setdefault(item.item_id, (number, call.preference))
-        calls.append(ReadCall(number, call.preference, items))
-    rank = {item_id: place for place, item_id in enumerate(trm_answer, 1)}
-    answer = tuple(
-        ReadAnswer(
-            _title(catalogue, item_id),
-            source.get(item_id or "", (None, ""))[0],
-            source.get(item_id or "", (None, ""))[1],
-            rank.get(item_id or ""),
-            item_id == example.target,
-        )
-        for item_id in trajectory.answer
-    )
-    outcome, summary = _outcome(trajectory, example, violations, rank, source)
+    found: Found = {}
+    *before, ending = written(trajectory)
+    calls = [
+        read_call(number, call, text, found, catalogue, example.target)
+        for number, (call, text) in enumerate(zip(trajectory.calls, before, strict=True), 1)
+    ]
+    outcome = outcome_of(trajectory, example, violations)
+    answered = 1 + trajectory.answer.index(example.target) if example.target in trajectory.answer else 0
     return ReadTrajectory(
-        user_id=example.user_id,
-        history=tuple(_title(catalogue, item_id) for item_id in example.history[-HISTORY_SHOWN:]),
+        user_id=plain(example.user_id),
+        history=tuple(title_of(catalogue, item_id) for item_id in example.history[-HISTORY_SHOWN:]),
         earlier=max(0, len(example.history) - HISTORY_SHOWN),
         calls=tuple(calls),
-        answer=answer,
-        target=_title(catalogue, example.target),
+        thought=thought_of(ending),
+        ending=plain(ending, lines=True),
+        answer=read_answer(trajectory, found, trm_answer, catalogue, example.target),
+        trm=tuple(title_of(catalogue, item_id) for item_id in trm_answer),
+        target=title_of(catalogue, example.target),
+        found=found.get(example.target, (0, 0))[0],
+        answered=answered,
         outcome=outcome,
-        summary=summary,
+        summary=_summary(outcome, trajectory, example.target, violations, trm_answer, found),
+        end=str(trajectory.end),
+        violations=tuple(violations),
         rewards=tuple(
-            (part.name, "not scored" if part.value is None else f"{part.value:.3g} × {part.weight:g}")
+            ReadReward(part.name, None if part.value is None or math.isnan(part.value) else part.value, part.weight)
             for part in trajectory.rewards
         ),
-        text=trajectory.text,
     )
 
 
-def choose(outcomes: Sequence[str], count: int) -> list[int]:
-    """Which rollouts to print: as far as there are, half hits, a quarter invalid, the rest misses, evenly spaced.
+def read_call(
+    number: int, call: Call, text: str, found: Found, catalogue: Catalogue, target: str | None = None
+) -> ReadCall:
+    """Resolve the rollout's call ``number`` (1-based), made by writing ``text``; ``found`` gets what it found first."""
+    for rank, item in enumerate(call.items, 1):
+        found.setdefault(item.item_id, (number, rank))
+    items = tuple(
+        ReadItem(
+            item.item_id,
+            title_of(catalogue, item.item_id),
+            round(100 * item.score),
+            found[item.item_id][0],
+            found[item.item_id] == (number, rank),
+            item.item_id == target,
+        )
+        for rank, item in enumerate(call.items, 1)
+    )
+    return ReadCall(number, thought_of(text), plain(call.preference), items)
+
+
+def read_answer(
+    trajectory: Trajectory,
+    found: Mapping[str, tuple[int, int]],
+    trm_answer: Sequence[str],
+    catalogue: Catalogue,
+    target: str | None = None,
+) -> tuple[ReadAnswer, ...]:
+    """Resolve the answer of a rollout whose calls ``found`` knows."""
+    lines = []
+    for item_id in trajectory.answer:
+        call, rank = found.get(item_id or "", (None, None))
+        lines.append(
+            ReadAnswer(
+                item_id,
+                title_of(catalogue, item_id),
+                call,
+                rank,
+                plain(trajectory.calls[call - 1].preference) if call else "",
+                1 + trm_answer.index(item_id) if item_id in trm_answer else None,
+                item_id is not None and item_id == target,
+            )
+        )
+    return tuple(lines)
+
+
+def written(trajectory: Trajectory) -> list[str]:
+    """What the policy wrote before each call and after the last list: one text more than there are calls.
+
+    A call's closing markup always ends what the policy writes, and titles hold no markup: both cuts are certain.
+    """
+    rest = trajectory.text
+    texts = []
+    for _ in trajectory.calls:
+        text, closed, rest = rest.partition(PREFERENCE_CLOSE)
+        texts.append(text + closed)
+        rest = rest.partition(LIST_CLOSE)[2]
+    return [*texts, rest]
+
+
+def thought_of(text: str) -> str:
+    """What the policy wrote in one turn but for its call or its answer."""
+    for opening, closing in ((PREFERENCE_OPEN, PREFERENCE_CLOSE), (ANSWER_OPEN, ANSWER_CLOSE)):
+        if text.endswith(closing) and opening in text:
+            text = text.rpartition(opening)[0]
+            break
+    return plain(text.replace(THINK_CLOSE, " "), lines=True)
+
+
+def title_of(catalogue: Catalogue, item_id: str | None) -> str:
+    """An item's title, ready to be shown."""
+    if item_id is None:
+        return "(a line that is no retrieved title)"
+    return plain(catalogue[item_id].title if item_id in catalogue else f"(unknown item {item_id})")
+
+
+def plain(text: str, *, lines: bool = False) -> str:
+    """Printable characters only, as one line or (``lines``) as the lines they are; at most ``MAX_TEXT`` characters.
+
+    Control characters, marks of writing direction, lone surrogates and what is not assigned become spaces.
+    """
+    cut = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+    rows = cut.split("\n") if lines else [cut]
+    kept = (" ".join("".join(c if c.isprintable() else " " for c in row).split()) for row in rows)
+    return "\n".join(row for row in kept if row)
+
+
+def choose(outcomes: Sequence[str], rewards: Sequence[float], count: int) -> list[int]:
+    """Which rollouts to read: a tenth of the highest reward, a tenth of the lowest, and a spread over the others.
+
+    The spread holds, as far as there are, half hits, a quarter invalid and the rest misses, evenly spaced. A tenth is
+    rounded down: fewer than ten rollouts are all of the spread.
+
+    Args:
+        outcomes: ``hit``, ``miss`` or ``invalid`` for each rollout.
+        rewards: the reward of each; ties go to the rollout that comes first.
+        count: rollouts at most.
 
     Returns:
-        Indices into ``outcomes`` (``hit``, ``miss``, ``invalid``), ascending.
+        Indices, ascending.
     """
+    extremes = min(count, len(outcomes)) // EXTREME_SHARE
+    order = sorted(range(len(outcomes)), key=lambda place: -rewards[place])
+    high, rest = order[:extremes], order[extremes:]
+    low = sorted(rest, key=lambda place: (rewards[place], place))[:extremes]
+    others = sorted(set(rest) - set(low))
+    spread = _spread([outcomes[place] for place in others], count - 2 * extremes)
+    return sorted([*high, *low, *(others[place] for place in spread)])
+
+
+def _spread(outcomes: Sequence[str], count: int) -> list[int]:
     places = {
         name: [place for place, outcome in enumerate(outcomes) if outcome == name]
         for name in ("hit", "invalid", "miss")
@@ -132,11 +268,11 @@ def choose(outcomes: Sequence[str], count: int) -> list[int]:
     }
     for name in ("miss", "hit", "invalid"):
         quota[name] += min(len(places[name]) - quota[name], count - sum(quota.values()))
-    return sorted(
+    return [
         places[name][(2 * number + 1) * len(places[name]) // (2 * wanted)]
         for name, wanted in quota.items()
         for number in range(wanted)
-    )
+    ]
 
 
 def outcome_of(trajectory: Trajectory, example: Example, violations: Sequence[str]) -> str:
@@ -146,25 +282,19 @@ def outcome_of(trajectory: Trajectory, example: Example, violations: Sequence[st
     return "hit" if example.target in trajectory.answer else "miss"
 
 
-def _outcome(
+def _summary(
+    outcome: str,
     trajectory: Trajectory,
-    example: Example,
+    target: str,
     violations: Sequence[str],
-    trm_rank: dict[str, int],
-    source: dict[str, tuple[int, str]],
-) -> tuple[str, str]:
-    outcome = outcome_of(trajectory, example, violations)
-    where = f"the TRM alone had it at {trm_rank[example.target]}" if example.target in trm_rank else "not in TRM alone"
+    trm_answer: Sequence[str],
+    found: Found,
+) -> str:
+    where = f"the TRM alone had it at {1 + trm_answer.index(target)}" if target in trm_answer else "not in TRM alone"
     if outcome == "invalid":
-        return outcome, f"counted as a miss: {', '.join(violations)}; ended as {trajectory.end}"
+        return f"counted as a miss: {', '.join(violations)}; ended as {trajectory.end}"
     if outcome == "hit":
-        return outcome, f"answered at {trajectory.answer.index(example.target) + 1}; {where}"
-    if example.target in source:
-        return outcome, f"retrieved by call {source[example.target][0]} but not answered; {where}"
-    return outcome, f"never retrieved; {where}"
-
-
-def _title(catalogue: Catalogue, item_id: str | None) -> str:
-    if item_id is None:
-        return "(a line that is no retrieved title)"
-    return catalogue[item_id].title if item_id in catalogue else f"(unknown item {item_id})"
+        return f"answered at {trajectory.answer.index(target) + 1}; {where}"
+    if target in found:
+        return f"retrieved by call {found[target][0]} but not answered; {where}"
+    return f"never retrieved; {where}"

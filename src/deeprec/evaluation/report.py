@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML file that loads nothing else, light and dark, with plots and trajectories to read.
+"""The evaluation report: one HTML file that loads nothing else, light and dark, with plots and trajectories to browse.
 
 Plotly's script is embedded once. The template escapes every text; figures travel as JSON in which no markup character
 is left. Every plot has a text alternative and its numbers in a table.
@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from typing import TYPE_CHECKING
 
 import yaml
 
 from deeprec.checks.gate import Verdict
 from deeprec.evaluation.behaviour import Behaviour
+from deeprec.evaluation.browser import browser
 from deeprec.evaluation.charts import (
     NAMES,
     Chart,
@@ -31,10 +29,8 @@ from deeprec.evaluation.charts import (
     violations_chart,
 )
 from deeprec.evaluation.reading import ReadTrajectory
+from deeprec.evaluation.templates import safe_json, template
 from deeprec.types import JsonDict
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 METRICS = ("recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr")
 BEHAVIOUR_FIGURES = (
@@ -54,7 +50,8 @@ class ReportData:
     """Everything the report shows.
 
     ``metrics`` is the evaluation's ``metrics.json``; ``curves`` holds rows per step under ``trm``, ``start``,
-    ``stage1`` and ``stage2``; ``configuration`` is shown as YAML, section by section.
+    ``stage1`` and ``stage2``; ``trajectories`` are the last policy's, picked by ``reading.choose`` from one per user;
+    ``configuration`` is shown as YAML, section by section.
     """
 
     metrics: JsonDict
@@ -71,7 +68,7 @@ def render(data: ReportData) -> str:
     from plotly.offline import get_plotlyjs
 
     charts = _charts(data)
-    return _template().render(
+    return template("report.html").render(
         data=data,
         columns=METRICS,
         table=_metric_rows(data.metrics),
@@ -79,8 +76,9 @@ def render(data: ReportData) -> str:
         behaviour_table=_behaviour_rows(data.metrics),
         charts=charts,
         missing_curves=[title for key, title in STAGES.items() if key not in charts],
-        figures={key: _safe_json(chart.figure) for key, chart in charts.items()},
+        figures={key: safe_json(chart.figure) for key, chart in charts.items()},
         plotly=get_plotlyjs(),
+        browser=browser(data.trajectories, data.metrics["users_evaluated"], "After stage 2, with its reward."),
         configuration=[
             (name, yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False, allow_unicode=True))
             for name, value in data.configuration.items()
@@ -135,18 +133,3 @@ def _behaviour_rows(metrics: JsonDict) -> list[tuple[str, list[str]]]:
         (NAMES[name], [number(values.get(figure), 3) for figure in BEHAVIOUR_FIGURES])
         for name, values in metrics["policy"].items()
     ]
-
-
-def _safe_json(value: object) -> str:
-    """JSON that can stand inside a script element: no ``<``, ``>`` or ``&``, no line separators, no NaN."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = resources.files("deeprec.evaluation").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(text)

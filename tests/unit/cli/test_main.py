@@ -47,11 +47,22 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "data", "trm", "serve", "pipeline"):
+    for command in ("run", "data", "trm", "policy", "explore", "serve", "pipeline"):
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", [["run"], ["pipeline", "compile"], ["serve"], ["data", "sample"], ["trm", "train"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run"],
+        ["pipeline", "compile"],
+        ["serve"],
+        ["data", "sample"],
+        ["trm", "train"],
+        ["policy", "train"],
+        ["explore"],
+    ],
+)
 def test_every_command_explains_itself(command: list[str]) -> None:
     done = deeprec(*command, "--help")
     assert done.returncode == 0

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import polars as pl
 import pytest
 
-from deeprec.config import EvaluationConfig, EvaluationGate, ExploreConfig, RewardsConfig, TextConfig, TrmConfig
-from deeprec.data.dataset import read_dataset, write_dataset
+from deeprec.config import EvaluationConfig, EvaluationGate, ExploreConfig, RewardsConfig, TextConfig
+from deeprec.data.dataset import read_dataset
 from deeprec.data.splits import test_examples as held_out_examples
 from deeprec.errors import ArtifactError, PolicyError
-from deeprec.evaluation.evaluate import Setting, evaluate, measure
+from deeprec.evaluation.evaluate import evaluate
+from deeprec.evaluation.setting import Setting, measure
 from deeprec.explore.loading import load_policy
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.trajectories import read_trajectories
-from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, MARKUP, PREFERENCE_CLOSE, PREFERENCE_OPEN, THINK_CLOSE
-from deeprec.store import read_artifact, write_artifact
-from deeprec.trm.training import train
-from deeprec.types import (
-    Call,
-    Catalogue,
-    EndReason,
-    Example,
-    Generation,
-    Item,
-    RetrievedItem,
-    Segment,
-    Trajectory,
-)
+from deeprec.store import read_artifact
+from deeprec.types import Call, Catalogue, EndReason, Example, Item, RetrievedItem, Trajectory
 
 USERS, ITEMS, K = 30, 40, 5
 EXPLORE = ExploreConfig(
@@ -47,107 +32,11 @@ METRICS = {"recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr"}
 FIGURES = {"valid_rate", "mean_calls", "candidate_recall", "tokens_per_user", "same_as_trm", "top_preference_share"}
 
 
-class ScriptedPolicy:
-    """One token per character or markup. Calls twice, then answers with the first titles it was shown, in order.
-
-    ``repeats`` users of ten answer with one title k times, which breaks the format.
-    """
-
-    eos_id = 0
-
-    def __init__(self, preference: str = "comedy", repeats: int = 0) -> None:
-        self.preference, self.repeats, self.starts = preference, repeats, 0
-
-    def encode(self, text: str) -> list[int]:
-        pieces = re.split(f"({'|'.join(map(re.escape, MARKUP))})", text)
-        return [
-            token
-            for piece in pieces
-            for token in ([1 + MARKUP.index(piece)] if piece in MARKUP else [100 + ord(letter) for letter in piece])
-        ]
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return "".join("" if t == 0 else MARKUP[t - 1] if t < 100 else chr(t - 100) for t in token_ids)
-
-    def start(self, prompts: Sequence[Sequence[int]], *, seed: int | None = None) -> Generation:
-        self.starts += 1
-        return ScriptedGeneration(self, prompts)
-
-
-class ScriptedGeneration:
-    def __init__(self, policy: ScriptedPolicy, prompts: Sequence[Sequence[int]]) -> None:
-        self.policy, self.lists = policy, [""] * len(prompts)
-        self.odd = [sum(prompt) % 10 < policy.repeats for prompt in prompts]
-        self.turn = [0] * len(prompts)
-
-    def append(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
-        for row, tokens in zip(rows, token_ids, strict=True):
-            self.lists[row] += self.policy.decode(tokens)
-
-    def generate(
-        self, rows: Sequence[int], *, stop_ids: AbstractSet[int], max_new_tokens: int, temperature: float
-    ) -> list[Segment]:
-        assert temperature == 0
-        segments = []
-        for row in rows:
-            tokens = self.policy.encode(self._write(row))
-            self.turn[row] += 1
-            segments.append(Segment(tuple(tokens), (-0.5,) * len(tokens)))
-        return segments
-
-    def _write(self, row: int) -> str:
-        if self.turn[row] == 0:
-            return f"\nA broad look first.\n{PREFERENCE_OPEN}anything{PREFERENCE_CLOSE}"
-        if self.turn[row] == 1:
-            return f"Narrow it down.\n{PREFERENCE_OPEN}{self.policy.preference}{PREFERENCE_CLOSE}"
-        shown = list(dict.fromkeys(re.findall(r"\d+\. (.+) \| \d+\n", self.lists[row])))
-        titles = shown[:1] * K if self.odd[row] else shown[:K]
-        lines = "".join(f"{number}. {title}\n" for number, title in enumerate(titles, 1))
-        return f"Now rank what was found.\n{THINK_CLOSE}\n{ANSWER_OPEN}\n{lines}{ANSWER_CLOSE}"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset, a TRM of one epoch, and three policy artifacts of which the last two are equal."""
-    root = tmp_path_factory.mktemp("world")
-    generator = np.random.default_rng(0)
-    rows = [
-        (f"u{user}", f"i{item}", 1_000_000 + place)
-        for user in range(USERS)
-        for place, item in enumerate(generator.permutation(ITEMS)[:9])
-    ]
-    write_dataset(
-        root / "dataset",
-        pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"),
-        pl.DataFrame(
-            {
-                "item_id": [f"i{item}" for item in range(ITEMS)],
-                "title": [f"<b>Film</b> {item}" for item in range(ITEMS)],
-                "genres": [["Comedy", "Drama|War", "Drama"][item % 3] for item in range(ITEMS)],
-                "year": [1980 + item for item in range(ITEMS)],
-            }
-        ),
-        source="test",
-        time_unit="seconds",
-        text_columns=["genres"],
-        year_column="year",
-        policy_positions=1,
-    )
-    trm = TrmConfig(width=16, layers=1, heads=2, max_length=16, epochs=1, batch_size=16, bf16=False)
-    train(root / "dataset", trm, TEXT, 0, root / "trm", root / "trm.html")
-    for name, weights in (("start", "a"), ("stage1", "b"), ("stage2", "b")):
-        with write_artifact(root / name, "policy") as work:
-            (work / "weights.txt").write_text(weights, encoding="utf-8")
-            curve = [{"step": 1, "format": -0.5, "diversity": 0.1}, {"step": 2, "format": -0.2, "diversity": None}]
-            (work / "curves.json").write_text(json.dumps(curve if name == "stage1" else []), encoding="utf-8")
-    return root
-
-
 class Run:
     """One evaluation of the world, with the policies that took part."""
 
-    def __init__(self, world: Path, out: Path, evaluation: EvaluationConfig = EVALUATION) -> None:
-        self.policies = {"start": ScriptedPolicy("drama", repeats=5), "stage1": ScriptedPolicy("comedy", repeats=1)}
+    def __init__(self, world: Path, policy: Any, out: Path, evaluation: EvaluationConfig = EVALUATION) -> None:
+        self.policies = {"start": policy("drama", repeats=5), "stage1": policy("comedy", repeats=1)}
         self.lines: list[str] = []
         self.out, self.report = out / "evaluation", out / "html" / "report.html"
         with pytest.MonkeyPatch.context() as patch:
@@ -166,8 +55,8 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(world, tmp_path_factory.mktemp("run"))
+def run(world: Path, scripted_policy: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(world, scripted_policy, tmp_path_factory.mktemp("run"))
 
 
 def test_metrics_have_the_promised_structure(run: Run) -> None:
@@ -197,6 +86,7 @@ def test_an_equal_policy_is_not_rolled_out_again(run: Run) -> None:
     assert run.metrics["policy"]["stage2"] == run.metrics["policy"]["stage1"]
     assert run.policies["stage1"].starts == -(-USERS // EXPLORE.batch_size)
     assert any("stage2: the same files as stage1" in line for line in run.lines)
+    assert run.policies["stage1"].temperatures == {0.0}
     assert run.metrics["policy"]["start"] != run.metrics["policy"]["stage1"]
 
 
@@ -223,17 +113,20 @@ def test_the_policy_that_copies_the_broad_list_is_the_trm_where_it_is_valid(run:
 
 def test_the_report_holds_this_run(run: Run) -> None:
     page = run.report.read_text(encoding="utf-8")
-    assert page.count('<details class="trajectory">') == 6
+    data = json.loads(re.findall(r'id="trajectories-data">(.*?)</script>', page)[0])
+    assert len(data["trajectories"]) == 6
+    assert all(title.startswith("<b>Film</b> ") for title in data["titles"])
+    assert [part[0] for part in data["trajectories"][0]["rewards"]] == ["format", "listwise", "pointwise"]
     assert "<b>Film" not in page
+    assert "After stage 2, with its reward. 6 of 30 rollouts" in page
     assert "The bundle serves the policy" in page
     assert "Learning curves of stage 2" in page
-    assert "Reward of stage 2: format 0 × 1" in page
     assert "This stage took no steps" in page
 
 
-def test_a_failed_gate_still_writes_everything(world: Path, tmp_path: Path) -> None:
+def test_a_failed_gate_still_writes_everything(world: Path, scripted_policy: Any, tmp_path: Path) -> None:
     strict = EVALUATION.model_copy(update={"gate": EvaluationGate(min_valid_rate=1.0, min_ratio_to_trm=100.0)})
-    run = Run(world, tmp_path, strict)
+    run = Run(world, scripted_policy, tmp_path, strict)
     assert not run.verdict.passed
     assert "valid_rate" in run.verdict.reason
     assert run.metrics["serve"] == "trm" or run.metrics["baselines"]["trm"]["ndcg@10"] == 0
@@ -241,8 +134,8 @@ def test_a_failed_gate_still_writes_everything(world: Path, tmp_path: Path) -> N
     assert read_artifact(run.out, "evaluation").files
 
 
-def test_the_same_seed_gives_the_same_metrics(run: Run, world: Path, tmp_path: Path) -> None:
-    assert Run(world, tmp_path).metrics == run.metrics
+def test_the_same_seed_gives_the_same_metrics(run: Run, world: Path, scripted_policy: Any, tmp_path: Path) -> None:
+    assert Run(world, scripted_policy, tmp_path).metrics == run.metrics
 
 
 def test_a_missing_policy_is_named_and_nothing_is_written(world: Path, tmp_path: Path) -> None:

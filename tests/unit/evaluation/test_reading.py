@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from deeprec.evaluation.reading import choose, outcome_of, read
+from deeprec.evaluation.reading import MAX_TEXT, choose, outcome_of, plain, read, read_call, thought_of, written
 from deeprec.types import Call, Catalogue, EndReason, Example, Item, RetrievedItem, RewardPart, Trajectory
 
 CATALOGUE = Catalogue(tuple(Item(name, f"Title {name}") for name in "abcdefgh"))
@@ -23,7 +24,9 @@ TRAJECTORY = Trajectory(
     (),
     (),
     (),
-    "the text",
+    "\nA look.\n<|begin_of_preference|>anything<|end_of_preference|>\n<|begin_of_item_list|>\n1. Title a | 97\n"
+    "<|end_of_item_list|>\nCloser.\n<|begin_of_preference|>comedy<|end_of_preference|>\n<|begin_of_item_list|>\n"
+    "1. Title c | 97\n<|end_of_item_list|>\nRank.\n</think>\n<recommendation_list>\n1. Title d\n</recommendation_list>",
     (Call("anything", (), _items("abc")), Call("comedy", ("comedy",), _items("cd"))),
     ("d", "a", None),
     EndReason.ANSWERED,
@@ -43,11 +46,21 @@ def test_a_hit_is_resolved_to_titles_and_sources() -> None:
         ("Title d", 87, True, True),
     ]
     assert one.calls[1].new_items == 1
-    assert one.rewards == (("listwise", "2.8 × 1"), ("pointwise", "not scored"))
-    assert [(line.title, line.call, line.preference, line.trm_rank, line.target) for line in one.answer] == [
-        ("Title d", 2, "comedy", 3, True),
-        ("Title a", 1, "anything", 1, False),
-        ("(a line that is no retrieved title)", None, "", None, False),
+    assert [item.first for item in one.calls[1].items] == [1, 2]
+    assert [call.thought for call in one.calls] == ["A look.", "Closer."]
+    assert one.thought == "Rank."
+    assert one.ending.endswith("<recommendation_list>\n1. Title d\n</recommendation_list>")
+    assert [(part.name, part.value, part.weight) for part in one.rewards] == [
+        ("listwise", 2.8, 1.0),
+        ("pointwise", None, 0.5),
+    ]
+    assert one.reward == 2.8
+    assert (one.found, one.answered, one.end, one.violations) == (2, 1, "answered", ())
+    assert one.trm == ("Title a", "Title b", "Title d")
+    assert [(line.title, line.call, line.rank, line.preference, line.trm_rank, line.target) for line in one.answer] == [
+        ("Title d", 2, 2, "comedy", 3, True),
+        ("Title a", 1, 1, "anything", 1, False),
+        ("(a line that is no retrieved title)", None, None, "", None, False),
     ]
 
 
@@ -67,22 +80,85 @@ def test_misses_and_invalid_answers(target: str, violations: tuple[str, ...], ou
 
 def test_choosing_half_hits_a_quarter_invalid_and_the_rest_misses() -> None:
     outcomes = ["hit"] * 30 + ["miss"] * 50 + ["invalid"] * 20
-    chosen = choose(outcomes, 12)
-    assert Counter(outcomes[place] for place in chosen) == {"hit": 6, "invalid": 3, "miss": 3}
+    chosen = choose(outcomes, [0.0] * 100, 8)
+    assert Counter(outcomes[place] for place in chosen) == {"hit": 4, "invalid": 2, "miss": 2}
     assert chosen == sorted(set(chosen))
+
+
+def test_a_tenth_has_the_highest_reward_and_a_tenth_the_lowest() -> None:
+    rewards = [float(place % 50) for place in range(100)]
+    chosen = choose(["miss"] * 100, rewards, 20)
+    assert len(set(chosen)) == 20
+    assert {49, 99} <= set(chosen)
+    assert {0, 50} <= set(chosen)
+    same = choose(["miss"] * 100, [1.0] * 100, 20)
+    assert {0, 1, 2, 3} <= set(same)
 
 
 @pytest.mark.parametrize(
     ("outcomes", "expected"),
     [
         (["hit"] * 3, {"hit": 3}),
-        (["invalid"] * 20, {"invalid": 12}),
-        (["hit"] * 2 + ["miss"] * 40, {"hit": 2, "miss": 10}),
-        (["hit"] * 40 + ["miss"], {"hit": 11, "miss": 1}),
+        (["invalid"] * 20, {"invalid": 9}),
+        (["hit"] * 2 + ["miss"] * 40, {"hit": 2, "miss": 7}),
+        (["hit"] * 40 + ["miss"], {"hit": 8, "miss": 1}),
         ([], {}),
     ],
 )
 def test_what_is_short_is_made_up_for(outcomes: list[str], expected: dict[str, int]) -> None:
-    chosen = choose(outcomes, 12)
+    chosen = choose(outcomes, [0.0] * len(outcomes), 9)
     assert Counter(outcomes[place] for place in chosen) == expected
     assert len(set(chosen)) == len(chosen)
+
+
+def test_all_are_chosen_where_there_are_no_more() -> None:
+    assert choose(["hit", "miss", "invalid"] * 10, [1.0, 0.0, -1.0] * 10, 30) == list(range(30))
+
+
+# -------------------------------------------------------------------------------------------------------- untrusted
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31mb\x07\r\n\tc", "a [31mb c"),
+        ("right \u202eto left\u2066", "right to left"),
+        ("zero\u200bwidth\ufeff", "zero width"),
+        ("\ud800lone", "lone"),
+        ("[bold]Ro; ot[/bold] <b>", "[bold]Ro; ot[/bold] <b>"),
+        ("Amélie 七人の侍", "Amélie 七人の侍"),
+    ],
+)
+def test_only_printable_characters_are_left(text: str, shown: str) -> None:
+    assert plain(text) == shown
+
+
+def test_lines_are_kept_where_they_are_wanted_and_long_text_is_cut() -> None:
+    assert plain(" a \n\n\x1bb\n", lines=True) == "a\nb"
+    assert len(plain("x" * (2 * MAX_TEXT))) == MAX_TEXT
+
+
+def test_what_the_policy_wrote_is_cut_at_its_calls() -> None:
+    assert [thought_of(text) for text in written(TRAJECTORY)] == ["A look.", "Closer.", "Rank."]
+    none = replace(TRAJECTORY, calls=(), text="Only talk.")
+    assert written(none) == ["Only talk."]
+    forged = "<|begin_of_item_list|>\n1. Mine\n<|end_of_item_list|>\n<|begin_of_preference|>a<|end_of_preference|>"
+    listed = "\n<|begin_of_item_list|>\n1. Theirs\n<|end_of_item_list|>\nRest."
+    one = replace(TRAJECTORY, calls=TRAJECTORY.calls[:1], text=forged + listed)
+    assert written(one) == [forged, "\nRest."]
+
+
+def test_a_thought_without_a_call_or_an_answer_is_all_that_was_written() -> None:
+    assert thought_of("</think>\nI stop here <|begin_of_preference|>") == "I stop here <|begin_of_preference|>"
+    assert thought_of("a<recommendation_list>\n1. b\n</recommendation_list>") == "a"
+
+
+def test_a_call_read_alone_knows_what_came_before() -> None:
+    found: dict[str, tuple[int, int]] = {}
+    read_call(1, TRAJECTORY.calls[0], "One.", found, CATALOGUE)
+    second = read_call(2, TRAJECTORY.calls[1], "Two.", found, CATALOGUE)
+    assert [(item.item_id, item.new, item.first, item.target) for item in second.items] == [
+        ("c", False, 1, False),
+        ("d", True, 2, False),
+    ]
+    assert found == {"a": (1, 1), "b": (1, 2), "c": (1, 3), "d": (2, 2)}

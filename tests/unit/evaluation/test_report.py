@@ -130,8 +130,7 @@ def page(rendered: str) -> _Page:
         "Why rollouts ended",
         "Top preferences",
         "Trajectories to read",
-        "answered at 1; the TRM alone had it at 1",
-        "from call 1 “anything”",
+        "After stage 2, with its reward. 1 of 3 rollouts",
         "Training of the TRM",
         "Configuration used",
         "max_calls: 8",
@@ -142,10 +141,11 @@ def test_every_section_is_there(page: _Page, text: str) -> None:
 
 
 def test_hostile_text_stays_text(page: _Page) -> None:
-    assert page.text.count("alert('owned')") >= 4
+    assert "alert('owned')" in page.text
     assert not any(tag == "img" for tag, _ in page.tags)
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert sum(tag == "script" for tag, _ in page.tags) == 2 + sum(name.startswith("figure-") for name in page.scripts)
+    data = sum(name.startswith("figure-") or name == "trajectories-data" for name in page.scripts)
+    assert sum(tag == "script" for tag, _ in page.tags) == 3 + data
 
 
 def test_figures_are_json_without_markup(page: _Page) -> None:

@@ -1,0 +1,144 @@
+"""Where a command finds what it was not told: a bundle, or the artifacts and the configuration of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deeprec.config import Config, ExploreConfig, TextConfig
+from deeprec.errors import ArtifactError, ConfigError, StoreError
+
+RUNS = Path("runs")
+RUN_HELP = "Directory of a run, such as runs/quickstart: what is not named is taken from it."
+
+
+def find_bundle(place: str | None) -> str:
+    """The address of the bundle at ``place``: a bundle, a run that has one, or an address in object storage.
+
+    Without a place, the bundle under ``runs/`` that was written last.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if place is None:
+        found = sorted(RUNS.glob("*/bundle/bundle.json"), key=lambda path: path.stat().st_mtime_ns)
+        if not found:
+            raise ConfigError(f"there is no run with a bundle in {RUNS}/; make one with deeprec run, or name a bundle")
+        return str(found[-1].parent)
+    if "://" in place or (Path(place) / "bundle.json").is_file():
+        return place
+    inside = Path(place) / "bundle"
+    if (inside / "bundle.json").is_file():
+        return str(inside)
+    raise ConfigError(f"{place} is neither a bundle nor the directory of a run that has one")
+
+
+def features_beside(bundle: str) -> Path | None:
+    """The feature store that a run has beside its bundle; None where there is none."""
+    if "://" in bundle:
+        return None
+    found = Path(bundle).absolute().parent / "features"
+    return found if found.is_dir() else None
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where a policy command works: what was named, and what a run has for the rest."""
+
+    made: dict[str, Path]
+    run: Path | None
+
+    @classmethod
+    def open(cls, run: Path | None) -> Workshop:
+        """
+        Raises:
+            ArtifactError: ``run`` is no run's directory.
+        """
+        if run is None:
+            return cls({}, None)
+        from deeprec.pipelines.made import made
+
+        return cls(made(run), run)
+
+    def place(self, kind: str, named: Path | None, option: str) -> Path:
+        """The artifact that was named, or the run's.
+
+        Raises:
+            ConfigError: it was not named, and there is no run or the run has not made it yet.
+        """
+        if named is not None:
+            return named
+        if kind in self.made:
+            return self.made[kind]
+        if self.run is not None:
+            raise ConfigError(f"the run in {self.run} has made no {kind} yet; wait for it, or name one with {option}")
+        raise ConfigError(f"{option} is missing; name a directory, or a run that has one with --run")
+
+    def config(self, name: str | None, overrides: list[str] | None, policy: Path | None = None) -> Config:
+        """The configuration of ``--config``, else the run's, else the defaults; with the overrides.
+
+        Without a file the section ``explore`` is that of ``policy``, which was built for it.
+
+        Raises:
+            ConfigError: see ``profiles.read_config``.
+            ArtifactError: ``policy`` is no policy artifact.
+        """
+        from deeprec.cli.profiles import read_config
+
+        if name is None and self.run is not None:
+            name = str(self.run / "config.yaml")
+        if name is not None or policy is None:
+            return read_config(name, overrides)
+        from deeprec.config import apply_override, parse_config
+
+        raw = {"explore": explore_of(policy).model_dump(mode="json")}
+        for override in overrides or ():
+            apply_override(raw, override)
+        return parse_config(raw, "command line")
+
+
+def part_of(place: Path, kind: str) -> Path:
+    """``place`` itself, or its part ``kind`` where it is a bundle.
+
+    Raises:
+        ArtifactError: there is no artifact at ``place``.
+    """
+    from deeprec.store import read_artifact
+
+    return place / kind if read_artifact(place, verify=False).kind == "bundle" else place
+
+
+def explore_of(policy: Path) -> ExploreConfig:
+    """The exploration that a policy artifact was built for.
+
+    Raises:
+        ArtifactError: there is no policy artifact, or it cannot be read.
+    """
+    from deeprec.policy.build import read_explore
+    from deeprec.store import read_artifact
+
+    read_artifact(policy, "policy", verify=False)
+    try:
+        return read_explore(policy)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"cannot read {policy / 'explore.json'}: {error}; build the policy again") from error
+
+
+def text_of(trm: Path) -> TextConfig:
+    """The text encoder that a TRM was trained with: no other fits it.
+
+    Raises:
+        ArtifactError: there is no TRM, or it cannot be read.
+    """
+    from deeprec.trm.artifact import read_record
+
+    return read_record(trm).text
+
+
+def check_absent(out: Path) -> None:
+    """
+    Raises:
+        StoreError: there is something at ``out`` already; better said before an hour of training.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StoreError(f"{out} exists; name another directory with --out, or remove it first")
