@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.trm_accuracy import CONFIGS, open_dataset
 from deeprec.config import load_config
 from deeprec.data.dataset import Dataset
-from deeprec.data.splits import standalone_sequences, test_examples
+from deeprec.data.splits import standalone_sequences, test_examples, validation_examples
 from deeprec.metrics import metrics_from_ranks
 from deeprec.trm.extend import extend
 from deeprec.trm.retriever import TrmRetriever
@@ -56,19 +56,25 @@ def main() -> None:
         if user not in new_users
     }
     trained, _ = fit(
-        known, sequences, config.trm, embedder, arguments.seed, progress=lambda line: print(f"  {line}", flush=True)
+        known,
+        sequences,
+        config.trm,
+        embedder,
+        arguments.seed,
+        progress=lambda line: print(f"  {line}", flush=True),
+        checkpoint=arguments.keep,
     )
     before = TrmRetriever(trained, known, embedder)
     extended = extend(trained, added, embedder)
     after = TrmRetriever(extended, extended.catalogue, embedder)
-    figures = {**new_item_figures(before, after, dataset), **new_user_figures(after, dataset, new_users)}
+    examples = validation_examples(dataset) if arguments.split == "validation" else test_examples(dataset)
+    figures = {**new_item_figures(before, after, examples), **new_user_figures(after, dataset, new_users)}
     if arguments.out:
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def new_item_figures(before: TrmRetriever, after: TrmRetriever, dataset: Dataset) -> dict[str, float]:
+def new_item_figures(before: TrmRetriever, after: TrmRetriever, examples: Sequence[Example]) -> dict[str, float]:
     """Recall@50 of new targets over chance, and what the others lose."""
-    examples = test_examples(dataset)
     fresh = [one for one in examples if one.target not in before.catalogue]
     others = [one for one in examples if one.target in before.catalogue]
     ranks = after.rank_targets([Query(one.history) for one in fresh], [one.target for one in fresh])
@@ -132,6 +138,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="a MovieLens-1M directory, or a deeprec dataset")
     parser.add_argument("--seed", type=int, default=0, help="of the training; what is held out does not change")
     parser.add_argument("--set", action="append", help="KEY=VALUE of the configuration, e.g. trm.epochs=2; repeatable")
+    parser.add_argument("--split", default="test", choices=("validation", "test"), help="validation to choose settings")
+    parser.add_argument("--keep", type=Path, help="keep the training here, and go on from one that is there")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     return parser.parse_args()
 

@@ -65,7 +65,7 @@ class TrmConfig(Section):
     """Share of training preferences that stand without the history (users without one)."""
     id_drop: Share = 0.05
     """Chance that a step leaves out an item's ID embedding, so that its text learns to stand for it (new items)."""
-    new_item_score: float = Field(1.0, gt=0, le=1)
+    new_item_score: float = Field(0.95, gt=0, le=1)
     """What the cosine of an item without interactions is multiplied with: its text alone tells less of it, and it is
     not to push aside what is known. Does not change training."""
     warmup: Share = 0.05

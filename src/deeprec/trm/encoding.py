@@ -44,8 +44,9 @@ class Encoder:
     """What turns the parts of a query into vectors.
 
     Attributes:
-        vectors: (items, width) unit-length item vectors, on the model's device.
-        lengths: (items, 1) their lengths before.
+        vectors: (items, width) item vectors, on the model's device: of unit length, and of ``trm.new_item_score`` where
+            an item has no interactions.
+        lengths: (items, 1) what they were divided by.
     """
 
     def __init__(self, trained: TrainedTrm, embedder: Embedder) -> None:
@@ -63,6 +64,7 @@ class Encoder:
         with torch.inference_mode():
             self.vectors = self._model.item_table()
             self.lengths = self.vectors.norm(dim=1, keepdim=True).clamp_min_(1e-12)
+            self.lengths[trained.vocabulary.popularity == 0] /= trained.model.config.new_item_score
             self.vectors /= self.lengths
             self._mean, self._spread = self._moments()
 

@@ -121,7 +121,9 @@ class TrmRetriever:
     def item_vectors(self) -> ItemVectors:
         """Unit-length text and TRM vectors of the catalogue."""
         text = np.asarray(self._vocabulary.item_text, dtype=np.float32)
-        return ItemVectors(text=text, collaborative=self._encoder.vectors.cpu().numpy())
+        vectors = self._encoder.vectors.cpu().numpy()
+        lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return ItemVectors(text=text, collaborative=vectors / lengths)
 
     def item_embedding_table(self) -> FloatArray:
         """(items, width) float32 item vectors before normalisation, to start other models' item embeddings from."""

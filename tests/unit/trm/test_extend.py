@@ -116,3 +116,23 @@ def test_artifacts_are_extended_one_after_the_other(toy_trm: Path, tmp_path: Pat
     assert record.extends == (read_artifact(toy_trm).digest, read_artifact(tmp_path / "one").digest)
     assert record.metrics == read_record(toy_trm).metrics
     assert read_artifact(tmp_path / "two").parents == {"trm": read_artifact(tmp_path / "one").digest}
+
+
+def test_new_items_score_less_as_configured(
+    new: TrainedTrm, embedder: HashingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = tuple(item.item_id for item in new.catalogue.items[:4])
+    queries = [Query(history), Query(history, ("noir", "comedy")), Query((), ("2030s",))]
+    tables, kept = [], []
+    for factor in (1.0, 0.5):
+        config = new.model.config.model_copy(update={"new_item_score": factor})
+        monkeypatch.setattr(new.model, "config", config)
+        retriever = TrmRetriever(new, new.catalogue, embedder)
+        lengths = np.where(new.vocabulary.popularity == 0, factor, 1.0)
+        np.testing.assert_allclose(np.linalg.norm(retriever.index.vectors, axis=1), lengths, atol=1e-5)
+        tables.append((retriever.item_embedding_table(), retriever.item_vectors().collaborative))
+        found = [[item.item_id for item in answer] for answer in retriever.retrieve(queries, 1000)]
+        kept.append([[item for item in ids if new.vocabulary.popularity[new.catalogue.index[item]]] for ids in found])
+    assert kept[0] == kept[1]
+    for before, after in zip(*tables, strict=True):
+        np.testing.assert_allclose(before, after, atol=1e-6)

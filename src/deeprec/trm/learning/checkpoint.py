@@ -45,7 +45,7 @@ def training_inputs(
     catalogue: Catalogue, sequences: Mapping[str, Sequence[str]], trm: TrmConfig, seed: int, text_identity: str
 ) -> dict[str, str]:
     """Everything that decides the weights, by the name a reader knows it by; long values as their sha256."""
-    settings = trm.model_dump(mode="json", exclude={"gate", "index"})
+    settings = trm.model_dump(mode="json", exclude={"gate", "index", "new_item_score"})
     items, histories = hashlib.sha256(), hashlib.sha256()
     for item in catalogue.items:
         items.update(json.dumps([item.item_id, item_text(item), item.phrases]).encode())

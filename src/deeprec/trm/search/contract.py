@@ -1,7 +1,7 @@
 """What a search over item vectors is asked and what it answers, whichever index does it.
 
-Rows are rows of the catalogue. A query is a unit-length vector with rows excluded and a subset allowed; queries of one
-call are grouped by their subset.
+Rows are rows of the catalogue. A query is a unit-length vector with rows excluded and a subset allowed; item vectors
+are of that length at most. Queries of one call are grouped by their subset.
 """
 
 from __future__ import annotations

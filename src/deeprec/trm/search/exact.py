@@ -1,8 +1,8 @@
 """Exact search over the catalogue's item vectors on a CPU, with exclusion and filters inside the search.
 
-Vectors and queries are float32 and of unit length, so a score is a cosine. Results are in order of score, equal scores
-in row order, and fewer than ``k`` only when exclusion and filters leave fewer. The score of a (query, row) pair has the
-same bits whatever it was searched with: batches, filters and blocks only nominate candidates, ``score`` scores them.
+Vectors and queries are float32 and of unit length at most, so a score is at most 1. Results come by score, equal scores
+in row order, and fewer than ``k`` only when exclusion and filters leave fewer. A (query, row) pair's score has the same
+bits whatever it was searched with: batches, filters and blocks only nominate candidates, ``score`` scores them.
 
 Three ways to the same result, chosen by size:
 - one query over a catalogue or a filter's items that fit the cache: FAISS's heap over that matrix;
