@@ -32,7 +32,21 @@ def test_accuracy(
     rows = figures(trm_accuracy, monkeypatch, tmp_path, *arguments)
     assert [row["seed"] for row in rows] == [3, 4]
     assert all(0 < row["test ndcg@10"] < 1 for row in rows)
-    assert f"test NDCG@10 {rows[0]['test ndcg@10']:.4f}" in capsys.readouterr().out
+    assert f"test: NDCG@10 {rows[0]['test ndcg@10']:.4f}" in capsys.readouterr().out
+
+
+def test_accuracy_measures_on_test_what_was_chosen_on_validation(
+    sample_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--data", str(sample_dataset), "--profiles", "ml-1m", "--seeds", "3", *TOY, "--keep", str(tmp_path))
+    [chosen] = figures(trm_accuracy, monkeypatch, tmp_path, *arguments, "--splits", "validation")
+    assert "test ndcg@10" not in chosen
+    assert "epoch 2/2" in capsys.readouterr().out
+    [measured] = figures(trm_accuracy, monkeypatch, tmp_path, *arguments)
+    assert "epoch" not in capsys.readouterr().out
+    assert measured["minutes"] >= chosen["minutes"]
+    assert measured["validation ndcg@10"] == chosen["validation ndcg@10"]
+    assert measured["test ndcg@10"] > 0
 
 
 def test_cold(
@@ -46,9 +60,10 @@ def test_cold(
 
 def test_ablation(sample_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ("everything", "no bias by distance", "no short convolution")
-    found = figures(trm_ablation, monkeypatch, tmp_path, "--data", str(sample_dataset), *TOY, "--rows", *rows)
+    longer = ("--set", "trm.epochs=6", "--set", "trm.average=0")
+    found = figures(trm_ablation, monkeypatch, tmp_path, "--data", str(sample_dataset), *TOY, *longer, "--rows", *rows)
     assert tuple(found) == rows
-    assert len({row["mrr"] for row in found.values()}) == 3
+    assert len({row["preference_recall@10"] + row["mrr"] for row in found.values()}) == 3
 
 
 def test_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
