@@ -27,6 +27,7 @@ from deeprec.pipelines.local import TaskResult, run_pipeline
 from deeprec.pipelines.progress import Progress
 from deeprec.pipelines.records import source_version
 from deeprec.serving.bundle import restate_metrics
+from deeprec.store import write_text
 
 _MARK = ".deeprec-run"
 _FOLDERS = ("pipeline", "cache", "logs", "reports", "checkpoints")
@@ -64,7 +65,7 @@ def run_training(config: Config, workdir: Path, *, resume: bool = False, progres
     config = resolve(config, workdir)
     arguments = training.arguments(config, _data_version(config))
     with _claimed(workdir, resume):
-        _write(workdir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(workdir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         results = run_pipeline(
             training.build(config.pipeline),
             arguments,
@@ -177,7 +178,7 @@ def _finish(results: Sequence[TaskResult], workdir: Path, wall: float) -> RunRes
     metrics["seconds"] = {**seconds, "total": round(wall + cached, 2)}
     shutil.copyfile(outputs["evaluate"]["report"].path, workdir / "report.html")
     _swap(Path(outputs["publish-bundle"]["bundle"].path), workdir / "bundle", metrics)
-    _write(workdir / "metrics.json", json.dumps(metrics, indent=2))
+    write_text(workdir / "metrics.json", json.dumps(metrics, indent=2))
     return RunResult(workdir, tuple(results), metrics)
 
 
@@ -192,9 +193,3 @@ def _swap(source: Path, target: Path, metrics: Mapping[str, Any]) -> None:
         os.replace(target, old)
     os.replace(fresh, target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

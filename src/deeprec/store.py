@@ -4,7 +4,8 @@ An artifact is a directory with ``manifest.json``, which names its kind, the sha
 made from (configuration, parents, seed) and by which package version. ``write_artifact`` builds it in a hidden
 directory beside its place and moves it there in one step; ``read_artifact`` refuses a directory whose files are not
 exactly those of the manifest. ``put_directory`` and ``get_directory`` copy artifacts to and from a local path or
-``s3://bucket/prefix``; there the manifest is written last, so a prefix without one holds no artifact.
+``s3://bucket/prefix``; there the manifest is written last, so a prefix without one holds no artifact. ``write_text``
+writes a single file, such as a report, that is no artifact.
 
 S3 takes its endpoint and credentials from the environment: ``AWS_ENDPOINT_URL`` (or ``S3_ENDPOINT_URL``),
 ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``.
@@ -77,6 +78,27 @@ def config_digest(config: Mapping[str, Any]) -> str:
     """sha256 of a configuration part: its JSON with sorted keys."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write one UTF-8 file that is no artifact, whole or not at all; missing directories are made.
+
+    Raises:
+        StoreError: it cannot be written; what was there is untouched.
+    """
+    place = Path(path)
+    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, place)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {place}: {error.strerror}; make its directory writable, free some space, or name another"
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
 
 
 # ---------------------------------------------------------------------------------------------------------- artifacts

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from deeprec.errors import ArtifactError, StoreError
-from deeprec.store import MANIFEST, get_directory, put_directory, read_artifact, write_artifact
+from deeprec.store import MANIFEST, get_directory, put_directory, read_artifact, write_artifact, write_text
 
 
 def make(place: Path, text: str = "hello", kind: str = "thing", **settings: object) -> Path:
@@ -26,6 +29,50 @@ def fail_half_way(place: Path, error: Exception) -> None:
 
 def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Every file that this process writes fails beyond ``size`` bytes, as on a disk that fills up half-way."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_text_is_written_in_utf8_and_replaces_the_old(tmp_path: Path) -> None:
+    place = tmp_path / "deep" / "Amélie 天.html"
+    write_text(place, "old and longer")
+    write_text(str(place), "Amélie — 天国と地獄 🎬\n")
+    assert place.read_bytes() == "Amélie — 天国と地獄 🎬\n".encode()
+    assert names(place.parent) == [place.name]
+
+
+def test_a_text_that_cannot_be_written_whole_leaves_the_old(tmp_path: Path) -> None:
+    place = tmp_path / "report.html"
+    write_text(place, "old")
+    with files_of_at_most(5), pytest.raises(StoreError) as caught:
+        write_text(place, "new and longer")
+    assert str(caught.value) == (
+        f"cannot write {place}: File too large; make its directory writable, free some space, or name another"
+    )
+    with pytest.raises(UnicodeEncodeError):
+        write_text(place, "new \ud800")
+    assert place.read_text() == "old"
+    assert names(tmp_path) == ["report.html"]
+
+
+def test_a_text_cannot_take_the_place_of_a_directory_nor_lie_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StoreError, match=r"cannot write .*/folder: Is a directory; .* or name another$"):
+        write_text(tmp_path / "folder", "text")
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(StoreError, match=r"cannot write .*/file/report\.html: (File exists|Not a directory); "):
+        write_text(tmp_path / "file" / "report.html", "text")
+    assert names(tmp_path) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_round_trip_keeps_files_parents_seed_and_configuration(tmp_path: Path) -> None:

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from deeprec.errors import CheckFailed, StoreError
+from deeprec.errors import CheckFailed
+from deeprec.store import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -149,18 +148,7 @@ def _write(path: Path, title: str, sections: Sequence[ReportSection], intro: str
         intro=_paragraphs(intro),
         sections=[(section.heading, _paragraphs(section.text), section.html) for section in sections],
     )
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise StoreError(
-            f"cannot write the report {path}: {error.strerror}; make its directory writable or free some space"
-        ) from error
+    write_text(path, page)
 
 
 def one_line(text: str) -> str:

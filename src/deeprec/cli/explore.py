@@ -6,7 +6,6 @@ what it is; the exit status is 0.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deeprec.cli.output import print_json
 from deeprec.cli.places import explore_of, features_beside, find_bundle
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def explore(
 
     `deeprec explore runs/ml-1m --user 1 --temperature 1 --seed 7 --policy models/stage1 --json`
     """
-    from deeprec.cli.turns import show_answer, show_end, show_history, terminal
+    from deeprec.cli.turns import terminal
     from deeprec.errors import ConfigError
     from deeprec.serving.bundle import Bundle
 
@@ -91,16 +91,31 @@ def explore(
         console.print(f"bundle {loaded.version} in {address}", soft_wrap=True)
         if policy is None and loaded.serve == "trm":
             console.print(f"a server does not run its policy: {loaded.why}", soft_wrap=True)
-        show_history(console, loaded.catalogue, asked.history, f"history of {user}" if user else "history")
-        if asked.preference:
-            console.print(f"asked for in every call besides: {'; '.join(asked.preference)}", soft_wrap=True)
+        _show_question(console, loaded.catalogue, asked, user)
     done = _explore(loaded, policy, asked, user or "unknown", k, temperature, seed, console)
     if console is None:
-        typer.echo(json.dumps({"bundle": loaded.version, "user": user, **done.to_json()}, ensure_ascii=False, indent=1))
-        return
+        print_json({"bundle": loaded.version, "user": user, **done.to_json()})
+    else:
+        _show_outcome(console, done)
+
+
+# -------------------------------------------------------------------------------------------------------- printing
+
+
+def _show_question(console: Console, catalogue: Catalogue, asked: Query, user: str | None) -> None:
+    from deeprec.cli.turns import show_history
+
+    show_history(console, catalogue, asked.history, f"history of {user}" if user else "history")
+    if asked.preference:
+        console.print(f"asked for in every call besides: {'; '.join(asked.preference)}", soft_wrap=True)
+
+
+def _show_outcome(console: Console, done: Explored) -> None:
+    """The answer beside the TRM's own list, and the end; the turns were shown as they happened."""
+    from deeprec.cli.turns import show_answer, show_end
     from deeprec.evaluation.reading import thought_of, title_of, written
 
-    own = [title_of(loaded.catalogue, item.item_id) for item in done.trm]
+    own = [title_of(done.catalogue, item.item_id) for item in done.trm]
     show_answer(console, thought_of(written(done.trajectory)[-1]), done.answer[: done.k], own)
     show_end(console, done.trajectory.end, len(done.trajectory.calls), done.violations, done.seconds)
 

@@ -6,14 +6,16 @@ the text encoder is always the one the TRM was trained with.
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deeprec.cli.output import end_on_sigterm, print_json, print_tables, say
 from deeprec.cli.places import RUN_HELP, Workshop, check_absent, part_of, text_of
 from deeprec.cli.profiles import SET_HELP
+from deeprec.cli.trainjob import trainjob
+from deeprec.store import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+app.command()(trainjob)
 Run = Annotated[Path | None, typer.Option("--run", help=RUN_HELP)]
 Data = Annotated[Path | None, typer.Option("--dataset", help="Directory of the dataset.")]
 Trm = Annotated[Path | None, typer.Option("--trm", help="Directory of a TRM trained `--for-policy`, or of a bundle.")]
@@ -71,8 +74,8 @@ def init(
 
     bare = settings.policy.warm_start.model_copy(update={"trajectories": 0})
     policy = settings.policy.model_copy(update={"warm_start": bare})
-    figures = build_policy(*where, policy, settings.explore, text_of(where[1]), settings.seed, out, progress=_say)
-    _print(_figures("start policy", figures))
+    figures = build_policy(*where, policy, settings.explore, text_of(where[1]), settings.seed, out, progress=say)
+    print_tables(_figures("start policy", figures))
     typer.echo(f"policy   {out}")
 
 
@@ -105,9 +108,9 @@ def warm_start(
     from deeprec.policy.build import warm_start_policy
 
     figures = warm_start_policy(
-        *where, start, settings.policy, settings.explore, text_of(where[1]), settings.seed, out, progress=_say
+        *where, start, settings.policy, settings.explore, text_of(where[1]), settings.seed, out, progress=say
     )
-    _print(_figures("warm start", figures))
+    print_tables(_figures("warm start", figures))
     typer.echo(f"policy   {out}")
 
 
@@ -157,7 +160,7 @@ def train(
     where = _world(shop, dataset, trm)
     chosen = shop.place("prompts", prompts, "--prompts")
     check_absent(out)
-    signal.signal(signal.SIGTERM, _terminate)
+    end_on_sigterm()
     _choose_prompts(chosen, where, start, settings)
     _train(stage, (*where, start, chosen), settings, out, report or out.with_name(f"{out.name}.html"), resume)
 
@@ -214,12 +217,12 @@ def evaluate(
         split=cast(Split, split),
         users=users,
         read=max(show, settings.evaluation.trajectories if report else 0),
-        progress=_nothing if as_json else _say,
+        progress=_nothing if as_json else say,
     )
     if report is not None:
-        _write(report, found.page(f"Policy {place}"))
+        write_text(report, found.page(f"Policy {place}"))
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
         return
     _show(found, show)
     if report is not None:
@@ -260,7 +263,7 @@ def trajectories(
         settings.evaluation.trajectories,
         f"Trajectories of {file.name}",
     )
-    _write(out, page)
+    write_text(out, page)
     typer.echo(f"page     {out} ({count:,} of {total:,} trajectories)")
 
 
@@ -290,7 +293,7 @@ def _choose_prompts(place: Path, where: tuple[Path, Path], start: Path, settings
     check_absent(place)
     text = text_of(where[1])
     parts = settings.policy, settings.explore, settings.rewards, text, settings.seed, place
-    select_prompts(where[0], where[1], start, *parts, progress=_say)
+    select_prompts(where[0], where[1], start, *parts, progress=say)
     typer.echo(f"prompts  {place}")
 
 
@@ -298,7 +301,7 @@ def _train(
     stage: int, inputs: tuple[Path, Path, Path, Path], settings: Config, out: Path, report: Path, resume: bool
 ) -> None:
     from deeprec.errors import CheckFailed
-    from deeprec.policy.stage import train_stage
+    from deeprec.policy.launch import train_stage
 
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     if not resume:
@@ -315,9 +318,9 @@ def _train(
         out,
         report,
         checkpoint,
-        progress=_say,
+        progress=say,
     )
-    _print(_figures(f"stage {stage}, validation target", figures))
+    print_tables(_figures(f"stage {stage}, validation target", figures))
     typer.echo(f"report   {report}")
     typer.echo(f"policy   {out}")
     if not verdict.passed:
@@ -339,24 +342,8 @@ def _remove(checkpoint: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- printing
 
 
-def _say(line: str) -> None:
-    typer.echo(str(line))
-
-
 def _nothing(line: str) -> None:
     """No progress."""
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    Console().print(table)
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
 
 
 def _figures(title: str, values: dict[str, float]) -> Table:
@@ -380,7 +367,7 @@ def _show(found: PolicyEvaluation, count: int) -> None:
         column.justify = "right"
     for row in rows:
         table.add_row(*row)
-    _print(table)
+    print_tables(table)
     counted = (("ended", found.ends), ("broken format rules", found.violations))
     for name, counts in counted:
         shown = ", ".join(f"{key} {value:,}" for key, value in counts.items())
@@ -388,24 +375,3 @@ def _show(found: PolicyEvaluation, count: int) -> None:
     console = terminal()
     for one in found.trajectories[:count]:
         show_trajectory(console, one)
-
-
-def _write(path: Path, text: str) -> None:
-    import os
-    from contextlib import suppress
-
-    from deeprec.errors import StoreError
-
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise StoreError(f"cannot write the report {path}: {error.strerror}; name another --report") from error
-
-
-def _terminate(*_: Any) -> NoReturn:
-    raise SystemExit(143)

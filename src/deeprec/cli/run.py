@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deeprec.cli.output import end_on_sigterm
 from deeprec.cli.profiles import CONFIG_HELP, SET_HELP, read_config
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def run(
     from deeprec.pipelines.run import run_training
     from deeprec.pipelines.training import TASKS
 
-    signal.signal(signal.SIGTERM, _terminate)
+    end_on_sigterm()
     console = Console(file=sys.stdout)
     place = workdir or Path("runs") / settings.name
     console.print(f"[bold]{settings.name}[/] in {place}", highlight=False)
@@ -104,7 +104,3 @@ def _peak_memory() -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
-
-
-def _terminate(*_: Any) -> NoReturn:
-    raise SystemExit(143)

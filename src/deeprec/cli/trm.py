@@ -5,13 +5,13 @@ TRM, wherever it is asked for, is the directory of a TRM artifact or of a bundle
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deeprec.cli.output import end_on_sigterm, print_json, print_tables, say
 from deeprec.cli.profiles import SET_HELP, pair, read_config
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def train(
     settings = read_config(config, override)
     from deeprec.trm.run import checkpoint_path, train_directory
 
-    signal.signal(signal.SIGTERM, _terminate)
+    end_on_sigterm()
     if resume and checkpoint_path(out).is_dir():
         typer.echo(f"going on with the training in {checkpoint_path(out)}; --fresh begins again")
     metrics = train_directory(
@@ -83,9 +83,9 @@ def train(
         out,
         standalone=standalone,
         fresh=not resume,
-        progress=lambda line: typer.echo(str(line)),
+        progress=say,
     )
-    _print(_measured(metrics))
+    print_tables(_measured(metrics))
     if report is not None:
         from deeprec.trm.evaluation import evaluate_trm
 
@@ -123,9 +123,9 @@ def evaluate(
 
     found = evaluate_trm(trm, dataset, report, cast(Split, split))
     if as_json:
-        _print_json({"split": split, **found.to_json()})
+        print_json({"split": split, **found.to_json()})
         return
-    _print(*_evaluated(found, split))
+    print_tables(*_evaluated(found, split))
     if report is not None:
         typer.echo(f"report   {report}")
         typer.echo(f"figures  {report.with_suffix('.json')}")
@@ -179,13 +179,13 @@ def recommend(
     phrases = parse_preference(preference)
     found = loaded.recommend(seen, phrases, k, filters=filters or (), exclude=barred, allow_seen=allow_seen)
     if as_json:
-        _print_json({"history": list(seen), "preference": list(phrases), "items": [_row(item) for item in found]})
+        print_json({"history": list(seen), "preference": list(phrases), "items": [_row(item) for item in found]})
         return
     if seen:
-        _print(_history(loaded, seen, f"history of {user}" if user is not None else "history"))
+        print_tables(_history(loaded, seen, f"history of {user}" if user is not None else "history"))
     for note in _notes(loaded, seen, phrases, found):
         typer.echo(note)
-    _print(_recommended(found, _title(seen, phrases)))
+    print_tables(_recommended(found, _title(seen, phrases)))
 
 
 @app.command()
@@ -204,9 +204,9 @@ def similar(
     loaded = TrmRecommender.load(trm)
     found = loaded.similar(item, k)
     if as_json:
-        _print_json({"items": [_row(one) for one in found]})
+        print_json({"items": [_row(one) for one in found]})
         return
-    _print(_recommended(found, f"similar to {loaded.catalogue[loaded.names.resolve([item])[0]].title}"))
+    print_tables(_recommended(found, f"similar to {loaded.catalogue[loaded.names.resolve([item])[0]].title}"))
 
 
 @app.command("add-items")
@@ -311,20 +311,6 @@ def _example(trm: Path) -> str:
 # --------------------------------------------------------------------------------------------------------- printing
 
 
-def _print(*tables: Table) -> None:
-    from rich.console import Console
-
-    console = Console()
-    for table in tables:
-        console.print(table)
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
-
-
 def _row(item: Recommendation) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -389,7 +375,3 @@ def _evaluated(found: Evaluation, split: str) -> list[Table]:
         _filled("by popularity of the target", group_rows("training interactions", found.by_popularity)),
         _filled("by length of the history", group_rows("items", found.by_history)),
     ]
-
-
-def _terminate(*_: Any) -> NoReturn:
-    raise SystemExit(143)

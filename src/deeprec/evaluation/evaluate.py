@@ -2,7 +2,8 @@
 
 Baselines (popularity, the TRM alone, the scripted explorer) and the policy after its start, stage 1 and stage 2 answer
 for every user with ``answer_size`` items, greedily; a rollout whose answer breaks a format rule counts as a miss. The
-artifact, of kind ``evaluation``, holds ``metrics.json``, ``trajectories.parquet`` (stage 2) and ``report.html``.
+policies generate on ``explore.engine``, one after another. The artifact, of kind ``evaluation``, holds
+``metrics.json``, ``trajectories.parquet`` (stage 2) and ``report.html``.
 
 Limits: one system's trajectories are in memory at a time, some 20 kB a user.
 """
@@ -10,9 +11,8 @@ Limits: one system's trajectories are in memory at a time, some 20 kB a user.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from deeprec.checks.gate import Verdict
 from deeprec.config import EvaluationConfig, ExploreConfig, RewardsConfig, TextConfig
 from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.data.splits import popularity, test_examples
-from deeprec.errors import ArtifactError, StoreError
+from deeprec.errors import ArtifactError, ConfigError
 from deeprec.evaluation.baselines import popularity_answers
 from deeprec.evaluation.outcome import Outcome, ranks_of
 from deeprec.evaluation.reading import ReadTrajectory
@@ -37,9 +37,9 @@ from deeprec.evaluation.setting import (
 )
 from deeprec.evaluation.significance import compare
 from deeprec.evaluation.verdict import judge, sentences, served
-from deeprec.explore.loading import load_policy, same_policy
+from deeprec.explore.loading import open_policy, same_policy
 from deeprec.explore.trajectories import write_trajectories
-from deeprec.store import read_artifact, write_artifact
+from deeprec.store import read_artifact, write_artifact, write_text
 from deeprec.types import JsonDict, Trajectory
 
 KIND = "evaluation"
@@ -75,8 +75,14 @@ def evaluate(
 
     Raises:
         ArtifactError, DataError, TrmError, PolicyError: a part cannot be read or does not belong to the others.
+        ConfigError: the engine is a server, which has one policy and not these three.
         StoreError: the results cannot be written.
     """
+    if explore.engine.kind == "server":
+        raise ConfigError(
+            f"explore.engine.kind is 'server', and what {explore.engine.url} serves cannot be the start and both "
+            f"stages; set it to 'transformers' or 'vllm', or measure the served policy with `deeprec policy evaluate`"
+        )
     paths = {"start": Path(start), "stage1": Path(stage1), "stage2": Path(stage2)}
     data = read_dataset(dataset)
     setting = open_setting(data, test_examples(data), Path(trm), explore, rewards, text, seed)
@@ -103,7 +109,7 @@ def evaluate(
         )
         (work / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         (work / "report.html").write_text(page, encoding="utf-8")
-    _copy(Path(out) / "report.html", Path(report))
+    write_text(report, page)
     for line in sentences(metrics, evaluation.gate):
         progress(line)
     return verdict, metrics
@@ -156,7 +162,8 @@ def _policies(
             outcomes[name] = outcomes[previous]
             progress(f"{name}: the same files as {previous}, so the same answers")
         else:
-            trajectories = roll_out(setting, name, load_policy(path), progress)
+            with closing(open_policy(path, setting.explore.engine)) as policy:
+                trajectories = roll_out(setting, name, policy, progress)
             violations = [violations_of(setting, trajectory) for trajectory in trajectories]
             outcomes[name] = measure(setting, trajectories, violations)
         progress(_line(name, outcomes[name]))
@@ -194,17 +201,3 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"cannot read {path}: {error}; run the task that writes it again") from error
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file, whole or not at all; a target that is the source already is left as it is."""
-    if target.exists() and target.samefile(source):
-        return
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, partial)
-        os.replace(partial, target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(f"cannot write the report {target}: {error.strerror}; free space or choose another") from error

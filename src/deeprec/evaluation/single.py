@@ -7,6 +7,7 @@ pipeline's evaluation, which reads the test target once for every policy of a ru
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -103,7 +104,8 @@ def evaluate_policy(
         examples = [examples[place] for place in sorted(drawn)]
     setting = open_setting(data, examples, trm, explore, rewards, text, seed)
     k = explore.answer_size
-    made = scored(setting, roll_out(setting, "policy", open_policy(policy, explore.engine), progress))
+    with closing(open_policy(policy, explore.engine)) as opened:
+        made = scored(setting, roll_out(setting, "policy", opened, progress))
     broken = [violations_of(setting, trajectory) for trajectory in made]
     outcome = measure(setting, made, broken)
     popular = popularity_answers(popularity(data), data.catalogue, examples, k)

@@ -8,9 +8,7 @@ writes a report. What a user has had is excluded from every ranking. All draws a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,8 +16,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprec.errors import StoreError, TrmError
+from deeprec.errors import TrmError
 from deeprec.metrics import metrics_from_ranks
+from deeprec.store import write_text
 from deeprec.types import Catalogue, Example, JsonDict, Query
 
 if TYPE_CHECKING:
@@ -207,18 +206,7 @@ def evaluate_trm(trm: Path, dataset: Path, report: Path | None = None, split: Sp
         )
     evaluation = evaluate(retriever, examples)
     if report is not None:
-        _write_json(report.with_suffix(".json"), {"split": split, **evaluation.to_json()})
+        figures = {"split": split, **evaluation.to_json()}
+        write_text(report.with_suffix(".json"), json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
         write_trm_report(report, evaluation, read_record(trm_directory(trm)).curves, split)
     return evaluation
-
-
-def _write_json(path: Path, value: JsonDict) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise StoreError(f"cannot write {path}: {error.strerror}; make its directory writable") from error

@@ -8,7 +8,7 @@ the reference is that of the catalogue's own phrases. Without history and prefer
 score ``log(1 + count) / log(1 + largest count)``.
 
 Items of a history that the catalogue does not have are ignored. Exclusion and filters are applied inside the search
-(``trm.index``), which is exact up to ``trm.index.approximate_above`` items. Safe to call from several threads.
+(``trm.search``), which is exact up to ``trm.index.approximate_above`` items. Safe to call from several threads.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class ApproximateIndex:
         excluded: Sequence[Rows] | None = None,
         allowed: Sequence[Subset | None] | None = None,
     ) -> Found:
-        """See ``deeprec.trm.search.Index``; some of the k best may be missing, and worse ones stand in for them."""
+        """See ``contract.Index``; some of the k best may be missing, and worse ones stand in for them."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         found = Found.nothing(len(queries), k)
         for subset, places in parts(len(queries), allowed):
@@ -86,7 +86,7 @@ class ApproximateIndex:
         excluded: Sequence[Rows] | None = None,
         allowed: Sequence[Subset | None] | None = None,
     ) -> Rows:
-        """Exact; see ``deeprec.trm.search.Index``."""
+        """Exact; see ``contract.Index``."""
         return self._exact.ranks(queries, targets, excluded, allowed)
 
     def __str__(self) -> str:

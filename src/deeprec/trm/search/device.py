@@ -43,7 +43,7 @@ class DeviceIndex:
         excluded: Sequence[Rows] | None = None,
         allowed: Sequence[Subset | None] | None = None,
     ) -> Found:
-        """See ``deeprec.trm.search.Index``."""
+        """See ``contract.Index``."""
         import torch
 
         found = Found.nothing(len(queries), k)
@@ -73,7 +73,7 @@ class DeviceIndex:
         excluded: Sequence[Rows] | None = None,
         allowed: Sequence[Subset | None] | None = None,
     ) -> Rows:
-        """See ``deeprec.trm.search.Index``."""
+        """See ``contract.Index``."""
         import torch
 
         ranks = np.full(len(queries), MISS, dtype=np.int64)

@@ -99,7 +99,7 @@ class ExactIndex:
         excluded: Sequence[Rows] | None = None,
         allowed: Sequence[Subset | None] | None = None,
     ) -> Found:
-        """See ``Index``."""
+        """See ``contract.Index``."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if len(queries) == 1:
             subset = None if allowed is None else allowed[0]
@@ -126,7 +126,7 @@ class ExactIndex:
         excluded: Sequence[Rows] | None = None,
         allowed: Sequence[Subset | None] | None = None,
     ) -> Rows:
-        """See ``Index``."""
+        """See ``contract.Index``."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         ranks = np.full(len(queries), MISS, dtype=np.int64)
         for subset, places in parts(len(queries), allowed):
