@@ -1,15 +1,23 @@
 """Generated tokens per second in a rollout beside the same engine alone: ``python -m benchmarks.rollout_throughput``.
 
-A first rollout writes down every call it makes of the engine. Then, in turns, several times:
+Rollouts have training's shape, groups of 8 for each user. Each repeat has users of its own, whom neither engine nor TRM
+has met before; one repeat comes first and is not counted. What a rollout asks of its engine was written down before,
+with another copy of the TRM. In a repeat, in turns:
 
 - rollout: users explore together; its tokens are those the policy wrote and a trajectory kept.
 - same calls: the engine alone does what it was asked in the rollout: the same prompts, rows, segments and seeds, and
-  the same lists appended between them. Reading prompts and lists is in both, so the ratio (wanted: 0.9 at least) is
-  what parsing, rendering, tokenising, bookkeeping and the TRM cost.
-- one call: the engine alone writes as many tokens in one segment, every row the mean number, with no lists to read and
-  no turns to wait for one another. The ratio to it tells what turns cost besides; nothing is wanted of it.
+  the same lists appended between them. The ratio to it is what the environment costs: parsing, rendering, tokenising,
+  bookkeeping and the TRM.
+- lists at once: the engine alone writes a token after each prompt, reads all the lists that the row's rollout read, and
+  writes the rest in one segment, every row the mean number of tokens. As many sequences read and write as many tokens,
+  with no environment and no waiting for the slowest in every turn. The ratio to it is what environment and turns cost.
+- no lists: the engine alone reads the prompts and writes as many tokens in one segment. How far this ratio is below the
+  last one tells what reading the lists takes: little where a token is read much faster than it is written (a large
+  model on an accelerator), about as much as writing where it is not (a tiny model on a CPU). No loop wins that back.
 
-A ratio is taken within each repeat; printed are medians. The seconds are those of the rollouts.
+Wanted is 0.9 at least of the first two. A ratio is taken within each repeat; printed are medians, with the least and
+the largest. The seconds are those of the rollouts. A user explored with once (``--group 1``) costs the TRM more: it
+encodes a history once, however many calls follow.
 """
 
 from __future__ import annotations
@@ -44,8 +52,8 @@ from deeprec.explore.timing import RolloutClock
 from deeprec.policy.setting import Setting, sample
 from deeprec.types import Example, Generation, Policy, Segment
 
-WANTED = 0.9
-"""Least ratio of a rollout's tokens per second to those of the same calls alone."""
+WANTED = {"same calls": 0.9, "lists at once": 0.9}
+"""Least ratios of a rollout's tokens per second to those of the engine alone."""
 
 
 @dataclass
@@ -55,6 +63,8 @@ class Batch:
     prompts: list[list[int]]
     seed: int | None
     calls: list[Callable[[Generation], Sequence[Segment] | None]] = field(default_factory=list)
+    lists: dict[int, list[int]] = field(default_factory=dict)
+    """Row → tokens appended to it."""
     tokens: int = 0
     """Generated in all."""
 
@@ -87,24 +97,35 @@ class _Recording:
 
     def append(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
         kept = [list(tokens) for tokens in token_ids]
+        for row, tokens in zip(rows, kept, strict=True):
+            self._batch.lists.setdefault(row, []).extend(tokens)
         self._batch.calls.append(lambda generation, rows=tuple(rows): generation.append(rows, kept))
         self._generation.append(rows, token_ids)
 
 
 @dataclass(frozen=True)
 class World:
-    """What is measured: a setting, a policy on its engine, and who explores."""
+    """What is measured: a setting, another to prepare with, a policy on its engine, and who explores in each repeat."""
 
     setting: Setting
+    preparing: Setting
     policy: Policy
     explore: ExploreConfig
-    examples: list[Example]
+    users: list[list[Example]]
     temperature: float
 
-    def roll(self, policy: Policy, clock: RolloutClock | None = None) -> int:
-        """Tokens the policy wrote in one rollout of all examples."""
+    def record(self, examples: Sequence[Example]) -> list[Batch]:
+        """What a rollout asks of its engine, batch by batch."""
+        recorder = Recorder(self.policy)
+        self.roll(self.preparing, recorder, examples)
+        return recorder.batches
+
+    def roll(
+        self, setting: Setting, policy: Policy, examples: Sequence[Example], clock: RolloutClock | None = None
+    ) -> int:
+        """Tokens the policy wrote in one rollout."""
         found = rollout(
-            policy, self.setting.retriever, self.setting.titles, self.examples, self.explore,
+            policy, setting.retriever, setting.titles, examples, self.explore,
             temperature=self.temperature, seed=0, clock=clock,
         )  # fmt: skip
         return sum(sum(trajectory.loss_mask) for trajectory in found)
@@ -115,37 +136,43 @@ def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as scratch:
         world = open_world(arguments, Path(scratch))
-        figures = measure(world, arguments.repeats)
-    figures = {"engine": arguments.engine, "rows": len(world.examples), **figures}
+        figures = measure(world)
+    figures = {"engine": arguments.engine, "rows": len(world.users[0]), **figures}
     show(figures)
     if arguments.out:
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(world: World, repeats: int) -> dict[str, Any]:
-    """Median figures of the three ways, and the seconds of the rollouts by where they went."""
-    recorder = Recorder(world.policy)
-    world.roll(recorder)
-    clock = RolloutClock()
-    ways = {
-        "rollout": lambda: world.roll(world.policy, clock),
-        "same calls": partial(replay, world.policy, recorder.batches),
-        "one call": partial(one_call, world.policy, recorder.batches, world.temperature),
-    }
+def measure(world: World) -> dict[str, Any]:
+    """Rates, ratios and the rollouts' seconds by where they went, the first repeat left out."""
+    prepared = [world.record(examples) for examples in world.users]
     rates: list[dict[str, float]] = []
-    for repeat in range(repeats):
+    clock = RolloutClock()
+    for repeat, (examples, batches) in enumerate(zip(world.users, prepared, strict=True)):
+        clock = RolloutClock() if repeat <= 1 else clock
+        ways = {
+            "rollout": partial(world.roll, world.setting, world.policy, examples, clock),
+            "same calls": partial(replay, world.policy, batches),
+            "lists at once": partial(no_turns, world.policy, batches, world.temperature, lists=True),
+            "no lists": partial(no_turns, world.policy, batches, world.temperature, lists=False),
+        }
         order = list(ways) if repeat % 2 == 0 else list(ways)[::-1]
         rates.append({name: _rate(ways[name]) for name in order})
-    ratios = {name: [rate["rollout"] / rate[name] for rate in rates] for name in ("same calls", "one call")}
+    rates = rates[1:]
+    alone = [name for name in rates[0] if name != "rollout"]
+    ratios = {name: [rate["rollout"] / rate[name] for rate in rates] for name in sorted(alone, key=list(ways).index)}
+    batches = [batch for found in prepared[1:] for batch in found]
     return {
-        "repeats": repeats,
-        "tokens_per_rollout": sum(batch.tokens for batch in recorder.batches),
-        "engine_calls": sum(len(batch.calls) for batch in recorder.batches),
+        "repeats": len(rates),
+        "tokens_per_rollout": sum(batch.tokens for batch in batches) / len(rates),
+        "tokens_read_per_rollout": sum(map(tokens_read, batches)) / len(rates),
+        "engine_calls": sum(len(batch.calls) for batch in batches) / len(rates),
         "tokens_per_second": {name: statistics.median(rate[name] for rate in rates) for name in ways},
         "ratio": {name: statistics.median(values) for name, values in ratios.items()},
         "ratios": ratios,
         "seconds": {
-            name: getattr(clock, name) / repeats for name in ("engine", "retrieval", "parsing", "environment", "total")
+            name: getattr(clock, name) / len(rates)
+            for name in ("engine", "retrieval", "parsing", "environment", "total")
         },
     }
 
@@ -159,15 +186,28 @@ def replay(policy: Policy, batches: Sequence[Batch]) -> int:
     return tokens
 
 
-def one_call(policy: Policy, batches: Sequence[Batch], temperature: float) -> int:
-    """Let every row of a batch write the batch's mean number of tokens, without a stop; tokens generated."""
+def no_turns(policy: Policy, batches: Sequence[Batch], temperature: float, *, lists: bool) -> int:
+    """Let every row of a batch write the batch's mean number of tokens, without a stop; tokens generated.
+
+    With ``lists`` each reads what was appended to it after its first token.
+    """
     tokens = 0
     for batch in batches:
         rows = range(len(batch.prompts))
         generation = policy.start(batch.prompts, seed=batch.seed)
-        mean = max(1, round(batch.tokens / len(rows)))
-        tokens += count(generation.generate(rows, stop_ids=frozenset(), max_new_tokens=mean, temperature=temperature))
+        write = partial(generation.generate, rows, stop_ids=frozenset(), temperature=temperature)
+        left = max(1, round(batch.tokens / len(rows)))
+        if lists:
+            tokens += count(write(max_new_tokens=1))
+            generation.append(rows, [batch.lists.get(row, []) for row in rows])
+            left -= 1
+        tokens += count(write(max_new_tokens=left))
     return tokens
+
+
+def tokens_read(batch: Batch) -> int:
+    """Tokens of the prompts and of the lists."""
+    return sum(map(len, batch.prompts)) + sum(map(len, batch.lists.values()))
 
 
 def count(segments: Sequence[Segment]) -> int:
@@ -183,12 +223,16 @@ def _rate(way: Callable[[], int]) -> float:
 
 def show(figures: dict[str, Any]) -> None:
     """Print rates, ratios and where the seconds went."""
-    rates, ratio, seconds = (figures[name] for name in ("tokens_per_second", "ratio", "seconds"))
-    print(f"{figures['engine']}: {figures['rows']} rollouts, {figures['tokens_per_rollout']:,} tokens generated")
+    rates, ratios, seconds = (figures[name] for name in ("tokens_per_second", "ratios", "seconds"))
+    print(
+        f"{figures['engine']}: {figures['repeats']} times {figures['rows']} rollouts, "
+        f"{figures['tokens_per_rollout']:,.0f} tokens written and {figures['tokens_read_per_rollout']:,.0f} read"
+    )
     print(f"{'rollout':36} {rates['rollout']:10,.0f} tokens/s")
-    for name in ("same calls", "one call"):
-        wanted = f" (wanted {WANTED})" if name == "same calls" else ""
-        print(f"{'engine alone, ' + name:36} {rates[name]:10,.0f} tokens/s, ratio {ratio[name]:.2f}{wanted}")
+    for name, values in ratios.items():
+        wanted = f", wanted {WANTED[name]}" if name in WANTED else ""
+        spread = f"ratio {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f}{wanted})"
+        print(f"{'engine alone, ' + name:36} {rates[name]:10,.0f} tokens/s, {spread}")
     for name in ("engine", "retrieval", "parsing", "environment"):
         print(f"{name:36} {seconds[name]:10.3f} s, {seconds[name] / seconds['total']:6.1%} of a rollout")
 
@@ -205,13 +249,18 @@ def open_world(arguments: argparse.Namespace, scratch: Path) -> World:
         config = arguments.config or (arguments.run and arguments.run / "config.yaml")
         sections = yaml.safe_load(config.read_text(encoding="utf-8")) if config else {}
         text = TextConfig.model_validate(sections.get("text", {}))
-    setting = Setting.open(paths["dataset"], paths["trm"], text)
+    setting, preparing = (Setting.open(paths["dataset"], paths["trm"], text) for _ in range(2))
     explore = read_explore(paths["policy"]).model_copy(update={"batch_size": arguments.batch_size})
     engine = EngineConfig(kind=arguments.engine, url=arguments.url, dtype=arguments.dtype)
-    users = sample(policy_examples(setting.dataset), arguments.users, seed=0)
-    examples = [user for user in users for _ in range(arguments.group)]
+    known = policy_examples(setting.dataset)
+    drawn = sample(known, arguments.users * (arguments.repeats + 1), seed=0)
+    width = len(drawn) // (arguments.repeats + 1)
+    users = [
+        [user for user in drawn[repeat * width : (repeat + 1) * width] for _ in range(arguments.group)]
+        for repeat in range(arguments.repeats + 1)
+    ]
     temperature = explore.temperature if arguments.temperature is None else arguments.temperature
-    return World(setting, open_policy(paths["policy"], engine), explore, examples, temperature)
+    return World(setting, preparing, open_policy(paths["policy"], engine), explore, users, temperature)
 
 
 def _place(arguments: argparse.Namespace, name: str) -> Path:
@@ -257,7 +306,7 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  python -m benchmarks.rollout_throughput --toy\n"
         "  python -m benchmarks.rollout_throughput --run runs/ml-1m --out rollout.json\n"
-        "  python -m benchmarks.rollout_throughput --run runs/ml-1m --users 64 --group 8 --temperature 1\n"
+        "  python -m benchmarks.rollout_throughput --run runs/ml-1m --users 256 --group 1 --temperature 0\n"
         "  python -m benchmarks.rollout_throughput --policy P --trm T --dataset D --engine vllm --dtype bfloat16\n"
         "  python -m benchmarks.rollout_throughput --run runs/ml-1m --engine server --url http://policy:8000",
     )
@@ -269,8 +318,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm", "server"))
     parser.add_argument("--url", default="", help="address of the server")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the weights")
-    parser.add_argument("--users", type=int, default=256, help="users who explore (default: 256)")
-    parser.add_argument("--group", type=int, default=1, help="rollouts of each user (default: 1; training has 8)")
+    parser.add_argument("--users", type=int, default=32, help="of a repeat, where there are as many (default: 32)")
+    parser.add_argument("--group", type=int, default=8, help="rollouts of each user (default: 8)")
     parser.add_argument("--batch-size", type=int, default=256, help="rollouts that advance together (default: 256)")
     parser.add_argument("--temperature", type=float, help="0 is greedy (default: the policy's own)")
     parser.add_argument("--repeats", type=int, default=5, help="(default: 5)")

@@ -145,7 +145,17 @@ def arguments(config: Config, data_version: str = "") -> dict[str, Any]:
     A task is given only the sections it reads, so that another learning rate of stage 2 leaves everything before it
     valid. ``data_version`` names the contents behind ``data.path``. KFP's parameters cannot hold null, so that
     ``data.year_column`` is passed as "" where there is none, which the configuration reads as none.
+
+    Raises:
+        ConfigError: the engine is a server, which cannot have the policies that the run is yet to make; or the stages'
+            processes do not fit their pods.
     """
+    _check_processes(config)
+    if config.explore.engine.kind == "server":
+        raise ConfigError(
+            f"explore.engine.kind is 'server', but the policies of a run are made while it runs, so that "
+            f"{config.explore.engine.url} cannot be serving them; set it to 'transformers' or 'vllm'"
+        )
     tree = config.model_dump(mode="json")
     tree["data"]["year_column"] = tree["data"]["year_column"] or ""
     parts = {name: tree["policy"].pop(name) for name in ("warm_start", "select", "stage1", "stage2")}
@@ -157,7 +167,7 @@ def compile(config: Config, path: Path, data_version: str = "") -> None:
     """Write the pipeline as KFP v2 YAML, the configuration as its parameters' defaults; whole or not at all.
 
     Raises:
-        ConfigError: the configuration's pods cannot be expressed.
+        ConfigError: the configuration's pods cannot be expressed, or its engine cannot be a run's.
         PipelineError: the file cannot be written.
     """
     pipeline = build(config.pipeline)
@@ -168,6 +178,23 @@ def compile(config: Config, path: Path, data_version: str = "") -> None:
             os.replace(draft, path)
     except OSError as error:
         raise PipelineError(f"cannot write {path}: {error.strerror}; name a file in a directory that exists") from error
+
+
+def _check_processes(config: Config) -> None:
+    """A stage's task is one pod, with an accelerator for each of its processes, or none at all."""
+    parallel = config.policy.parallel
+    if parallel.nodes > 1:
+        raise ConfigError(
+            f"policy.parallel.nodes is {parallel.nodes}, but a task of the pipeline is one pod; set it to 1, and train "
+            f"the stages on several machines with `deeprec policy trainjob`"
+        )
+    for name in ("train-stage-1", "train-stage-2"):
+        gpus = config.pipeline.tasks.get(name, config.pipeline.default).gpus
+        if gpus not in (0, parallel.per_node):
+            raise ConfigError(
+                f"pipeline.tasks.{name}.gpus is {gpus}, but policy.parallel.per_node is {parallel.per_node}; each "
+                f"process trains on one accelerator, so make them equal"
+            )
 
 
 def _placement(settings: PipelineConfig) -> Callable[[str, Any], Any]:

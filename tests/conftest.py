@@ -124,6 +124,10 @@ class ScriptedPolicy:
     def __init__(self, preference: str = "comedy", repeats: int = 0, k: int = 5) -> None:
         self.preference, self.repeats, self.k, self.starts = preference, repeats, k, 0
         self.temperatures: set[float] = set()
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
 
     def encode(self, text: str) -> list[int]:
         pieces = re.split(f"({'|'.join(map(re.escape, MARKUP))})", text)

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import rollout_throughput, trm_ablation, trm_accuracy, trm_cold, trm_large, trm_training
+from benchmarks import (
+    policy_learning,
+    rollout_throughput,
+    trm_ablation,
+    trm_accuracy,
+    trm_cold,
+    trm_large,
+    trm_training,
+)
 
 ROOT = Path(__file__).parents[2]
 TOY = [
@@ -85,10 +93,50 @@ def test_retrieval(tmp_path: Path) -> None:
 def test_rollout_throughput(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = figures(rollout_throughput, monkeypatch, tmp_path, "--toy", "--users", "24", "--repeats", "2")
+    found = figures(
+        rollout_throughput, monkeypatch, tmp_path, "--toy", "--users", "12", "--group", "2", "--repeats", "2"
+    )
     assert found["tokens_per_rollout"] > 24
-    assert found["ratio"]["same calls"] > 0
+    assert found["repeats"] == 2
+    assert list(found["ratio"]) == ["same calls", "lists at once", "no lists"]
+    assert min(found["ratio"].values()) > 0
     parts = [found["seconds"][name] for name in ("engine", "retrieval", "parsing", "environment")]
     assert min(parts) > 0
     assert sum(parts) == pytest.approx(found["seconds"]["total"])
     assert "engine alone, same calls" in capsys.readouterr().out
+
+
+TOY_POLICY = [
+    *TOY,
+    *(
+        f"--set={change}"
+        for change in (
+            "explore.prompt_history=5", "explore.items_per_call=5", "explore.answer_size=5",
+            "evaluation.bootstrap_samples=50",
+            "policy.tiny={width: 16, layers: 1, heads: 2, inner: 16}", "policy.select={candidates: 12, rollouts: 2}",
+            "policy.warm_start={trajectories: 40, epochs: 1, histories: {passes: 1}}",
+            "policy.stage1={steps: 2, prompts_per_step: 4, rollouts: 2, sequences_per_update: 8, micro_batch: 8}",
+            "policy.stage2={steps: 2, prompts_per_step: 4, rollouts: 2, sequences_per_update: 8, micro_batch: 8}",
+        )
+    ),
+]  # fmt: skip
+
+
+def test_policy_learning(
+    sample_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept"
+    arguments = ("--data", str(sample_dataset), *TOY_POLICY, "--keep", str(kept))
+    found = figures(policy_learning, monkeypatch, tmp_path, *arguments)
+    assert list(found["figures"]) == ["trm", "start", "stage1", "stage2"]
+    assert set(found["minutes"]) == {"histories", "lessons", "prompts", "stage 1", "stage 2", "evaluation"}
+    assert "at least 1, aim 1.05" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
+    ablated = figures(
+        policy_learning, monkeypatch, tmp_path, *arguments, "--only-ablations", "--ablation", "without stage 1"
+    )
+    [whole, half] = ablated["ablations"]
+    assert (whole["name"], whole["steps"], half["steps"]) == ("without stage 1", 1.0, 0.5)
+    assert not (kept / "ablations" / "without-stage-1-1.0" / "stage1").exists()
+    assert "ndcg@10" in whole
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items() if path.is_file()), "gone on from"

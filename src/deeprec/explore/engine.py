@@ -2,7 +2,8 @@
 
 Rows of a generation share one grid of cache columns. A row that is not part of a step gets a column that the
 attention mask hides, so the grid has holes; positions count a row's own tokens only, so holes change nothing. Rows
-that leave the batch are dropped from the grid and, should they return, are read again from their tokens.
+that leave the batch are dropped from the grid and, should they return, are read again from their tokens. Rows that
+begin alike, as a group does with its prompt, are read once.
 
 Limits: decoders with plain attention layers (no sliding windows, no recurrent layers), ``sdpa`` or ``eager``.
 """
@@ -70,7 +71,7 @@ class _GrowingLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _grown(self, old: torch.Tensor, columns: int) -> torch.Tensor:
         spare = max(_SPARE_COLUMNS, columns // 4)
-        new = old.new_zeros((*old.shape[:2], columns + spare, old.shape[3]))
+        new = old.new_empty((*old.shape[:2], columns + spare, old.shape[3]))
         new[:, :, : self.used] = old[:, :, : self.used]
         return new
 
@@ -159,9 +160,8 @@ class TransformersGeneration:
             return [Segment((), ()) for _ in rows]
         written: dict[int, tuple[list[int], list[float]]] = {row: ([], []) for row in rows}
         with _evaluating(self._model), torch.no_grad():
-            grid = self._prepare(list(written))
+            grid, logits = self._read(list(written))
             self._grid = grid
-            logits = self._read_pending(grid)
             open_rows = set(written)
             for step in range(max_new_tokens):
                 tokens, logprobs = self._choose(logits, temperature)
@@ -179,17 +179,35 @@ class TransformersGeneration:
                 logits = self._step(grid, open_rows)
         return [Segment(tuple(written[row][0]), tuple(written[row][1])) for row in rows]
 
-    def _prepare(self, rows: list[int]) -> _Grid:
-        """The grid for exactly these rows: the present one, part of it, or a new one where a row is not in it."""
-        grid = self._grid
-        if grid is None or not set(rows) <= set(grid.rows):
-            return _Grid.empty(self._model.config.num_hidden_layers, rows, self._device)
-        places = [place for place, row in enumerate(grid.rows) if row in set(rows)]
+    def _read(self, rows: list[int]) -> tuple[_Grid, torch.Tensor]:
+        """The grid for exactly these rows, all of their tokens read; logits (grid rows, vocabulary) of the next.
+
+        It is the present grid or part of it, or a new one where a row is not in it.
+        """
+        grid, wanted = self._grid, set(rows)
+        if grid is None or not wanted <= set(grid.rows):
+            return self._read_anew(rows)
+        places = [place for place, row in enumerate(grid.rows) if row in wanted]
         wasted = grid.visible.shape[1] > _MAX_WASTE * max(grid.cached)
-        return grid.take(places) if wasted or len(places) < len(grid.rows) else grid
+        if wasted or len(places) < len(grid.rows):
+            grid = grid.take(places)
+        return grid, self._read_pending(grid)
+
+    def _read_anew(self, rows: list[int]) -> tuple[_Grid, torch.Tensor]:
+        """A new grid; equal rows are read once, and their cells copied."""
+        distinct: dict[tuple[int, ...], int] = {}
+        sources = [distinct.setdefault(tuple(self._tokens[row]), len(distinct)) for row in rows]
+        first = [rows[sources.index(place)] for place in range(len(distinct))]
+        grid = _Grid.empty(self._model.config.num_hidden_layers, first, self._device)
+        logits = self._read_pending(grid)
+        if len(first) == len(rows):
+            return grid, logits
+        grid = grid.take(sources)
+        grid.rows = rows
+        return grid, logits.index_select(0, torch.tensor(sources, device=self._device))
 
     def _read_pending(self, grid: _Grid) -> torch.Tensor:
-        """Read every row's uncached tokens, aligned right; logits (grid rows, vocabulary) of the next."""
+        """Read every row's uncached tokens, aligned right; logits (grid rows, vocabulary) of the next token."""
         pending = [self._tokens[row][cached:] for row, cached in zip(grid.rows, grid.cached, strict=True)]
         width = max(len(tokens) for tokens in pending)
         ids = torch.tensor([[0] * (width - len(tokens)) + tokens for tokens in pending], device=self._device)

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from deeprec.config import EngineConfig
 from deeprec.errors import PolicyError
 from deeprec.store import Manifest, read_artifact
-from deeprec.types import Policy
 
 if TYPE_CHECKING:
     from deeprec.explore.engine import TransformersPolicy
+    from deeprec.explore.tokens import TokenizedPolicy
 
 LOGS = frozenset({"curves.json", "metrics.json"})
 """Files of a policy artifact that say how it came about and change nothing of what it does."""
 
 
-def open_policy(path: Path, engine: EngineConfig) -> Policy:
-    """The policy on the engine that the configuration names; see ``docs/how-to/engines.md``.
+def open_policy(path: Path, engine: EngineConfig) -> TokenizedPolicy:
+    """The policy on the engine that the configuration names; see ``docs/how-to/engines.md``. Close it after use.
 
     Raises:
         ArtifactError: no policy artifact there, or a file differs from its hash.

@@ -6,19 +6,28 @@ tokenizer as it is saved with the policy and never with one that an engine or a 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 from deeprec.errors import PolicyError
+from deeprec.types import Generation
 
 
-class TokenizedPolicy:
+class TokenizedPolicy(ABC):
     """``encode``, ``decode`` and ``eos_id`` of a Hugging Face tokenizer; engines add ``start``."""
 
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer.eos_token_id is None:
             raise PolicyError("the policy's tokenizer has no end-of-text token; set its eos_token")
         self.tokenizer = tokenizer
+
+    @abstractmethod
+    def start(self, prompts: Sequence[Sequence[int]], *, seed: int | None = None) -> Generation:
+        """Begin a batch. A prompt of no tokens is refused with PolicyError."""
+
+    def close(self) -> None:  # noqa: B027
+        """Give back what the engine holds besides this process's own memory; nothing is generated afterwards."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; nothing is added around it."""

@@ -98,18 +98,19 @@ def write_trajectories(path: Path, trajectories: Sequence[Trajectory], *, rows_p
 
 
 def read_trajectories(path: Path, *, batch_size: int = 256) -> Iterator[Trajectory]:
-    """Yield the file's trajectories in order, a batch in memory at a time.
+    """Yield the file's trajectories in order; a row group as it is stored and a batch are in memory at a time.
 
     Raises:
         ArtifactError: the file is missing, is no Parquet file, or does not hold trajectories.
     """
     try:
-        file = pq.ParquetFile(path)
-        if file.schema_arrow.names != SCHEMA.names:
-            raise ArtifactError(f"{path} does not hold trajectories; its columns are {file.schema_arrow.names}")
-        for batch in file.iter_batches(batch_size=batch_size):
-            for row in batch.to_pylist():
-                yield _trajectory(row)
+        # Arrow's own default, to read ahead, fetches the whole file before the first row.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            if file.schema_arrow.names != SCHEMA.names:
+                raise ArtifactError(f"{path} does not hold trajectories; its columns are {file.schema_arrow.names}")
+            for batch in file.iter_batches(batch_size=batch_size):
+                for row in batch.to_pylist():
+                    yield _trajectory(row)
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"cannot read trajectories from {path}: {error}; run the task that writes it") from error
 

@@ -8,6 +8,7 @@ one set of settings; rows without a seed are sampled faster.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -31,6 +32,12 @@ class VllmPolicy(TokenizedPolicy):
     def start(self, prompts: Sequence[Sequence[int]], *, seed: int | None = None) -> Generation:
         """Begin a batch. A prompt of no tokens is refused with PolicyError."""
         return SequenceGeneration(prompts, seed, self._longest, self._complete)
+
+    def close(self) -> None:
+        """Stop vLLM, so that what it held of the accelerator is free for whoever comes next."""
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        gc.collect()
 
     def _complete(self, requests: Sequence[Request], stop_ids: AbstractSet[int], temperature: float) -> list[Segment]:
         vllm = _vllm()

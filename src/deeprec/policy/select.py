@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,11 +161,10 @@ def _measure(
     """Roll out batch by batch, so that memory holds one batch of trajectories."""
     from deeprec.explore.trajectories import TrajectoryWriter
 
-    policy = open_policy(start, explore.engine)
     scorer = setting.scorer(FORMAT_ONLY, rewards, explore)
     size = max(1, explore.batch_size // rollouts)
     measured: list[Difficulty] = []
-    with TrajectoryWriter(work / TRAJECTORIES) as writer:
+    with closing(open_policy(start, explore.engine)) as policy, TrajectoryWriter(work / TRAJECTORIES) as writer:
         for number, first in enumerate(range(0, len(candidates), size)):
             part = candidates[first : first + size]
             rows = [example for example in part for _ in range(rollouts)]

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from deeprec.config import EvaluationConfig, EvaluationGate, ExploreConfig, RewardsConfig, TextConfig
+from deeprec.config import EngineConfig, EvaluationConfig, EvaluationGate, ExploreConfig, RewardsConfig, TextConfig
 from deeprec.data.dataset import read_dataset
 from deeprec.data.splits import test_examples as held_out_examples
-from deeprec.errors import ArtifactError, PolicyError
+from deeprec.errors import ArtifactError, ConfigError, PolicyError
 from deeprec.evaluation.evaluate import evaluate
 from deeprec.evaluation.setting import Setting, measure
 from deeprec.explore.loading import load_policy
@@ -23,8 +23,9 @@ from deeprec.types import Call, Catalogue, EndReason, Example, Item, RetrievedIt
 
 USERS, ITEMS, K = 30, 40, 5
 EXPLORE = ExploreConfig(
-    items_per_call=8, answer_size=K, max_calls=3, max_new_tokens=900, max_context=9000, prompt="compact", batch_size=7
-)
+    items_per_call=8, answer_size=K, max_calls=3, max_new_tokens=900, max_context=9000, prompt="compact", batch_size=7,
+    engine=EngineConfig(kind="vllm"),
+)  # fmt: skip
 TEXT = TextConfig(provider="hashing", width=32)
 GATE = EvaluationGate(min_valid_rate=0.5, min_ndcg_10_trm=0.0, min_ratio_to_trm=0.0)
 EVALUATION = EvaluationConfig(bootstrap_samples=200, trajectories=6, gate=GATE)
@@ -38,9 +39,10 @@ class Run:
     def __init__(self, world: Path, policy: Any, out: Path, evaluation: EvaluationConfig = EVALUATION) -> None:
         self.policies = {"start": policy("drama", repeats=5), "stage1": policy("comedy", repeats=1)}
         self.lines: list[str] = []
+        self.opened: list[Any] = []
         self.out, self.report = out / "evaluation", out / "html" / "report.html"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("deeprec.evaluation.evaluate.load_policy", lambda path: self.policies[path.name])
+            patch.setattr("deeprec.evaluation.evaluate.open_policy", self.open)
             self.verdict, self.metrics = evaluate(
                 *(world / name for name in ("dataset", "trm", "start", "stage1", "stage2")),
                 EXPLORE,
@@ -52,6 +54,13 @@ class Run:
                 self.report,
                 progress=self.lines.append,
             )
+
+    def open(self, path: Path, engine: EngineConfig) -> Any:
+        """As ``open_policy``, of an engine that has room for one policy at a time."""
+        assert engine is EXPLORE.engine
+        assert all(policy.closed for policy in self.opened)
+        self.opened.append(self.policies[path.name])
+        return self.opened[-1]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +97,21 @@ def test_an_equal_policy_is_not_rolled_out_again(run: Run) -> None:
     assert any("stage2: the same files as stage1" in line for line in run.lines)
     assert run.policies["stage1"].temperatures == {0.0}
     assert run.metrics["policy"]["start"] != run.metrics["policy"]["stage1"]
+
+
+def test_the_policies_have_the_configured_engine_to_themselves(run: Run) -> None:
+    assert run.opened == list(run.policies.values())
+    assert [policy.closed for policy in run.opened] == [1, 1]
+    assert EXPLORE.engine.kind == "vllm"
+
+
+def test_a_server_has_one_policy_and_is_refused_for_three(world: Path, tmp_path: Path) -> None:
+    engine = EngineConfig(kind="server", url="http://policy:8000")
+    served = EXPLORE.model_copy(update={"engine": engine})
+    places = [world / name for name in ("dataset", "trm", "start", "stage1", "stage2")]
+    with pytest.raises(ConfigError, match="what http://policy:8000 serves cannot be the start and both"):
+        evaluate(*places, served, RewardsConfig(), TEXT, EVALUATION, 0, tmp_path / "out", tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_user_counts_and_the_trajectories_are_kept(run: Run, world: Path) -> None:

@@ -27,12 +27,15 @@ EXPLORE = ExploreConfig(
 @pytest.fixture
 def evaluate(world: Path, scripted_policy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(repeats: int = 0, **options: Any) -> PolicyEvaluation:
-        monkeypatch.setattr("deeprec.evaluation.single.open_policy", lambda *_: scripted_policy(repeats=repeats))
+        policy = scripted_policy(repeats=repeats)
+        monkeypatch.setattr("deeprec.evaluation.single.open_policy", lambda *_: policy)
         text = TextConfig(provider="hashing", width=32)
         places = (world / "dataset", world / "trm", world / "stage1")
-        return evaluate_policy(
+        found = evaluate_policy(
             *places, EXPLORE, RewardsConfig(), text, 3, progress=lambda line: None, **{"read": 4, **options}
         )
+        assert policy.closed == 1
+        return found
 
     return run
 

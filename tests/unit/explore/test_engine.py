@@ -139,3 +139,29 @@ def test_bad_starts_are_refused(model):
     tokenizer = type("Tokenizer", (), {"eos_token_id": None})()
     with pytest.raises(PolicyError, match="end-of-text"):
         TransformersPolicy(model, tokenizer)
+
+
+def test_a_group_reads_its_prompt_once(model, monkeypatch):
+    """Two groups side by side; what follows the prompt is each row's own."""
+    prompts = [[4, 5, 6, 7, 8, 9], [1, 2, 3]] * 3
+    read = []
+    forward = TransformersGeneration._forward
+
+    def counted(self, grid, ids, real):
+        read.append(int(real.sum()))
+        return forward(self, grid, ids, real)
+
+    monkeypatch.setattr(TransformersGeneration, "_forward", counted)
+    generation = TransformersGeneration(model, prompts, seed=2)
+    first = generation.generate(range(6), stop_ids=set(), max_new_tokens=4, temperature=1.0)
+    assert read == [9, 6, 6, 6]
+    assert len({segment.token_ids for segment in first}) == 6
+    appended = [[20 + row] * (row + 1) for row in range(6)]
+    generation.append(range(6), appended)
+    rows = [5, 0, 3, 2]
+    second = generation.generate(rows, stop_ids=set(), max_new_tokens=4, temperature=0.0)
+    for row in range(6):
+        check_segment(model, prompts[row], first[row], greedy=False)
+    for row, segment in zip(rows, second, strict=True):
+        before = [*prompts[row], *first[row].token_ids, *appended[row]]
+        check_segment(model, before, segment, greedy=True)

