@@ -10,7 +10,13 @@ from deeprec.config.section import Positive, Section
 
 
 class EngineConfig(Section):
-    """What generates the policy's tokens: transformers or vLLM in this process, or a server elsewhere."""
+    """What generates the policy's tokens: transformers or vLLM in this process, or a server elsewhere.
+
+    Prompt selection and evaluation use it. A stage's training generates as ``policy.generation`` says; ``deeprec
+    explore`` and serving take transformers. A ``server`` has to serve the very policy directory that is opened, so it
+    is for single steps, such as ``deeprec policy evaluate``; ``deeprec run`` makes its policies as it goes and refuses
+    one.
+    """
 
     kind: Literal["transformers", "vllm", "server"] = "transformers"
     """``transformers`` runs anywhere; ``vllm`` needs the extra ``gpu``; ``server`` is any OpenAI-compatible server."""
@@ -69,6 +75,8 @@ class ExploreConfig(Section):
     """``full`` explains the protocol in words; ``compact`` is for the tiny policy, which is taught it."""
     prompt_history: Positive = 20
     """Newest history items shown in the prompt."""
+    fresh_lists: bool = False
+    """Leave out of later lists what earlier calls of the rollout returned: more is found, and no title stands twice."""
     show_scores: bool = True
     """Print the TRM's match score (0–100) beside each title."""
     show_phrases: bool = False

@@ -22,8 +22,28 @@ class TinyConfig(Section):
     """Width of the feed-forward layers."""
 
 
+class HistoriesConfig(Section):
+    """Language modelling of plain histories before the scripted trajectories: what follows what."""
+
+    passes: int = Field(0, ge=0)
+    """Passes over the training sequences, each cut into other windows of ``explore.prompt_history``; 0 skips it."""
+    batch_size: Positive = 64
+    """Windows per step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak of the cosine schedule."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the embeddings' cells that are dropped."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the lessons as they were cut."""
+        return 1
+
+
 class WarmStartConfig(Section):
     """Supervised learning on trajectories of the scripted explorer; for the tiny policy only."""
+
+    histories: HistoriesConfig = HistoriesConfig()
 
     trajectories: int = Field(6000, ge=0)
     """Scripted trajectories to learn from; 0 skips the warm start."""
@@ -37,8 +57,16 @@ class WarmStartConfig(Section):
     """Shares of scripted trajectories with 1, 2, 3, … calls."""
     short_histories: Share = 0.2
     """Share of trajectories whose history is cut to fewer than 10 items, so that new users are not strange to it."""
-    promote_target: bool = False
-    """Teach to answer the target first where the scripted calls found it."""
+    judge: Literal["lists", "histories"] = "lists"
+    """What ranks the items of the teacher's answers: ``lists`` is their merged lists alone, ``histories`` also what the
+    policy itself expects to come next, once it has learnt from histories."""
+    rehearse: bool = False
+    """Go on learning the titles of the prompt, as far as the TRM trains on them, so that the scripted trajectories do
+    not wash out what the histories taught."""
+    sharpness: float = Field(1.0, gt=0)
+    """Exponent of the phrases' scores in the teacher's draw of narrow calls: a larger one draws the strongest more."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the embeddings' cells that are dropped."""
     use_target: Share = 0.0
     """Chance that a narrow call of the teacher draws its phrases from the target instead of the history."""
 
@@ -124,6 +152,71 @@ class StageConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al., 2021) in place of all weights; needs the extra ``lora``.
+
+    They start at no change, have no dropout, so that rollouts and updates see one distribution, and are merged into
+    the weights when the stage is done: what is written is a plain model.
+    """
+
+    rank: int = Field(0, ge=0)
+    """Rank of the adapters; 0 trains all weights."""
+    alpha: float = Field(64.0, gt=0)
+    """An adapter's product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get adapters, such as ``q_proj``; empty takes all but the output embedding."""
+
+
+class ParallelConfig(Section):
+    """The processes that train a stage together, one per accelerator; on a CPU they share its cores."""
+
+    nodes: Positive = 1
+    """Machines. The pipeline's tasks are one pod each; ``deeprec policy trainjob`` makes a job of several."""
+    per_node: Positive = 1
+    """Processes on each machine."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """``ddp`` keeps weights, gradients and optimiser whole in every process; ``fsdp`` cuts them into shards (FSDP2)."""
+
+    @property
+    def processes(self) -> int:
+        """Number of processes."""
+        return self.nodes * self.per_node
+
+    @model_validator(mode="after")
+    def _shards_need_processes(self) -> Self:
+        if self.strategy == "fsdp" and self.processes == 1:
+            raise ValueError(
+                "strategy is 'fsdp', but there is one process, and nothing to shard over; raise per_node, or set "
+                "strategy to 'ddp'"
+            )
+        return self
+
+
+class GenerationConfig(Section):
+    """What generates a stage's rollouts, while its weights change."""
+
+    engine: Literal["trainer", "vllm", "server"] = "trainer"
+    """``trainer`` is the model under training itself; ``vllm`` runs beside it in every process (extra ``gpu``);
+    ``server`` is vLLM on accelerators of its own. Those two are sent the new weights before each rollout batch."""
+    gpu_memory_utilization: float = Field(0.35, gt=0, le=1)
+    """``vllm``: share of an accelerator's memory it takes for weights and cache."""
+    sleep: bool = True
+    """``vllm``: give that memory back during the updates."""
+    url: str = ""
+    """``server``: its address, such as ``http://rollouts:8000``; process 0 and the server must reach one another."""
+    timeout: float = Field(600.0, gt=0)
+    """``server``: seconds that its start and each request may take."""
+
+    @model_validator(mode="after")
+    def _server_has_an_address(self) -> Self:
+        if (self.engine == "server") != self.url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"generation.engine is {self.engine!r} and generation.url is {self.url!r}; a server, and nothing else, "
+                f"needs an address, such as http://rollouts:8000"
+            )
+        return self
+
+
 class PolicyConfig(Section):
     """The policy: ``tiny``, or any Hugging Face causal language model by name or path."""
 
@@ -134,5 +227,17 @@ class PolicyConfig(Section):
     tiny: TinyConfig = TinyConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
     select: SelectConfig = SelectConfig()
+    lora: LoraConfig = LoraConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    generation: GenerationConfig = GenerationConfig()
     stage1: StageConfig = StageConfig(steps=20)
     stage2: StageConfig = StageConfig(steps=80)
+
+    @model_validator(mode="after")
+    def _adapters_are_not_sharded(self) -> Self:
+        if self.lora.rank and self.parallel.strategy == "fsdp":
+            raise ValueError(
+                f"lora.rank is {self.lora.rank} and parallel.strategy is 'fsdp'; with adapters each process keeps the "
+                f"frozen weights whole, so set parallel.strategy to 'ddp', or lora.rank to 0"
+            )
+        return self

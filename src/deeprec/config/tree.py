@@ -46,6 +46,19 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _processes_share_batches(self) -> Self:
+        count = self.policy.parallel.processes
+        for name in ("stage1", "stage2"):
+            stage = getattr(self.policy, name)
+            for key in ("prompts_per_step", "sequences_per_update"):
+                if stage.steps and getattr(stage, key) % count:
+                    raise ValueError(
+                        f"policy.{name}.{key} is {getattr(stage, key)}, which the {count} processes of policy.parallel "
+                        f"cannot share evenly; make it a multiple of {count}"
+                    )
+        return self
+
 
 def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     """Read a YAML profile and apply ``section.key=value`` overrides (values are YAML).

@@ -57,6 +57,11 @@ class Episode:
         return self._limits.max_context - len(self.prompt_ids) - len(self._ids) - 1
 
     @property
+    def retrieved(self) -> frozenset[str]:
+        """Ids of the items that the calls so far have returned."""
+        return frozenset(item.item_id for call in self._calls for item in call.items)
+
+    @property
     def newest(self) -> tuple[Call, str]:
         """The latest call, whose list has just been received, and the text that made it."""
         return self._calls[-1], self._text[-2]
@@ -89,8 +94,7 @@ class Episode:
         if isinstance(parsed, Outside):
             self.end = EndReason.OUTSIDE_PROTOCOL
         elif isinstance(parsed, AnswerText):
-            retrieved = {item.item_id for call in self._calls for item in call.items}
-            self._answer = tuple(titles.resolve(title, retrieved) for title in parsed.titles)
+            self._answer = tuple(titles.resolve(title, self.retrieved) for title in parsed.titles)
             self.end = EndReason.ANSWERED
             self._append([policy.eos_id])
         elif parsed.empty:

@@ -66,13 +66,27 @@ class PromptBuilder:
     def __init__(self, config: ExploreConfig, titles: TitleBook) -> None:
         self._config = config
         self._titles = titles
-        self._head = "History:" if config.prompt == "compact" else self._explanation()
+        self.head = "History:" if config.prompt == "compact" else self._explanation()
+
+    head: str
+    """What stands before the history."""
 
     def text(self, history: Sequence[str]) -> str:
         """The prompt for a history of item ids, oldest first; items outside the catalogue are left out."""
-        known = [item_id for item_id in history if item_id in self._titles][-self._config.prompt_history :]
-        lines = "".join(f"\n{number}. {self._titles.title(item_id)}" for number, item_id in enumerate(known, start=1))
-        return f"{self._head}{lines}\n{THINK_OPEN}"
+        return f"{self._lines(self._shown(history))}\n{THINK_OPEN}"
+
+    def unfinished(self, history: Sequence[str]) -> str:
+        """The prompt's text up to the number of the line that the next item would have."""
+        known = self._shown(history)
+        known = known[max(0, len(known) + 1 - self._config.prompt_history) :]
+        return f"{self._lines(known)}\n{len(known) + 1}. "
+
+    def _shown(self, history: Sequence[str]) -> list[str]:
+        return [item_id for item_id in history if item_id in self._titles][-self._config.prompt_history :]
+
+    def _lines(self, known: Sequence[str]) -> str:
+        lines = (f"\n{number}. {self._titles.title(item_id)}" for number, item_id in enumerate(known, start=1))
+        return self.head + "".join(lines)
 
     def _explanation(self) -> str:
         config = self._config

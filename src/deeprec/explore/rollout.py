@@ -196,7 +196,7 @@ class _Loop:
         return Query(
             history=episode.example.history,
             preference=phrases,
-            exclude=self.exclude,
+            exclude=self.exclude | episode.retrieved if self._config.fresh_lists else self.exclude,
             filters=self.filters,
             allow_seen=self.allow_seen,
         )

@@ -8,7 +8,7 @@ Every batch makes one ``retrieve`` per turn. Never reads a target, except where 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,6 +41,9 @@ _RECENT_ITEMS = 50
 
 _RANK_OFFSET = 5.0
 _BROAD_WEIGHT = 4.0
+
+Judge = Callable[[Sequence[Example], Sequence[Sequence[str]]], list[list[float]]]
+"""Log-likelihoods, in nats, that each example's next item is each of its candidates."""
 
 Preference = tuple[str, ...]
 """Phrases of one call; none for a broad call."""
@@ -92,18 +95,22 @@ def teach(
     config: ExploreConfig,
     rng: np.random.Generator,
     *,
-    promote_target: bool = False,
+    judge: Judge | None = None,
     call_shares: Sequence[float] = (0.25, 0.5, 0.25),
     broad_first: float = 1.0,
     use_target: float = 0.0,
+    sharpness: float = 1.0,
 ) -> Iterator[Lesson]:
     """Scripted completions to learn from, in the order of examples; repeat an example for more of its lessons.
 
     Args:
-        promote_target: answer the target first when the calls found it; only for targets the policy may learn from.
+        judge: a second opinion: what is answered is chosen by its log-likelihood plus the logarithm of the merged
+            weight, a product of the two experts (Hinton, 2002). It keeps the order of the merged lists, so that an
+            answer can be read off the lists from top to bottom, which small models can learn.
         call_shares: chances of 1, 2, 3, … calls. Calls that would not fill the answer are never made fewer.
         broad_first: chance that the first call is ``anything``.
         use_target: chance that a narrow call draws its phrases from the target instead of the history.
+        sharpness: phrases are drawn in proportion to their scores to this power.
 
     Examples whose calls find fewer than k items give no lesson.
     """
@@ -117,15 +124,33 @@ def teach(
         for example in chunk:
             count = min(max(int(rng.choice(len(shares), p=shares / shares.sum())) + 1, fewest), config.max_calls)
             hints = titles.catalogue[example.target].phrases if use_target > 0 else ()
-            plans.append(_random_plan(scorer.scores(example.history), hints, count, broad_first, use_target, rng))
-        for example, calls in zip(chunk, _call(chunk, plans, retriever, config), strict=True):
-            answer = merge([call.items for call in calls])
-            if promote_target and example.target in answer:
-                answer = [example.target, *(item for item in answer if item != example.target)]
+            scores = {phrase: score**sharpness for phrase, score in scorer.scores(example.history).items()}
+            plans.append(_random_plan(scores, hints, count, broad_first, use_target, rng))
+        made = _call(chunk, plans, retriever, config)
+        answers = [merge([call.items for call in calls]) for calls in made]
+        if judge is not None:
+            answers = _judged(made, answers, judge(chunk, answers), config.answer_size)
+        for example, calls, answer in zip(chunk, made, answers, strict=True):
             if len(answer) >= config.answer_size:
                 best = tuple(answer[: config.answer_size])
                 segments = _segments(calls, best, titles, config, rng)
                 yield Lesson(example, prompts.text(example.history), segments, calls, best)
+
+
+def _judged(
+    made: Sequence[tuple[Call, ...]],
+    merged: Sequence[Sequence[str]],
+    opinions: Sequence[Sequence[float]],
+    size: int,
+) -> list[list[str]]:
+    """The ``size`` items of each merged list that both experts together prefer, in its order; see ``teach``."""
+    answers = []
+    for calls, items, opinion in zip(made, merged, opinions, strict=True):
+        weights = merged_weights([call.items for call in calls])
+        value = {item: math.log(weights[item]) + own for item, own in zip(items, opinion, strict=True)}
+        best = set(sorted(items, key=lambda item: -value[item])[:size])
+        answers.append([item for item in items if item in best])
+    return answers
 
 
 class PhraseScorer:
@@ -155,12 +180,18 @@ def merge(lists: Sequence[Sequence[RetrievedItem]]) -> list[str]:
 
     Ties keep the order of first appearance, so one list alone keeps its order.
     """
+    fused = merged_weights(lists)
+    return sorted(fused, key=lambda item_id: -fused[item_id])
+
+
+def merged_weights(lists: Sequence[Sequence[RetrievedItem]]) -> dict[str, float]:
+    """Item id → Σ w / (5 + rank) over the lists, in order of first appearance; see ``merge``."""
     fused: dict[str, float] = {}
     for position, items in enumerate(lists):
         weight = _BROAD_WEIGHT if position == 0 else 1.0
         for rank, item in enumerate(items):
             fused[item.item_id] = fused.get(item.item_id, 0.0) + weight / (_RANK_OFFSET + rank)
-    return sorted(fused, key=lambda item_id: -fused[item_id])
+    return fused
 
 
 def _plan(scores: Mapping[str, float], narrow_calls: int, config: ExploreConfig) -> list[Preference]:
@@ -210,11 +241,18 @@ def _call(
     calls: list[list[Call]] = [[] for _ in examples]
     for turn in range(max((len(plan) for plan in plans), default=0)):
         rows = [row for row, plan in enumerate(plans) if turn < len(plan)]
-        queries = [Query(history=examples[row].history, preference=plans[row][turn]) for row in rows]
+        queries = [
+            Query(examples[row].history, plans[row][turn], _returned(calls[row]) if config.fresh_lists else frozenset())
+            for row in rows
+        ]
         for row, items in zip(rows, retriever.retrieve(queries, config.items_per_call), strict=True):
             phrases = plans[row][turn]
             calls[row].append(Call(render_preference(phrases), phrases, tuple(items)))
     return [tuple(made) for made in calls]
+
+
+def _returned(calls: Sequence[Call]) -> frozenset[str]:
+    return frozenset(item.item_id for call in calls for item in call.items)
 
 
 def _segments(

@@ -8,12 +8,9 @@ exploration it was built for), ``curves.json`` (what its last training logged, a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from deeprec.config import ExploreConfig, PolicyConfig, TextConfig
 from deeprec.errors import PolicyError
@@ -23,7 +20,7 @@ from deeprec.explore.protocol import MARKUP
 from deeprec.policy.setting import Setting, derived_seed
 from deeprec.policy.tiny import build_model, build_tokenizer
 from deeprec.store import write_artifact
-from deeprec.types import EndReason, Example, JsonDict, Trajectory
+from deeprec.types import JsonDict
 
 KIND = "policy"
 EXPLORE = "explore.json"
@@ -50,7 +47,7 @@ def build_policy(
     curve: list[JsonDict] = []
     if policy.model == "tiny":
         model, tokenizer = _build_tiny(setting, policy, explore, seed)
-        if policy.warm_start.trajectories:
+        if policy.warm_start.trajectories or policy.warm_start.histories.passes:
             curve = _warm_start(setting, model, tokenizer, policy, explore, seed, progress)
     else:
         model, tokenizer = _load_base(policy.model, policy.dtype)
@@ -90,11 +87,25 @@ def _warm_start(
     seed: int,
     progress: Callable[[str], None],
 ) -> list[JsonDict]:
+    from deeprec.policy.lessons import history_lessons, scripted_lessons
     from deeprec.policy.warm_start import warm_start
 
-    lessons = _lessons(setting, tokenizer, policy, explore, seed)
+    config = policy.warm_start
+    curve: list[JsonDict] = []
+    if config.histories.passes:
+        if explore.prompt != "compact":
+            raise PolicyError(
+                "policy.warm_start.histories continue the compact prompt, but explore.prompt is 'full'; set "
+                "policy.warm_start.histories.passes to 0"
+            )
+        windows = history_lessons(setting, tokenizer, explore, config.histories.passes, derived_seed(seed, 3))
+        progress(f"learning what follows what on {len(windows)} windows of histories")
+        curve = warm_start(model, windows, config.histories, derived_seed(seed, 4), progress, name="histories")
+    if not config.trajectories:
+        return curve
+    lessons = scripted_lessons(setting, model, tokenizer, config, explore, derived_seed(seed, 1))
     progress(f"warm start on {len(lessons)} scripted trajectories")
-    return warm_start(model, lessons, policy.warm_start, derived_seed(seed, 2), progress)
+    return curve + warm_start(model, lessons, config, derived_seed(seed, 2), progress)
 
 
 def _write(
@@ -119,10 +130,17 @@ def _write(
     return metrics
 
 
-def write_policy(work: Path, model: Any, tokenizer: Any, explore: ExploreConfig, curves: Sequence[JsonDict]) -> None:
-    """Fill an artifact's directory."""
+def write_policy(
+    work: Path,
+    model: Any,
+    tokenizer: Any,
+    explore: ExploreConfig,
+    curves: Sequence[JsonDict],
+    weights: Mapping[str, Any] | None = None,
+) -> None:
+    """Fill an artifact's directory; ``weights`` stand in for the model's own where those are shards."""
     _quiet()
-    model.save_pretrained(work)
+    model.save_pretrained(work, state_dict=weights)
     tokenizer.save_pretrained(work)
     (work / EXPLORE).write_text(explore.model_dump_json(indent=1), encoding="utf-8")
     (work / CURVES).write_text(json.dumps(list(curves), indent=1), encoding="utf-8")
@@ -197,60 +215,6 @@ def _build_tiny(setting: Setting, policy: PolicyConfig, explore: ExploreConfig, 
     vectors = setting.retriever.item_vectors().collaborative
     table = {titles.title(item.item_id): vectors[row] for row, item in enumerate(catalogue.items)}
     return build_model(tokenizer, policy.tiny, derived_seed(seed, 0), table), tokenizer
-
-
-def _lessons(
-    setting: Setting, tokenizer: Any, policy: PolicyConfig, explore: ExploreConfig, seed: int
-) -> list[Trajectory]:
-    """Scripted trajectories in tokens, on the policy's examples, each used about equally often."""
-    from deeprec.data.splits import policy_examples
-    from deeprec.explore.scripted import teach
-
-    examples = policy_examples(setting.dataset)
-    generator = np.random.default_rng(derived_seed(seed, 1))
-    wanted = policy.warm_start.trajectories
-    order: list[Example] = []
-    while len(order) < wanted:
-        order += [examples[index] for index in generator.permutation(len(examples))]
-    lessons = teach(
-        [_shortened(example, policy.warm_start.short_histories, generator) for example in order[:wanted]],
-        setting.retriever,
-        setting.titles,
-        explore,
-        generator,
-        call_shares=policy.warm_start.call_shares,
-        promote_target=policy.warm_start.promote_target,
-        use_target=policy.warm_start.use_target,
-    )
-    return [_tokenised(lesson.example, lesson.prompt, lesson.segments, tokenizer) for lesson in lessons]
-
-
-def _shortened(example: Example, share: float, generator: np.random.Generator) -> Example:
-    """The example, or in ``share`` of the cases one with a random number of its newest items, fewer than it has."""
-    if len(example.history) < 2 or generator.random() >= share:
-        return example
-    return replace(example, history=example.history[-int(generator.integers(1, min(len(example.history), 10))) :])
-
-
-def _tokenised(example: Example, prompt: str, segments: Sequence[tuple[str, bool]], tokenizer: Any) -> Trajectory:
-    ids: list[int] = []
-    mask: list[int] = []
-    for text, own in segments:
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-        ids += tokens
-        mask += [int(own)] * len(tokens)
-    return Trajectory(
-        example_key=example.key,
-        user_id=example.user_id,
-        prompt_ids=tuple(tokenizer.encode(prompt, add_special_tokens=False)),
-        completion_ids=tuple(ids),
-        loss_mask=tuple(mask),
-        logprobs=(0.0,) * len(ids),
-        text="",
-        calls=(),
-        answer=(),
-        end=EndReason.ANSWERED,
-    )
 
 
 def _quiet() -> None:

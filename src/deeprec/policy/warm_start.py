@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deeprec.config import WarmStartConfig
+from deeprec.config import HistoriesConfig, WarmStartConfig
 from deeprec.errors import PolicyError
 from deeprec.types import JsonDict, Trajectory
 
@@ -28,6 +28,8 @@ WARM_UP = 0.2
 """Share of the steps over which the learning rate rises."""
 POOL = 32
 """Batches whose trajectories are sorted by length together."""
+CPU_ATTENTION = "eager"
+"""Attention written out is learnt from 1.7 × as fast as torch's fused kernel on a CPU, for lessons of 100 tokens."""
 REPORTS = 10
 """Progress lines, evenly spread."""
 
@@ -35,9 +37,11 @@ REPORTS = 10
 def warm_start(
     model: Any,
     trajectories: Sequence[Trajectory],
-    config: WarmStartConfig,
+    config: WarmStartConfig | HistoriesConfig,
     seed: int,
     progress: Callable[[str], None] = print,
+    *,
+    name: str = "warm start",
 ) -> list[JsonDict]:
     """Train ``model`` in place; return a curve of {step, loss, accuracy, tokens_per_second} (loss in nats per token).
 
@@ -56,6 +60,12 @@ def warm_start(
     every = max(1, len(batches) // REPORTS)
     losses, hits, scored, tokens, started = 0.0, 0, 0, 0, time.perf_counter()
     model.train()
+    attention = model.config._attn_implementation
+    if _device(model).type == "cpu":
+        model.set_attn_implementation(CPU_ATTENTION)
+    dropped = model.get_input_embeddings().register_forward_hook(
+        lambda module, _, rows: torch.nn.functional.dropout(rows, config.dropout, module.training)
+    )
     for step, batch in enumerate(batches, start=1):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, len(batches))
@@ -67,9 +77,11 @@ def warm_start(
         optimizer.step()
         losses, hits, scored, tokens = losses + total.item(), hits + correct, scored + count, tokens + ids.numel()
         if step % every == 0 or step == len(batches):
-            curve.append(_record(step, losses, hits, scored, tokens, time.perf_counter() - started))
-            progress(_line(curve[-1], len(batches)))
+            curve.append(_record(name, step, losses, hits, scored, tokens, time.perf_counter() - started))
+            progress(_line(name, curve[-1], len(batches)))
             losses, hits, scored, tokens, started = 0.0, 0, 0, 0, time.perf_counter()
+    dropped.remove()
+    model.set_attn_implementation(attention)
     return curve
 
 
@@ -91,9 +103,9 @@ def _loss(model: Any, ids: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Te
     from deeprec.trm.training import has_bf16
 
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=has_bf16(ids.device)):
-        hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state.float()
-    target = wanted[:, 1:]
-    logits = model.get_output_embeddings()(hidden[target]).float()
+        hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        target = wanted[:, 1:]
+        logits = model.get_output_embeddings()(hidden[target]).float()
     labels = ids[:, 1:][target]
     loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
     return loss, int((logits.detach().argmax(-1) == labels).sum()), labels.numel()
@@ -140,10 +152,11 @@ def _device(model: Any) -> Any:
     return next(model.parameters()).device
 
 
-def _record(step: int, loss: float, hits: int, scored: int, tokens: int, seconds: float) -> JsonDict:
+def _record(name: str, step: int, loss: float, hits: int, scored: int, tokens: int, seconds: float) -> JsonDict:
     if not math.isfinite(loss):
-        raise PolicyError(f"the warm start's loss is {loss} at step {step}; lower policy.warm_start.learning_rate")
+        raise PolicyError(f"the loss of the {name} is {loss} at step {step}; lower policy.warm_start's learning rates")
     return {
+        "part": name,
         "step": step,
         "loss": loss / max(scored, 1),
         "accuracy": hits / max(scored, 1),
@@ -151,8 +164,8 @@ def _record(step: int, loss: float, hits: int, scored: int, tokens: int, seconds
     }
 
 
-def _line(record: JsonDict, steps: int) -> str:
+def _line(name: str, record: JsonDict, steps: int) -> str:
     return (
-        f"warm start {record['step']}/{steps}: loss {record['loss']:.3f} accuracy {record['accuracy']:.3f} "
+        f"{name} {record['step']}/{steps}: loss {record['loss']:.3f} accuracy {record['accuracy']:.3f} "
         f"{record['tokens_per_second']:,.0f} tokens/s"
     )

@@ -141,6 +141,16 @@ def test_what_a_request_asks_reaches_every_query(character_policy, retriever, ti
     assert all(query.filters == (condition,) and query.exclude == {"i2"} and query.allow_seen for query in queries)
 
 
+def test_fresh_lists_leave_out_what_the_rollout_has_found(character_policy, retriever, titles, config):
+    fresh = config.model_copy(update={"fresh_lists": True})
+    policy = character_policy([[BROAD, BROAD, BROAD, ANSWER], [BROAD, ANSWER]])
+    first, second = run(policy, retriever, titles, fresh, examples(2), exclude={"i3"})
+    lists = [[item.item_id for item in call.items] for call in first.calls]
+    assert lists == [[f"i{row}" for row in rows] for rows in ((2, 4, 5, 6), (7, 8, 9, 10), (11, 12, 13, 14))]
+    assert [item.item_id for item in second.calls[0].items] == lists[0], "each rollout for itself"
+    assert first.answer[0] == "i4", "what an earlier list held can be answered"
+
+
 def test_a_passed_deadline_ends_every_open_rollout(character_policy, retriever, titles, config):
     policy = character_policy([[BROAD, ANSWER]] * 2)
     found = run(policy, retriever, titles, config, examples(2), deadline=time.monotonic() - 1)

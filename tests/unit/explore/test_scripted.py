@@ -7,7 +7,7 @@ import pytest
 
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import AnswerText, PreferenceText, parse_segment
-from deeprec.explore.scripted import THOUGHTS, PhraseScorer, explore, merge, teach
+from deeprec.explore.scripted import THOUGHTS, PhraseScorer, explore, merge, merged_weights, teach
 from deeprec.types import EndReason, Example, RetrievedItem
 
 
@@ -53,6 +53,15 @@ def test_baseline(retriever, titles, config):
     ]
 
 
+def test_fresh_lists_hold_every_item_once(retriever, titles, config):
+    fresh = config.model_copy(update={"fresh_lists": True})
+    lessons = list(teach(examples(), retriever, titles, fresh, np.random.default_rng(0), call_shares=(0, 0, 1)))
+    for made in (*explore(examples(), retriever, titles, fresh), *lessons):
+        found = [item.item_id for call in made.calls for item in call.items]
+        assert len(made.calls) == 3
+        assert len(set(found)) == len(found) == 3 * config.items_per_call
+
+
 def test_lessons_follow_the_protocol(retriever, titles, config):
     lessons = list(teach(examples() * 5, retriever, titles, config, np.random.default_rng(0)))
     assert len(lessons) == 30
@@ -80,18 +89,40 @@ def test_lessons_are_fixed_by_the_generator(retriever, titles, config):
     assert texts(1) != texts(2)
 
 
-def test_promoted_targets_come_first(retriever, titles, config):
-    plain = list(teach(examples(), retriever, titles, config, np.random.default_rng(0)))
-    promoted = list(teach(examples(), retriever, titles, config, np.random.default_rng(0), promote_target=True))
-    found = 0
-    for before, after in zip(plain, promoted, strict=True):
-        retrieved = {item.item_id for call in after.calls for item in call.items}
-        if after.example.target in retrieved:
-            found += 1
-            assert after.answer[0] == after.example.target
-        else:
-            assert after.answer == before.answer
-    assert 0 < found < 6
+def test_a_judge_ranks_beside_the_merged_lists(retriever, titles, config):
+    def judge(tasks, candidates):
+        assert [task.user_id for task in tasks] == [f"u{row}" for row in range(6)]
+        # One nat a place, last in the catalogue first: more than two neighbours in a list differ by, but not all.
+        return [[float(int(item[1:])) for item in items] for items in candidates]
+
+    [lesson, *others] = teach(examples(), retriever, titles, config, np.random.default_rng(0), judge=judge)
+    assert len(others) == 5
+    weights = merged_weights([call.items for call in lesson.calls])
+    scores = {item: float(np.log(weight)) + int(item[1:]) for item, weight in weights.items()}
+    chosen = sorted(scores, key=lambda item: -scores[item])[: config.answer_size]
+    merged = merge([call.items for call in lesson.calls])
+    assert set(chosen) != set(merged[: config.answer_size])
+    assert list(lesson.answer) == [item for item in merged if item in chosen], "in the order of the merged lists"
+
+    def indifferent(tasks, candidates):
+        return [[-3.0] * len(items) for items in candidates]
+
+    plain = [one.answer for one in teach(examples(), retriever, titles, config, np.random.default_rng(0))]
+    judged = teach(examples(), retriever, titles, config, np.random.default_rng(0), judge=indifferent)
+    assert [one.answer for one in judged] == plain
+
+
+def test_sharp_phrases_are_the_strongest(retriever, titles, config):
+    task = Example("u", ("i0", "i1", "i2"), "i9")
+    options = {"call_shares": (0.0, 1.0)}
+    strongest = next(iter(PhraseScorer(titles).scores(task.history)))
+
+    def share(sharpness):
+        made = teach([task] * 60, retriever, titles, config, np.random.default_rng(0), sharpness=sharpness, **options)
+        return np.mean([strongest in lesson.calls[1].phrases for lesson in made])
+
+    assert share(1.0) < 0.8
+    assert share(30.0) > 0.95
 
 
 def test_phrases_of_the_target_only_on_request(retriever, titles, config):

@@ -1,0 +1,189 @@
+"""What the warm start learns from, in tokens: plain histories first, then scripted explorations.
+
+A plain history is the compact prompt's own text, cut anywhere, on the items that the TRM trains on as well: the policy
+learns what follows what, a second opinion beside the TRM's. A scripted exploration shows the protocol on the policy's
+own targets, which neither of the two has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from deeprec.config import ExploreConfig, WarmStartConfig
+from deeprec.errors import PolicyError
+from deeprec.explore.prompt import PromptBuilder
+from deeprec.policy.setting import Setting
+from deeprec.types import EndReason, Example, Trajectory
+
+
+def history_lessons(
+    setting: Setting, tokenizer: Any, explore: ExploreConfig, passes: int, seed: int
+) -> list[Trajectory]:
+    """Windows of ``explore.prompt_history`` items over every training sequence, cut anew in each of the passes.
+
+    Titles alone are to be learnt; a window of a single item gives no lesson.
+    """
+    from deeprec.data.splits import trm_sequences
+
+    titles, width = setting.titles, explore.prompt_history
+    head = tuple(tokenizer.encode(PromptBuilder(explore, titles).head, add_special_tokens=False))
+    lines = [tuple(tokenizer.encode(f"\n{line}. ", add_special_tokens=False)) for line in range(1, width + 1)]
+    known = {item.item_id: titles.title(item.item_id) for item in setting.dataset.catalogue.items}
+    tokens = {item: tuple(tokenizer.encode(title, add_special_tokens=False)) for item, title in known.items()}
+    generator = np.random.default_rng(seed)
+    lessons = []
+    for _ in range(passes):
+        for user, items in trm_sequences(setting.dataset).items():
+            for window in _windows(items, width, generator):
+                lessons.append(_history_lesson(user, head, [tokens[item] for item in window], lines))
+    return lessons
+
+
+def _windows(items: Sequence[str], width: int, generator: np.random.Generator) -> Iterator[Sequence[str]]:
+    """The sequence cut into windows, the newest of which ends at random among the last ``width`` items or with them."""
+    ends = range(len(items), 0, -width)
+    if len(items) > width:
+        ends = range(len(items) - int(generator.integers(width)), 0, -width)
+        yield items[-width:]
+    for end in ends:
+        if len(window := items[max(0, end - width) : end]) > 1:
+            yield window
+
+
+def _history_lesson(
+    user: str, head: tuple[int, ...], items: Sequence[tuple[int, ...]], lines: Sequence[tuple[int, ...]]
+) -> Trajectory:
+    ids: list[int] = []
+    mask: list[int] = []
+    for line, item in zip(lines, items, strict=False):
+        ids += [*line, *item]
+        mask += [0] * len(line) + [1] * len(item)
+    first = len(lines[0]) + len(items[0])
+    return _lesson(Example(user, (), ""), [*head, *ids[:first]], ids[first:], mask[first:])
+
+
+def scripted_lessons(
+    setting: Setting, model: Any, tokenizer: Any, config: WarmStartConfig, explore: ExploreConfig, seed: int
+) -> list[Trajectory]:
+    """Scripted explorations on the policy's examples, each used about equally often.
+
+    Raises:
+        PolicyError: titles are to be judged or rehearsed, and the tokenizer does not hold each as one token.
+    """
+    from deeprec.data.splits import policy_examples
+    from deeprec.explore.scripted import teach
+
+    examples = policy_examples(setting.dataset)
+    generator = np.random.default_rng(seed)
+    order: list[Example] = []
+    while len(order) < config.trajectories:
+        order += [examples[index] for index in generator.permutation(len(examples))]
+    lessons = teach(
+        [_shortened(example, config.short_histories, generator) for example in order[: config.trajectories]],
+        setting.retriever,
+        setting.titles,
+        explore,
+        generator,
+        judge=OwnOpinion(model, tokenizer, setting, explore) if config.judge == "histories" else None,
+        call_shares=config.call_shares,
+        use_target=config.use_target,
+        sharpness=config.sharpness,
+    )
+    made = [_tokenised(lesson.example, lesson.prompt, lesson.segments, tokenizer) for lesson in lessons]
+    return [*_rehearsed(made, setting, tokenizer)] if config.rehearse else made
+
+
+class OwnOpinion:
+    """What a model that has learnt from histories expects to come next: a judge for ``explore.scripted.teach``."""
+
+    def __init__(self, model: Any, tokenizer: Any, setting: Setting, explore: ExploreConfig) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._prompts = PromptBuilder(explore, setting.titles)
+        self._ids = _title_ids(setting, tokenizer)
+
+    def __call__(self, examples: Sequence[Example], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Log-likelihoods, in nats, of each example's candidates as the next line of its history."""
+        import torch
+
+        rows = [self._prompts.unfinished(example.history) for example in examples]
+        ids = [self._tokenizer.encode(row, add_special_tokens=False) for row in rows]
+        padded = torch.zeros((len(ids), max(map(len, ids))), dtype=torch.long)
+        for place, row in enumerate(ids):
+            padded[place, : len(row)] = torch.tensor(row)
+        last = torch.tensor([len(row) - 1 for row in ids])
+        device = next(self._model.parameters()).device
+        with torch.no_grad():
+            hidden = self._model.base_model(input_ids=padded.to(device), use_cache=False).last_hidden_state
+            logits = self._model.get_output_embeddings()(hidden[torch.arange(len(ids)), last.to(device)]).float()
+            likely = logits.log_softmax(dim=-1).cpu()
+        return [likely[place, [self._ids[item] for item in items]].tolist() for place, items in enumerate(candidates)]
+
+
+def _title_ids(setting: Setting, tokenizer: Any) -> dict[str, int]:
+    """Item id → the token of its title."""
+    items = [item.item_id for item in setting.dataset.catalogue.items]
+    encoded = [tokenizer.encode(setting.titles.title(item), add_special_tokens=False) for item in items]
+    if any(len(tokens) != 1 for tokens in encoded):
+        raise PolicyError(
+            "policy.warm_start.judge 'histories' and policy.warm_start.rehearse need a policy whose titles are one "
+            "token each, the tiny one; set them to 'lists' and false"
+        )
+    return {item: tokens[0] for item, tokens in zip(items, encoded, strict=True)}
+
+
+def _rehearsed(lessons: Sequence[Trajectory], setting: Setting, tokenizer: Any) -> Iterator[Trajectory]:
+    """The lessons with those titles of their prompts to be learnt that the TRM trains on, but for the first line."""
+    from deeprec.data.splits import trm_sequences
+
+    ids = _title_ids(setting, tokenizer)
+    trained = {user: {ids[item] for item in items} for user, items in trm_sequences(setting.dataset).items()}
+    for lesson in lessons:
+        places = [place for place, token in enumerate(lesson.prompt_ids) if token in trained[lesson.user_id]]
+        if not places:
+            yield lesson
+            continue
+        cut = places[0] + 1
+        mask = [int(place in places) for place in range(cut, len(lesson.prompt_ids))]
+        yield replace(
+            lesson,
+            prompt_ids=lesson.prompt_ids[:cut],
+            completion_ids=lesson.prompt_ids[cut:] + lesson.completion_ids,
+            loss_mask=(*mask, *lesson.loss_mask),
+            logprobs=(0.0,) * (len(mask) + len(lesson.logprobs)),
+        )
+
+
+def _shortened(example: Example, share: float, generator: np.random.Generator) -> Example:
+    """The example, or in ``share`` of the cases one with a random number of its newest items, fewer than it has."""
+    if len(example.history) < 2 or generator.random() >= share:
+        return example
+    return replace(example, history=example.history[-int(generator.integers(1, min(len(example.history), 10))) :])
+
+
+def _tokenised(example: Example, prompt: str, segments: Sequence[tuple[str, bool]], tokenizer: Any) -> Trajectory:
+    ids: list[int] = []
+    mask: list[int] = []
+    for text, learnt in segments:
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        ids += tokens
+        mask += [int(learnt)] * len(tokens)
+    return _lesson(example, tokenizer.encode(prompt, add_special_tokens=False), ids, mask)
+
+
+def _lesson(example: Example, prompt: Sequence[int], ids: Sequence[int], mask: Sequence[int]) -> Trajectory:
+    return Trajectory(
+        example_key=example.key,
+        user_id=example.user_id,
+        prompt_ids=tuple(prompt),
+        completion_ids=tuple(ids),
+        loss_mask=tuple(mask),
+        logprobs=(0.0,) * len(ids),
+        text="",
+        calls=(),
+        answer=(),
+        end=EndReason.ANSWERED,
+    )

@@ -1,0 +1,140 @@
+"""What the warm start is taught from: plain histories, and scripted explorations on the policy's own targets."""
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deeprec.config import ExploreConfig, WarmStartConfig
+from deeprec.data.dataset import Dataset
+from deeprec.data.splits import trm_sequences
+from deeprec.errors import PolicyError
+from deeprec.explore.protocol import TitleBook
+from deeprec.policy.lessons import OwnOpinion, _shortened, history_lessons, scripted_lessons
+from deeprec.types import Catalogue, Example, Query, RetrievedItem
+
+ITEMS = tuple(f"i{row}" for row in range(8))
+
+
+class FirstItems:
+    """A retriever that lists the catalogue from its start, without the history."""
+
+    def retrieve(self, queries: list[Query], k: int) -> list[list[RetrievedItem]]:
+        kept = [[item for item in ITEMS if item not in query.history][:k] for query in queries]
+        return [[RetrievedItem(item, 0.9 - 0.1 * rank) for rank, item in enumerate(items)] for items in kept]
+
+
+@pytest.fixture
+def setting(books: Catalogue) -> Any:
+    """u1 has 12 training items (five, over and over) and a target it has had; u2 one, and the third of its list."""
+    sequences = {"u1": ITEMS[:5] * 3, "u2": ("i0", "i3", "i4", "i5")}
+    dataset = Dataset(books, sequences, {"policy_positions": 1})
+    return SimpleNamespace(dataset=dataset, titles=TitleBook(books), retriever=FirstItems())
+
+
+def learnt(lesson: Any, tokenizer: Any) -> list[str]:
+    marked = zip(lesson.completion_ids, lesson.loss_mask, strict=True)
+    return [tokenizer.decode([token]) for token, own in marked if own]
+
+
+def text(lesson: Any, tokenizer: Any) -> str:
+    return str(tokenizer.decode([*lesson.prompt_ids, *lesson.completion_ids]))
+
+
+def test_history_lessons_are_the_prompts_text_and_teach_titles(
+    setting: Any, tokenizer: Any, explore: ExploreConfig
+) -> None:
+    lessons = history_lessons(setting, tokenizer, explore, 3, seed=0)
+    assert {lesson.user_id for lesson in lessons} == {"u1"}, "one item alone teaches nothing"
+    sequence = [setting.titles.title(item) for item in trm_sequences(setting.dataset)["u1"]]
+    taught: Counter[int] = Counter()
+    for lesson in lessons:
+        head, *lines = text(lesson, tokenizer).split("\n")
+        titles = [line.partition(". ")[2] for line in lines]
+        assert head == "History:"
+        assert [int(line.partition(".")[0]) for line in lines] == list(range(1, len(lines) + 1))
+        assert 2 <= len(titles) <= explore.prompt_history
+        assert learnt(lesson, tokenizer) == titles[1:]
+        places = [at for at in range(len(sequence)) if sequence[at : at + len(titles)] == titles]
+        assert places, "a window of the sequence"
+        taught.update({places[0]})
+    assert len(taught) > 3, "cut anew in each pass"
+
+
+def test_history_lessons_are_fixed_by_the_seed(setting: Any, tokenizer: Any, explore: ExploreConfig) -> None:
+    made = [history_lessons(setting, tokenizer, explore, 2, seed=seed) for seed in (1, 1, 2)]
+    assert made[0] == made[1]
+    assert made[0] != made[2]
+
+
+def test_scripted_lessons_teach_what_the_policy_would_write(
+    setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig
+) -> None:
+    config = WarmStartConfig(trajectories=40, short_histories=0.0)
+    for lesson in scripted_lessons(setting, model, tokenizer, config, explore, seed=0):
+        completion = tokenizer.decode(lesson.completion_ids)
+        own = "".join(learnt(lesson, tokenizer))
+        for listed in completion.split("<|begin_of_item_list|>")[1:]:
+            assert listed.partition("<|end_of_item_list|>")[0] not in own
+        assert own.endswith(completion.rpartition("<recommendation_list>")[2])
+
+
+def test_rehearsed_lessons_also_teach_prompt_titles_that_the_trm_trains_on(
+    setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig
+) -> None:
+    config = WarmStartConfig(trajectories=40, short_histories=0.5)
+    plain = scripted_lessons(setting, model, tokenizer, config, explore, seed=0)
+    rehearsed = scripted_lessons(
+        setting, model, tokenizer, config.model_copy(update={"rehearse": True}), explore, seed=0
+    )
+    trained = {
+        user: {setting.titles.title(item) for item in items} for user, items in trm_sequences(setting.dataset).items()
+    }
+    more = 0
+    for before, after in zip(plain, rehearsed, strict=True):
+        assert text(after, tokenizer) == text(before, tokenizer)
+        added = learnt(after, tokenizer)[: sum(after.loss_mask) - sum(before.loss_mask)]
+        assert learnt(after, tokenizer) == added + learnt(before, tokenizer)
+        prompt = [line.partition(". ")[2] for line in tokenizer.decode(before.prompt_ids).split("\n")[1:-1]]
+        assert added == [title for title in prompt[1:] if title in trained[after.user_id]]
+        more += len(added)
+    assert more
+
+
+def test_the_models_own_opinion_is_that_of_the_next_line(
+    setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig
+) -> None:
+    opinion = OwnOpinion(model.eval(), tokenizer, setting, explore)
+    examples = [Example("u1", ITEMS[:7], ""), Example("u2", ("i3",), "")]
+    [long, short] = opinion(examples, [["i2", "i7"], ["i1"]])
+    titles = [setting.titles.title(item) for item in ITEMS]
+    shown = "".join(f"\n{line}. {title}" for line, title in enumerate(titles[3:7], start=1))
+    ids = tokenizer.encode(f"History:{shown}\n5. ", add_special_tokens=False)
+    with torch.no_grad():
+        likely = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    assert long == pytest.approx([float(likely[tokenizer.convert_tokens_to_ids(titles[row])]) for row in (2, 7)], 1e-4)
+    assert opinion(examples[1:], [["i1"]])[0] == pytest.approx(short, 1e-4), "padding changes nothing"
+
+
+def test_titles_of_several_tokens_cannot_be_judged(
+    setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig
+) -> None:
+    class Letters:
+        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+            return [ord(letter) for letter in text]
+
+    with pytest.raises(PolicyError, match="titles are one token each, the tiny one; set them to 'lists' and false"):
+        OwnOpinion(model, Letters(), setting, explore)
+
+
+def test_some_lessons_show_a_short_history() -> None:
+    generator = np.random.default_rng(0)
+    example = Example("u", tuple(f"i{number}" for number in range(30)), "target")
+    lengths = [len(_shortened(example, 0.5, generator).history) for _ in range(200)]
+    assert 70 < sum(length == 30 for length in lengths) < 130
+    assert set(lengths) - {30} == set(range(1, 10))
+    assert _shortened(example, 0.9, generator).history[-1] == "i29"
+    assert _shortened(Example("u", ("a",), "b"), 1.0, generator).history == ("a",)
