@@ -32,7 +32,7 @@ def train_stage(
     with reported():
         from deeprec.checks.gate import require
         from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, TextConfig
-        from deeprec.policy.stage import train_stage as run
+        from deeprec.policy.launch import train_stage as run
 
         require(gate)
         parts = {**policy, stage: settings}

@@ -17,6 +17,7 @@ _COMPLETION_KEYS = (
     "sampling_per_token_logps",
     "old_per_token_logps",
     "ref_per_token_logps",
+    "importance_sampling_ratio",
 )
 
 

@@ -3,6 +3,7 @@
 The rewards' weights are the stage's; the learning itself is ``trl_adapter``'s. A stage that was cut off goes on from
 its newest checkpoint, if dataset, TRM, start, prompts and configuration are still the same; bounds on its health may
 change. Several processes may run it together (``policy.processes``): process 0 writes, all of them return the verdict.
+``launch.train_stage`` starts them; here each runs its part.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from deeprec.policy.charts import stage_figures
 from deeprec.policy.processes import gather, join, rank, world_size
 from deeprec.policy.select import read_prompts
 from deeprec.policy.setting import FORMAT_ONLY, Setting, derived_seed, is_valid, sample, score
+from deeprec.policy.sharding import full_weights, whole
 from deeprec.store import read_artifact, write_artifact
-from deeprec.types import Example, JsonDict, Trajectory
+from deeprec.types import Example, JsonDict, Policy, Trajectory
 
 if TYPE_CHECKING:
     from deeprec.explore.engine import TransformersPolicy
@@ -65,11 +67,14 @@ def train_stage(
     settings: StageConfig = getattr(policy, stage)
     join()
     setting = Setting.open(dataset, trm, text)
-    actor = load_policy(start, dtype="float32")
+    actor = load_policy(start, dtype=policy.dtype if policy.lora.rank else "float32")
     config: JsonDict = {
         "stage": stage,
         "settings": settings.model_dump(mode="json", exclude={"health"}),
         "dtype": policy.dtype,
+        "lora": policy.lora.model_dump(mode="json"),
+        "strategy": policy.parallel.strategy,
+        "generation": policy.generation.engine,
         "explore": explore.model_dump(mode="json"),
         "rewards": rewards.model_dump(mode="json"),
     }
@@ -78,10 +83,12 @@ def train_stage(
     with _checkpoints(checkpoints, _fingerprint(config, parents, seed)) as kept:
         if settings.steps:
             curves = _train(stage, setting, actor, prompts, policy, explore, rewards, seed, kept, progress)
-        metrics = measure(setting, actor, explore, rewards, seed)
+        with whole(actor.model):
+            metrics = measure(setting, actor, explore, rewards, seed)
+        trained = full_weights(actor.model)
         if rank() == 0:
             with write_artifact(out, KIND, config=config, parents=parents, seed=seed) as work:
-                write_policy(work, actor.model, actor.tokenizer, explore, curves)
+                write_policy(work, actor.model, actor.tokenizer, explore, curves, trained)
     verdict = _judge(stage, settings, metrics, curves, report)
     if rank() == 0:
         progress(verdict.reason)
@@ -153,10 +160,10 @@ def _train(
     place = 1 if stage == "stage1" else 2
     low = policy.dtype == "bfloat16"
 
-    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+    def roll(examples: Sequence[Example], step: int, engine: Policy) -> list[Trajectory]:
         path = (30, place, step, rank()) if rank() else (30, place, step)
         with _precision(actor.model, low):
-            made = setting.roll(actor, examples, explore, explore.temperature, derived_seed(seed, *path))
+            made = setting.roll(engine, examples, explore, explore.temperature, derived_seed(seed, *path))
         return score(scorer, made, examples)
 
     return train_grpo(
@@ -169,8 +176,8 @@ def _train(
         temperature=explore.temperature,
         seed=derived_seed(seed, 31, place) % 2**31,
         checkpoints=checkpoints,
-        bf16=low,
-        gradient_checkpointing=policy.model != "tiny",
+        policy=policy,
+        longest=explore.max_context,
         progress=progress,
     )
 

@@ -8,7 +8,7 @@ as baseline, advantages divided by the standard deviation of the whole batch's r
 
 With several processes (torchrun, accelerate) each rolls out its own share of a batch's prompts, whole groups, and
 trains on it; rewards are scaled and gradients averaged over all of them, so that an update is what one process would
-make of the same trajectories. Gradients are averaged with DDP or as accelerate is configured.
+make of the same trajectories. Each keeps the whole model (DDP) or a shard of it (FSDP2), as ``policy.parallel`` says.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from deeprec.config import StageConfig
+from deeprec.config import PolicyConfig, StageConfig
 from deeprec.errors import PolicyError
+from deeprec.policy.arguments import arguments
 from deeprec.policy.batches import by_length, own_logprobs, trim
 from deeprec.policy.curves import Curves
+from deeprec.policy.generation import TrainingEngine
 from deeprec.policy.health import StartModel, collapse
-from deeprec.policy.processes import gather, rank, world_size
-from deeprec.types import Example, JsonDict, Trajectory
+from deeprec.policy.lora import adapters, merge, without_wrapper
+from deeprec.policy.processes import gather, rank
+from deeprec.policy.sharding import shard_on_cpu
+from deeprec.types import Example, JsonDict, Policy, Trajectory
 
 WARM_UP = 0.05
 """Share of the updates over which the learning rate rises to its constant value."""
@@ -41,8 +45,8 @@ NUMBERS = "lower the stage's learning_rate"
 COLLAPSE = "lower the stage's learning_rate, weigh the part of the reward that fell more, or move the bound"
 """What to do about a stage that stopped."""
 
-Roll = Callable[[Sequence[Example], int], Sequence[Trajectory]]
-"""Examples (each repeated for its group) and the step (0-based) → scored trajectories, in order.
+Roll = Callable[[Sequence[Example], int, Policy], Sequence[Trajectory]]
+"""Examples (each repeated for its group), step (0-based) and what generates → scored trajectories, in order.
 
 Each process is asked for its own share of the batch's examples.
 """
@@ -59,25 +63,31 @@ def train_grpo(
     temperature: float,
     seed: int,
     checkpoints: Path,
-    bf16: bool = False,
-    gradient_checkpointing: bool = False,
+    policy: PolicyConfig = PolicyConfig(),
+    longest: int = 0,
     progress: Callable[[str], None] = print,
 ) -> list[JsonDict]:
     """Train ``model`` in place for ``stage.steps`` rollout batches and return their records.
 
+    Adapters, where ``policy.lora`` asks for them, are merged at the end. With ``policy.parallel`` on ``fsdp`` the model
+    is left in shards; see ``sharding``.
+
     Args:
-        model: a causal language model in float32; with ``stage.kl`` its ``name_or_path`` is the reference's directory.
+        model: a causal language model, in float32 unless it gets adapters; its ``name_or_path`` is the directory that
+            vLLM starts with, and that of the reference of ``stage.kl``.
         tokenizer: its tokenizer, with padding and end-of-text tokens.
         examples: the stage's prompts; their order and repetition follow from ``seed`` alone.
-        roll: makes and scores trajectories with ``model``.
+        roll: makes and scores trajectories.
         weights: reward part → weight; parts of trajectories that are not named here are ignored.
         temperature: what ``roll`` samples with; TRL divides its logits by the same.
         checkpoints: directory written every ``stage.save_every`` rollout batches; the newest one there is resumed.
-        bf16: run the updates in bfloat16 autocast (CUDA).
+        policy: says what is trained, on which processes, and what generates; its stages are not read.
+        longest: tokens of the longest sequence that vLLM keeps room for; 0 is the model's own limit.
 
     Raises:
         PolicyError: no prompt, a temperature of 0, trajectories that do not fit what was asked, a batch that cannot
-            be shared among the processes, a loss that is not a number, or a collapse as ``stage.health`` defines it.
+            be shared among the processes, an extra that is not installed, a loss that is not a number, or a collapse
+            as ``stage.health`` defines it.
     """
     if not examples:
         raise PolicyError("no prompt was selected for this stage; raise policy.select.candidates or set steps to 0")
@@ -88,7 +98,8 @@ def train_grpo(
     checkpoints.mkdir(parents=True, exist_ok=True)
     curves = Curves(checkpoints / "curves.json", weights, stage.rollouts, progress, gather=gather, writes=rank() == 0)
     start = _start_model(model, tokenizer, stage, temperature)
-    config = _trl_config(stage, weights, temperature, seed, checkpoints, bf16, gradient_checkpointing)
+    config = GRPOConfig(**arguments(stage, policy, weights, temperature, longest, seed, checkpoints))
+    config.report_to = []
     order = prompt_order(examples, stage.steps, stage.prompts_per_step, seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
@@ -99,8 +110,14 @@ def train_grpo(
             train_dataset=Dataset.from_dict({"prompt": [example.key for example in order]}),
             reward_funcs=[_reward_function(name) for name in weights],
             rollout_func=_rollout_function(
-                {example.key: example for example in examples}, roll, weights, curves, start
+                {example.key: example for example in examples},
+                roll,
+                weights,
+                curves,
+                start,
+                TrainingEngine(policy.generation),
             ),
+            peft_config=adapters(policy.lora),
             callbacks=[_CurvesCallback(curves, stage)],
         )
     trainer.curves = curves
@@ -113,6 +130,8 @@ def train_grpo(
         if curves.writes:
             progress(f"resuming after step {done} from {last}")
     trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if policy.lora.rank:
+        merge(trainer.model)
     return curves.records
 
 
@@ -154,8 +173,8 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
 
     Micro-batches of one update are regrouped by length, and each is cut to its own longest prompt and completion: sums
     over an update are what they were, the padded work is not done. On a CPU, where TRL computes logits at every
-    position, they are computed for the policy's own tokens alone, unless the model is wrapped for several processes:
-    gradients are only averaged when the wrapper's own forward is called.
+    position, they are computed for the policy's own tokens alone, unless the model is wrapped or sharded for several
+    processes: gradients are only averaged when the whole model's own forward is called.
     """
 
     lr_scheduler: Any
@@ -170,6 +189,12 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
     def updates(self) -> int:
         """Optimiser updates in one rollout batch."""
         return int(self.args.steps_per_generation // self.args.gradient_accumulation_steps)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Sharded weights are sharded on a CPU too."""
+        if self.args.fsdp and self.args.use_cpu:
+            shard_on_cpu()
+        super().create_accelerator_and_postprocess()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """A linear rise whose first value is not 0, so that the first update counts; then constant, or down to 0."""
@@ -197,7 +222,7 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
         compute_entropy: bool = False, **more: Any,
     ) -> tuple[Any, Any, Any]:  # fmt: skip
         own = self.own_tokens
-        plain = model is self.model and input_ids.device.type == "cpu"
+        plain = model is self.model and not self.is_fsdp_enabled and input_ids.device.type == "cpu"
         if not plain or own is None or own.shape != (len(input_ids), logits_to_keep):
             more |= {"batch_size": batch_size, "compute_entropy": compute_entropy}
             result = super()._get_per_token_logps_and_entropies(
@@ -206,7 +231,8 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
         else:
             size = batch_size or len(input_ids)
             parts = zip(*(rows.split(size) for rows in (input_ids, attention_mask, own)), strict=True)
-            scored = [own_logprobs(model, *part, temperature=self.temperature) for part in parts]
+            inner = without_wrapper(model)
+            scored = [own_logprobs(inner, *part, temperature=self.temperature) for part in parts]
             logps, entropies = (torch.cat(rows) for rows in zip(*scored, strict=True))
             result = (logps, entropies if compute_entropy else None, None)
         self._log_probabilities = result[0].detach()
@@ -259,74 +285,6 @@ def _stopped(reason: str, args: Any, healthy_steps: int, cure: str) -> str:
     return f"training stopped: {reason}; {kept}; {cure}"
 
 
-def _trl_config(
-    stage: StageConfig,
-    weights: Mapping[str, float],
-    temperature: float,
-    seed: int,
-    checkpoints: Path,
-    bf16: bool,
-    gradient_checkpointing: bool,
-) -> GRPOConfig:
-    batch = stage.prompts_per_step * stage.rollouts
-    updates = batch // stage.sequences_per_update
-    micro_batch, accumulation = _shares(stage, world_size())
-    keep = 1 + math.ceil(stage.health.patience / stage.save_every)
-    config = GRPOConfig(
-        output_dir=str(checkpoints),
-        use_cpu=not torch.cuda.is_available(),
-        bf16=bf16 and torch.cuda.is_available(),
-        seed=seed,
-        max_steps=stage.steps * updates,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulation,
-        steps_per_generation=accumulation * updates,
-        num_generations=stage.rollouts,
-        num_iterations=1,
-        shuffle_dataset=False,
-        learning_rate=stage.learning_rate,
-        reward_weights=list(weights.values()),
-        scale_rewards="batch",
-        loss_type="dapo",
-        beta=stage.kl,
-        epsilon=stage.clip,
-        temperature=temperature,
-        top_p=1.0,
-        max_completion_length=None,
-        mask_truncated_completions=False,
-        pad_to_multiple_of=None,
-        gradient_checkpointing=gradient_checkpointing,
-        use_vllm=False,
-        dataloader_pin_memory=False,
-        logging_steps=1,
-        disable_tqdm=True,
-        report_to="none",
-        save_strategy="steps",
-        save_steps=stage.save_every * updates,
-        save_total_limit=max(2, keep),
-    )
-    config.report_to = []
-    return config
-
-
-def _shares(stage: StageConfig, processes: int) -> tuple[int, int]:
-    """One process's trajectories per forward pass, and forward passes per update."""
-    share = stage.sequences_per_update // processes
-    micro_batch = min(stage.micro_batch, share)
-    if (
-        stage.prompts_per_step % processes
-        or stage.sequences_per_update % processes
-        or not micro_batch
-        or share % micro_batch
-    ):
-        raise PolicyError(
-            f"{processes} processes cannot share {stage.prompts_per_step} prompts per step and "
-            f"{stage.sequences_per_update} sequences per update in micro-batches of {stage.micro_batch}; make both "
-            f"multiples of {processes}, and a process's sequences a multiple of micro_batch"
-        )
-    return micro_batch, share // micro_batch
-
-
 def _start_model(model: Any, tokenizer: Any, stage: StageConfig, temperature: float) -> StartModel | None:
     """The start to measure the divergence from; None when it is not wanted or TRL's KL term measures it anyway."""
     most = stage.health.kl_trajectories
@@ -349,16 +307,13 @@ def _rollout_function(
     weights: Mapping[str, float],
     curves: Curves,
     start: StartModel | None,
+    engine: TrainingEngine,
 ) -> Callable[[list[str], Any], dict[str, Any]]:
     def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
         step = trainer.state.global_step // trainer.updates
         started = time.perf_counter()
-        training = trainer.model.training
-        trainer.model.eval()
-        try:
-            trajectories = roll([examples[key] for key in prompts], step)
-        finally:
-            trainer.model.train(training)
+        with engine.rolling(trainer) as policy:
+            trajectories = roll([examples[key] for key in prompts], step, policy)
         _check(prompts, trajectories)
         seconds = time.perf_counter() - started
         with trainer.accelerator.autocast():
@@ -402,4 +357,9 @@ def _check(prompts: Sequence[str], trajectories: Sequence[Trajectory]) -> None:
             raise PolicyError(
                 f"the rollout of {trajectory.example_key} has ids, mask and log-probabilities of {sorted(sizes)} "
                 f"tokens; they must be equally long"
+            )
+        if not all(map(math.isfinite, trajectory.logprobs)):
+            raise PolicyError(
+                f"the rollout of {trajectory.example_key} has a log-probability that is not a number; the engine's "
+                f"weights or sampling are broken, and an update would break the trained ones"
             )

@@ -150,7 +150,7 @@ class Stage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, passed: bool = True) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.passed = passed
-        monkeypatch.setattr("deeprec.policy.stage.train_stage", self)
+        monkeypatch.setattr("deeprec.policy.launch.train_stage", self)
 
     def __call__(self, *arguments: Any, progress: Any) -> tuple[Verdict, dict[str, float]]:
         self.calls.append(arguments)

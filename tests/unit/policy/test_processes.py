@@ -12,23 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from deeprec.config import (
-    ExploreConfig,
-    PolicyConfig,
-    RewardsConfig,
-    SelectConfig,
-    StageConfig,
-    TextConfig,
-    TinyConfig,
-    WarmStartConfig,
-)
+from deeprec.config import ParallelConfig, PolicyConfig, StageConfig
 from deeprec.errors import PolicyError
-from deeprec.explore.loading import load_policy
 from deeprec.policy import processes
-from deeprec.policy.build import build_policy, read_curves
-from deeprec.policy.select import select_prompts
-from deeprec.policy.trl_adapter import _shares, newest_checkpoint
+from deeprec.policy.arguments import arguments, shares
+from deeprec.policy.trl_adapter import newest_checkpoint
 from tests.unit.policy import toy
 
 ROOT = Path(__file__).parents[3]
@@ -70,13 +60,22 @@ def test_a_killed_process_changes_no_bit_of_the_result(tmp_path: Path) -> None:
         assert [record[name] for record in records] == [record[name] for record in expected]
 
 
+def train_together(place: Path, strategy: str) -> tuple[Path, str]:
+    done = launch(*LAUNCHER, "-m", "tests.unit.policy.toy", str(place), strategy)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return place, done.stdout
+
+
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """What two processes that trained together left, and what they printed."""
-    place = tmp_path_factory.mktemp("together")
-    done = launch(*LAUNCHER, "-m", "tests.unit.policy.toy", str(place))
-    assert done.returncode == 0, done.stderr[-4000:]
-    return place, done.stdout
+    return train_together(tmp_path_factory.mktemp("together"), "ddp")
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left that had a half of the weights each."""
+    return train_together(tmp_path_factory.mktemp("sharded"), "fsdp")[0]
 
 
 def read(place: Path, name: str, rank: int) -> dict[str, Any]:
@@ -119,14 +118,50 @@ def test_two_processes_train_one_policy(together: tuple[Path, str], name: str, t
             torch.testing.assert_close(first[key], value, rtol=1e-2, atol=1e-3)
 
 
+def test_shards_learn_what_copies_learn(together: tuple[Path, str], sharded: Path, tmp_path: Path) -> None:
+    """With tied embeddings as copies in two processes do, without as one process does; process 0 has all weights."""
+    alone, _, _ = toy.train(tmp_path, toy.SCHEDULES["one update"], progress=lambda line: None, tied=False)
+    copies = torch.load(together[0] / "two updates 0.pt")
+    for name, expected in (("two updates", copies), ("one update", alone.state_dict())):
+        shares = [read(sharded, name, rank) for rank in range(2)]
+        assert all(share["sharded"] for share in shares)
+        first, second = (torch.load(sharded / f"{name} {rank}.pt") for rank in range(2))
+        assert second == {}
+        assert first.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(first[key], value, rtol=1e-3, atol=1e-4)
+        assert all(record["logprob_gap"] < 1e-5 for record in shares[0]["records"])
+
+
+def test_whole_for_a_while_each_process_makes_passes_of_its_own(sharded: Path) -> None:
+    """One pass in one process, three in the other, and the same scores."""
+    first, second = (read(sharded, "two updates", rank)["scores"] for rank in range(2))
+    assert first == second
+
+
+def test_shards_go_on_from_their_checkpoint(sharded: Path) -> None:
+    whole, resumed = (torch.load(sharded / f"{name} 0.pt") for name in ("not stopped", "stopped"))
+    assert same(whole, resumed)
+    assert [record["step"] for record in read(sharded, "stopped", 1)["records"]] == [1, 2, 3, 4]
+    assert len(read(sharded, "stopped", 0)["seen"]) == 2
+
+
+def test_one_process_has_nothing_to_shard() -> None:
+    with pytest.raises(ValidationError, match="there is one process, and nothing to shard over"):
+        ParallelConfig(strategy="fsdp")
+    policy = PolicyConfig(parallel=ParallelConfig(per_node=2, strategy="fsdp"))
+    with pytest.raises(PolicyError, match="this process is the only one"):
+        arguments(toy.STAGE, policy, {"good": 1.0}, 1.0, 0, 0, Path("nowhere"))
+
+
 def test_processes_share_a_batch_evenly_or_not_at_all() -> None:
     stage = StageConfig(prompts_per_step=8, rollouts=4, sequences_per_update=16, micro_batch=4)
-    assert _shares(stage, 1) == (4, 4)
-    assert _shares(stage, 2) == (4, 2)
-    assert _shares(stage, 8) == (2, 1)
+    assert shares(stage, 1) == (4, 4)
+    assert shares(stage, 2) == (4, 2)
+    assert shares(stage, 8) == (2, 1)
     for count in (3, 16):
         with pytest.raises(PolicyError, match=f"{count} processes cannot share 8 prompts"):
-            _shares(stage, count)
+            shares(stage, count)
 
 
 def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,56 +170,3 @@ def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch
     assert (processes.rank(), processes.world_size()) == (0, 1)
     processes.join()
     assert processes.gather([1, 2]) == [1, 2]
-
-
-STAGE_PROGRAM = """
-import json, os, sys
-from pathlib import Path
-from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, TextConfig
-from deeprec.policy.stage import train_stage
-
-place, *inputs = map(Path, sys.argv[1:])
-given = json.loads((place / "config.json").read_text())
-kinds = {"policy": PolicyConfig, "explore": ExploreConfig, "rewards": RewardsConfig, "text": TextConfig}
-sections = [kind.model_validate(given[name]) for name, kind in kinds.items()]
-verdict, metrics = train_stage(
-    "stage1", *inputs, *sections, 0, place / "out", place / "report.html", place / "checkpoints"
-)
-(place / f"{os.environ['RANK']}.json").write_text(json.dumps([json.loads(verdict.to_json()), metrics]))
-"""
-
-
-def test_two_processes_run_a_stage_as_one_task(sample_dataset: Path, toy_trm: Path, tmp_path: Path) -> None:
-    """One artifact, one report, one verdict that both return, and no checkpoint left."""
-    policy = PolicyConfig(
-        tiny=TinyConfig(width=32, layers=1, heads=2, inner=32),
-        warm_start=WarmStartConfig(trajectories=0),
-        select=SelectConfig(candidates=8, rollouts=2),
-        stage1=StageConfig(steps=1, prompts_per_step=2, rollouts=2, sequences_per_update=4, micro_batch=2),
-    )
-    explore = ExploreConfig(
-        prompt="compact", items_per_call=5, answer_size=3, prompt_history=4, max_calls=2, max_new_tokens=8,
-        max_context=200,
-    )  # fmt: skip
-    rewards, text = RewardsConfig(), TextConfig(provider="hashing", width=32)
-    start, prompts = tmp_path / "start", tmp_path / "prompts"
-    build_policy(sample_dataset, toy_trm, policy, explore, text, 0, start, progress=lambda line: None)
-    select_prompts(
-        sample_dataset, toy_trm, start, policy, explore, rewards, text, 0, prompts, progress=lambda line: None
-    )
-    sections = {"policy": policy, "explore": explore, "rewards": rewards, "text": text}
-    given = {name: section.model_dump(mode="json") for name, section in sections.items()}
-    (tmp_path / "config.json").write_text(json.dumps(given))
-    (tmp_path / "program.py").write_text(STAGE_PROGRAM)
-    inputs = [str(path) for path in (sample_dataset, toy_trm, start, prompts)]
-    done = launch(*LAUNCHER, str(tmp_path / "program.py"), str(tmp_path), *inputs)
-    assert done.returncode == 0, done.stderr[-4000:]
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first == second
-    assert first[1]["validation_users"] > 100
-    assert len(read_curves(tmp_path / "out")) == 1
-    assert (tmp_path / "report.html").is_file()
-    assert not (tmp_path / "checkpoints").exists()
-    assert done.stdout.count("step 1:") == 1
-    trained, before = (load_policy(path).model.state_dict() for path in (tmp_path / "out", start))
-    assert trained.keys() == before.keys()

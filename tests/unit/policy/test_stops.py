@@ -24,7 +24,7 @@ def train(place: Path, stage: StageConfig, spoil: Spoil) -> list[int]:
     model, tokenizer = toy.build()
     steps: list[int] = []
 
-    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+    def roll(examples: Sequence[Example], step: int, engine: Any) -> list[Trajectory]:
         steps.append(step + 1)
         made = [toy.explore(model, example, row % stage.rollouts, step) for row, example in enumerate(examples)]
         return spoil(model, step + 1, made)
@@ -76,6 +76,19 @@ def test_log_probabilities_that_are_not_the_trainers_stop_the_stage(tmp_path: Pa
 
     stage = toy.STAGE.model_copy(update={"steps": 4, "health": HealthConfig(min_mean_calls=0, patience=2)})
     with pytest.raises(PolicyError, match=r"after step 2 logprob_gap stayed above health\.max_logprob_gap = 0\.5"):
+        train(tmp_path, stage, spoil)
+
+
+def test_log_probabilities_that_are_no_numbers_stop_the_stage_at_once(tmp_path: Path) -> None:
+    """They would pass for no gap at all, as a mean that is not a number exceeds no bound."""
+
+    def spoil(model: Any, step: int, made: list[Trajectory]) -> list[Trajectory]:
+        if step == 2:
+            made[3] = replace(made[3], logprobs=(float("nan"), *made[3].logprobs[1:]))
+        return judged(made, 0.0)
+
+    stage = toy.STAGE.model_copy(update={"steps": 4, "health": HealthConfig(min_mean_calls=0)})
+    with pytest.raises(PolicyError, match="has a log-probability that is not a number"):
         train(tmp_path, stage, spoil)
 
 

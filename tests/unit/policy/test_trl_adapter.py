@@ -60,7 +60,7 @@ def bandit(model: Any, make: Make, keys: list[str], seed: int, parts: Sequence[s
 def run(model: Any, tokenizer: Any, make: Make, path: Path, stage: StageConfig = STAGE, **more: Any) -> Any:
     seen: list[list[str]] = []
 
-    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+    def roll(examples: Sequence[Example], step: int, engine: Any) -> list[Trajectory]:
         seen.append([example.key for example in examples])
         return bandit(model, make, seen[-1], seed=step)
 
@@ -131,7 +131,7 @@ def test_an_advantage_is_the_reward_less_its_groups_mean_over_the_batchs_deviati
     rewards = [1.0, 0.0, 0.0, 0.0, 2.0, 2.0, 2.0, None]
     other = [None, None, None, None, None, None, None, 3.0]
 
-    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+    def roll(examples: Sequence[Example], step: int, engine: Any) -> list[Trajectory]:
         return [
             trajectory(example.key, PROMPT, [30 + row, ENVIRONMENT], [1, 0], {"good": (reward, 1.0), "bad": (b, -1.0)})
             for row, (example, reward, b) in enumerate(zip(examples, rewards, other, strict=True))
@@ -158,7 +158,7 @@ def test_tokens_of_the_environment_get_no_gradient(
     start = copy.deepcopy(model)
     rows = [([20, ENVIRONMENT, 9, 21], 1.0), ([22, 9, ENVIRONMENT, 23], 0.0)]
 
-    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+    def roll(examples: Sequence[Example], step: int, engine: Any) -> list[Trajectory]:
         return [
             trajectory(example.key, PROMPT, ids, [1, 0, 0, 1], {"good": (reward, 1.0)})
             for example, (ids, reward) in zip(examples, rows, strict=True)
@@ -201,7 +201,7 @@ def test_ids_masks_and_log_probabilities_reach_the_loss_as_they_were(
     caught = capture(monkeypatch)
     made: dict[int, Trajectory] = {}
 
-    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+    def roll(examples: Sequence[Example], step: int, engine: Any) -> list[Trajectory]:
         for row, example in enumerate(examples):
             listed = [ENVIRONMENT] * (7 * row % 5)
             ids, mask = [10 + row, *listed, 21], [1, *[0] * len(listed), 1]
@@ -238,7 +238,7 @@ def test_trajectories_of_unequal_parts_are_refused(
     parts = {"ids": [20, 21], "mask": [1, 1], "logprobs": [-1.0, -1.0]}
     parts[place] = parts[place][:1]
 
-    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+    def roll(examples: Sequence[Example], step: int, engine: Any) -> list[Trajectory]:
         return [
             trajectory(example.key, PROMPT, parts["ids"], parts["mask"], {"good": (1.0, 1.0)}, parts["logprobs"])
             for example in examples
@@ -275,7 +275,7 @@ def test_the_gradient_at_tokens_of_the_environment_is_exactly_0(
             output.last_hidden_state.retain_grad()
             states.append((given["input_ids"], output.last_hidden_state))
 
-    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+    def roll(examples: Sequence[Example], step: int, engine: Any) -> list[Trajectory]:
         own = [0] if masked else [1]
         return [
             trajectory(
@@ -314,7 +314,7 @@ def test_a_stage_that_was_cut_off_goes_on_from_its_checkpoint(
 
     calls = 0
 
-    def dying(examples: Sequence[Example], step: int) -> list[Trajectory]:
+    def dying(examples: Sequence[Example], step: int, engine: Any) -> list[Trajectory]:
         nonlocal calls
         calls += 1
         if calls == 3:
@@ -368,12 +368,12 @@ def test_what_cannot_be_trained_is_refused(model: Any, tokenizer: Any, trajector
     for examples, weights, message in (([], {"good": 1.0}, "no prompt"), (EXAMPLES, {"good": 0.0}, "weight 0")):
         with pytest.raises(PolicyError, match=message):
             train_grpo(
-                model, tokenizer, examples, lambda e, s: [], weights, STAGE,
+                model, tokenizer, examples, lambda e, s, p: [], weights, STAGE,
                 temperature=1.0, seed=0, checkpoints=tmp_path,
             )  # fmt: skip
     with pytest.raises(PolicyError, match="not theirs"):
         train_grpo(
-            model, tokenizer, EXAMPLES, lambda e, s: [], {"good": 1.0}, STAGE,
+            model, tokenizer, EXAMPLES, lambda e, s, p: [], {"good": 1.0}, STAGE,
             temperature=1.0, seed=0, checkpoints=tmp_path,
         )  # fmt: skip
 

@@ -2,8 +2,8 @@
 
 Two sampled tokens with tokens of the environment between them; 1 for each that is ``GOOD``. What is sampled depends on
 the weights, the step, the prompt and the place in its group, and on nothing else: neither on the process nor on what it
-did before. ``python -m tests.unit.policy.toy PLACE`` trains ``SCHEDULES`` below ``PLACE``, as one of several processes
-when a launcher says so, and writes down what this process saw.
+did before. ``python -m tests.unit.policy.toy PLACE ddp|fsdp`` trains ``SCHEDULES`` below ``PLACE``, as one of several
+processes when a launcher says so, and writes down what this process saw; with ``fsdp`` it also stops and goes on.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from deeprec.config import HealthConfig, StageConfig
-from deeprec.policy.processes import rank
+from deeprec.config import HealthConfig, ParallelConfig, PolicyConfig, StageConfig
+from deeprec.policy.processes import join, rank
+from deeprec.policy.sharding import full_weights, whole
 from deeprec.policy.trl_adapter import train_grpo
 from deeprec.types import EndReason, Example, JsonDict, RewardPart, Trajectory
 
@@ -38,13 +39,13 @@ STAGE = StageConfig(
 SCHEDULES = {"two updates": STAGE, "one update": STAGE.model_copy(update={"sequences_per_update": 16})}
 
 
-def build() -> tuple[Any, Any]:
-    """The same small model and tokenizer every time."""
+def build(*, tied: bool = True) -> tuple[Any, Any]:
+    """The same small model and tokenizer every time; ``tied``: one matrix embeds tokens and predicts them."""
     words = Tokenizer(WordLevel({str(number): number for number in range(WORDS)}, unk_token="0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="1")
     config = Qwen2Config(
         vocab_size=WORDS, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=None,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied, bos_token_id=None,
         eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -74,31 +75,53 @@ def explore(model: Any, example: Example, place: int, step: int) -> Trajectory:
 
 
 def train(
-    place: Path, stage: StageConfig, *, die_at: int | None = None, progress: Callable[[str], None] = print
+    place: Path,
+    stage: StageConfig,
+    *,
+    die_at: int | None = None,
+    progress: Callable[[str], None] = print,
+    policy: PolicyConfig = PolicyConfig(),
+    tied: bool = True,
 ) -> tuple[Any, list[JsonDict], list[list[str]]]:
     """The trained model, its records, and the keys of each step's examples; killed in step ``die_at`` (0-based)."""
-    model, tokenizer = build()
+    model, tokenizer = build(tied=tied)
     seen: list[list[str]] = []
 
-    def roll(examples: Sequence[Example], step: int) -> list[Trajectory]:
+    def roll(examples: Sequence[Example], step: int, engine: Any) -> list[Trajectory]:
         if step == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
         seen.append([example.key for example in examples])
-        return [explore(model, example, row % stage.rollouts, step) for row, example in enumerate(examples)]
+        return [explore(engine.model, example, row % stage.rollouts, step) for row, example in enumerate(examples)]
 
     records = train_grpo(
         model, tokenizer, EXAMPLES, roll, {"good": 1.0}, stage,
-        temperature=1.0, seed=0, checkpoints=place, progress=progress,
+        temperature=1.0, seed=0, checkpoints=place, policy=policy, progress=progress,
     )  # fmt: skip
     return model, records, seen
 
 
 def main() -> None:
-    place = Path(sys.argv[1])
+    place, strategy = Path(sys.argv[1]), sys.argv[2]
+    join()
+    shared = PolicyConfig(model="toy", parallel=ParallelConfig(per_node=2, strategy=strategy))  # type: ignore[arg-type]
     for name, stage in SCHEDULES.items():
-        model, records, seen = train(place / name, stage)
-        torch.save(model.state_dict(), place / f"{name} {rank()}.pt")
-        (place / f"{name} {rank()}.json").write_text(json.dumps({"records": records, "seen": seen}))
+        # One schedule with its two embeddings tied and one without: they are sharded in different ways.
+        keep(place, name, *train(place / name, stage, policy=shared, tied=strategy == "ddp" or name != "one update"))
+    if strategy == "fsdp":
+        longer = STAGE.model_copy(update={"steps": 4})
+        keep(place, "not stopped", *train(place / "not stopped", longer, policy=shared))
+        train(place / "stopped", STAGE, policy=shared)
+        keep(place, "stopped", *train(place / "stopped", longer, policy=shared))
+
+
+def keep(place: Path, name: str, model: Any, records: list[JsonDict], seen: list[list[str]]) -> None:
+    """Write down the whole weights, as many forward passes of this process alone as its rank says, and what it saw."""
+    weights = full_weights(model)
+    with whole(model), torch.no_grad():
+        scores = [model(torch.tensor([PROMPT])).logits[0, -1].tolist() for _ in range(1 + 2 * rank())]
+    torch.save(model.state_dict() if weights is None else weights, place / f"{name} {rank()}.pt")
+    noted = {"records": records, "seen": seen, "scores": scores[-1], "sharded": weights is not None}
+    (place / f"{name} {rank()}.json").write_text(json.dumps(noted))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,66 @@
+"""Sections of training at scale: what they accept, and one clear message for what contradicts itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deeprec.config import Config, load_config, parse_config
+from deeprec.errors import ConfigError
+
+PROFILES = Path(__file__).parents[3] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ({"parallel": {"strategy": "fsdp"}}, r"there is one process, and nothing to shard over; raise per_node"),
+        ({"parallel": {"per_node": 0}}, r"policy\.parallel\.per_node: Input should be greater than 0"),
+        ({"parallel": {"strategy": "zero3"}}, r"policy\.parallel\.strategy: Input should be 'ddp' or 'fsdp'"),
+        (
+            {"parallel": {"per_node": 8, "strategy": "fsdp"}, "lora": {"rank": 16}},
+            r"lora\.rank is 16 and parallel\.strategy is 'fsdp'.*set parallel\.strategy to 'ddp', or lora\.rank to 0",
+        ),
+        ({"lora": {"rank": -1}}, r"policy\.lora\.rank: Input should be greater than or equal to 0"),
+        ({"generation": {"engine": "server"}}, r"generation\.engine is 'server' and generation\.url is ''"),
+        ({"generation": {"url": "http://a:1"}}, r"generation\.engine is 'trainer' and generation\.url is 'http://a:1'"),
+        (
+            {"parallel": {"nodes": 3, "per_node": 8}},
+            r"policy\.stage1\.prompts_per_step is 128, which the 24 processes .* make it a multiple of 24",
+        ),
+        (
+            {"parallel": {"per_node": 8}, "stage2": {"sequences_per_update": 4, "micro_batch": 4, "rollouts": 2}},
+            r"policy\.stage2\.sequences_per_update is 4, which the 8 processes",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_refused(policy: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"policy": policy}, "here")
+
+
+def test_a_stage_without_steps_is_not_shared() -> None:
+    idle = {"steps": 0}
+    config = parse_config({"policy": {"parallel": {"per_node": 3}, "stage1": idle, "stage2": idle}}, "here")
+    assert config.policy.parallel.processes == 3
+
+
+def test_by_default_one_process_trains_all_weights_and_generates_itself() -> None:
+    policy = Config().policy
+    assert (policy.parallel.processes, policy.lora.rank, policy.generation.engine) == (1, 0, "trainer")
+
+
+def test_the_7b_profile_has_the_methods_numbers() -> None:
+    config = load_config(PROFILES / "qwen2.5-7b.yaml")
+    explore, policy = config.explore, config.policy
+    assert (explore.items_per_call, explore.answer_size, explore.max_calls) == (20, 10, 8)
+    assert (explore.max_new_tokens, explore.max_context, explore.temperature) == (2048, 16384, 1.0)
+    for stage, steps in ((policy.stage1, 20), (policy.stage2, 80)):
+        assert (stage.steps, stage.prompts_per_step, stage.rollouts, stage.sequences_per_update) == (steps, 128, 8, 512)
+        assert (stage.learning_rate, stage.clip, stage.kl, stage.schedule) == (1e-6, 0.2, 0.0, "constant")
+        assert stage.health.kl_trajectories == 0
+    assert policy.parallel.processes == 8
+    assert config.rewards == Config().rewards
+    assert config.pipeline.tasks["train-stage-1"].gpus == config.pipeline.tasks["train-stage-2"].gpus == 8

@@ -1,0 +1,132 @@
+"""A stage that several processes run as one task: copies or shards, what comes back, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deeprec.checks.gate import Verdict
+from deeprec.config import (
+    ExploreConfig,
+    ParallelConfig,
+    PolicyConfig,
+    RewardsConfig,
+    SelectConfig,
+    StageConfig,
+    TextConfig,
+    TinyConfig,
+    WarmStartConfig,
+)
+from deeprec.errors import ArtifactError, PolicyError
+from deeprec.explore.loading import load_policy
+from deeprec.policy import launch
+from deeprec.policy.build import build_policy, read_curves
+from deeprec.policy.launch import train_stage
+from deeprec.policy.select import select_prompts
+from deeprec.store import read_artifact
+
+TEXT = TextConfig(provider="hashing", width=32)
+EXPLORE = ExploreConfig(
+    prompt="compact", items_per_call=5, answer_size=3, prompt_history=4, max_calls=3, max_new_tokens=40, max_context=300
+)
+POLICY = PolicyConfig(
+    tiny=TinyConfig(width=32, layers=1, heads=2, inner=32),
+    warm_start=WarmStartConfig(trajectories=200, epochs=4, batch_size=16, learning_rate=1e-2),
+    select=SelectConfig(candidates=8, rollouts=2),
+    stage1=StageConfig(
+        steps=1, prompts_per_step=4, rollouts=4, sequences_per_update=16, micro_batch=4, learning_rate=1e-3
+    ),
+)
+
+
+@dataclass
+class World:
+    """What a stage is given."""
+
+    dataset: Path
+    trm: Path
+    start: Path
+    prompts: Path
+
+    def train(self, place: Path, parallel: ParallelConfig, dataset: Path | None = None) -> Any:
+        """Verdict, figures and lines of stage 1."""
+        lines: list[str] = []
+        verdict, figures = train_stage(
+            "stage1", dataset or self.dataset, self.trm, self.start, self.prompts,
+            POLICY.model_copy(update={"parallel": parallel}), EXPLORE, RewardsConfig(), TEXT, 0,
+            place / "out", place / "report.html", place / "checkpoints", progress=lines.append,
+        )  # fmt: skip
+        return verdict, figures, lines
+
+
+@pytest.fixture(scope="module")
+def world(sample_dataset: Path, toy_trm: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    place = tmp_path_factory.mktemp("world")
+    start, prompts = place / "start", place / "prompts"
+    build_policy(sample_dataset, toy_trm, POLICY, EXPLORE, TEXT, 0, start, progress=lambda line: None)
+    select_prompts(
+        sample_dataset, toy_trm, start, POLICY, EXPLORE, RewardsConfig(), TEXT, 0, prompts, progress=lambda line: None
+    )
+    return World(sample_dataset, toy_trm, start, prompts)
+
+
+def weights(policy: Path) -> dict[str, torch.Tensor]:
+    return dict(load_policy(policy).model.state_dict())
+
+
+def test_two_processes_run_a_stage_as_one_task(world: World, tmp_path: Path) -> None:
+    """As copies and as shards: one artifact, one report, one verdict, the same weights, and no checkpoint left."""
+    found = {}
+    for strategy in ("ddp", "fsdp"):
+        place = tmp_path / strategy
+        parallel = ParallelConfig(per_node=2, strategy=strategy)  # type: ignore[arg-type]
+        verdict, figures, lines = world.train(place, parallel)
+        assert isinstance(verdict, Verdict)
+        assert verdict.passed
+        assert figures["validation_users"] > 100
+        assert len(read_curves(place / "out")) == 1
+        assert (place / "report.html").is_file()
+        assert not (place / "checkpoints").exists()
+        assert len([line for line in lines if line.startswith("step 1:")]) == 1
+        assert lines[-1] == verdict.reason
+        assert set(read_artifact(place / "out", "policy").files) == set(read_artifact(world.start, "policy").files)
+        found[strategy] = weights(place / "out")
+    before = weights(world.start)
+    assert before.keys() == found["ddp"].keys() == found["fsdp"].keys()
+    assert any(not torch.equal(value, found["fsdp"][name]) for name, value in before.items())
+    for name, value in found["ddp"].items():
+        torch.testing.assert_close(found["fsdp"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_an_error_in_a_process_is_raised_here(world: World, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="nowhere"):
+        world.train(tmp_path, ParallelConfig(per_node=2), dataset=tmp_path / "nowhere")
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_machines_are_not_for_one(world: World, tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"nodes is 2, but this is one machine; .*`deeprec policy trainjob`"):
+        world.train(tmp_path, ParallelConfig(nodes=2))
+
+
+def test_a_single_process_runs_here(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does each of several that a launcher has started already."""
+    ran = []
+    monkeypatch.setattr(launch, "run_here", lambda *given, **more: ran.append(given) or (None, {}))
+    world.train(tmp_path, ParallelConfig())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    world.train(tmp_path, ParallelConfig(per_node=2))
+    assert len(ran) == 2
+
+
+def test_processes_that_die_without_a_word_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="ended with status 137"):
+        launch._read(tmp_path, 137)
+    (tmp_path / "error-1.json").write_text(json.dumps({"kind": "SystemExit", "message": "odd"}))
+    with pytest.raises(PolicyError, match="odd"):
+        launch._read(tmp_path, 1)
