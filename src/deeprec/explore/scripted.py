@@ -105,8 +105,8 @@ def teach(
 
     Args:
         judge: a second opinion: what is answered is chosen by its log-likelihood plus the logarithm of the merged
-            weight, a product of the two experts (Hinton, 2002). It keeps the order of the merged lists, so that an
-            answer can be read off the lists from top to bottom, which small models can learn.
+            weight, a product of the two experts (Hinton, 2002). It keeps the order in which the lists showed it, so
+            that an answer can be read off the lists from top to bottom, which small models can learn.
         call_shares: chances of 1, 2, 3, … calls. Calls that would not fill the answer are never made fewer.
         broad_first: chance that the first call is ``anything``.
         use_target: chance that a narrow call draws its phrases from the target instead of the history.
@@ -143,13 +143,13 @@ def _judged(
     opinions: Sequence[Sequence[float]],
     size: int,
 ) -> list[list[str]]:
-    """The ``size`` items of each merged list that both experts together prefer, in its order; see ``teach``."""
+    """The ``size`` items that both experts together prefer, in the order the lists showed them; see ``teach``."""
     answers = []
     for calls, items, opinion in zip(made, merged, opinions, strict=True):
         weights = merged_weights([call.items for call in calls])
         value = {item: math.log(weights[item]) + own for item, own in zip(items, opinion, strict=True)}
         best = set(sorted(items, key=lambda item: -value[item])[:size])
-        answers.append([item for item in items if item in best])
+        answers.append([item for item in weights if item in best])
     return answers
 
 
