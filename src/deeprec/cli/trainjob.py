@@ -21,7 +21,7 @@ def trainjob(
     prompts: Annotated[str, typer.Option("--prompts", help=f"Both stages' prompts: {PLACE}")],
     out: Annotated[str, typer.Option("--out", help=f"Where the trained policy goes: {PLACE}")],
     claim: Annotated[str, typer.Option("--claim", help="PersistentVolumeClaim that every machine mounts for writing.")],
-    mount: Annotated[str, typer.Option("--mount", help="Where it is mounted.")] = "/work",
+    mount: Annotated[str, typer.Option("--mount", help="Where it is mounted.")] = "/mnt/deeprec",
     secret: Annotated[
         str, typer.Option("--secret", help="Secret with the object store's AWS_ENDPOINT_URL and keys.")
     ] = "",

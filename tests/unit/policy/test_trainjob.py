@@ -19,12 +19,12 @@ MADE = {
     "stage": "stage1",
     "dataset": "s3://deeprec/dataset",
     "trm": "s3://deeprec/trm",
-    "start": "/work/start",
-    "prompts": "/work/prompts",
+    "start": "/mnt/deeprec/start",
+    "prompts": "/mnt/deeprec/prompts",
     "out": "s3://deeprec/stage1",
-    "report": "/work/one/report.html",
-    "checkpoints": "/work/one/checkpoints",
-    "outcome": "/work/one",
+    "report": "/mnt/deeprec/one/report.html",
+    "checkpoints": "/mnt/deeprec/one/checkpoints",
+    "outcome": "/mnt/deeprec/one",
 }
 
 
@@ -39,7 +39,7 @@ def made(settings: Config, **changed: Any) -> StageJob:
 
 
 def manifest(settings: Config, job: StageJob, **more: Any) -> dict[str, Any]:
-    given = {"name": settings.name, "claim": "deeprec-work", "mount": "/work", "secret": "deeprec-s3"} | more
+    given = {"name": settings.name, "claim": "deeprec-work", "mount": "/mnt/deeprec", "secret": "deeprec-s3"} | more
     return train_job(job, settings.pipeline, **given)
 
 
@@ -121,13 +121,13 @@ def test_every_machine_sees_the_volume_and_a_large_shared_memory(settings: Confi
     mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
     assert volumes["work"]["persistentVolumeClaim"] == {"claimName": "deeprec-work"}
     assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Gi"}
-    assert mounts == {"work": "/work", "shared-memory": "/dev/shm"}
+    assert mounts == {"work": "/mnt/deeprec", "shared-memory": "/dev/shm"}
     assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
 
 
 def test_credentials_come_from_the_secret_and_are_nowhere_else(settings: Config) -> None:
-    local = {name: f"/work/{name}" for name in ("dataset", "trm", "out")}
+    local = {name: f"/mnt/deeprec/{name}" for name in ("dataset", "trm", "out")}
     alone = manifest(settings, made(settings, **local), secret="")["spec"]["trainer"]["env"]
     assert alone == [{"name": "HF_HUB_OFFLINE", "value": "1"}]
     named = manifest(settings, made(settings))["spec"]["trainer"]["env"]
@@ -154,9 +154,9 @@ def test_another_configuration_is_another_job(settings: Config) -> None:
         (
             {"start": "runs/start"},
             {},
-            r"start is 'runs/start', which the job's machines do not share; put it below /work",
+            r"start is 'runs/start', which the job's machines do not share; put it below /mnt/deeprec",
         ),
-        ({"checkpoints": "s3://deeprec/c"}, {}, r"checkpoints is 's3://deeprec/c'.*put it below /work$"),
+        ({"checkpoints": "s3://deeprec/c"}, {}, r"checkpoints is 's3://deeprec/c'.*put it below /mnt/deeprec$"),
         ({}, {"secret": ""}, "dataset is at s3://deeprec/dataset; name the Secret"),
     ],
 )
@@ -168,7 +168,7 @@ def test_what_machines_do_not_share_is_refused(settings: Config, changed: Any, m
 def test_each_process_needs_its_accelerator(settings: Config) -> None:
     one = load_config(ROOT / "configs" / "qwen2.5-7b.yaml", ("pipeline.tasks.train-stage-1.gpus=1",))
     with pytest.raises(ConfigError, match=r"train-stage-1\.gpus is 1, but policy\.parallel\.per_node is 8"):
-        train_job(made(settings), one.pipeline, name="a", claim="c", mount="/work", secret="s")
+        train_job(made(settings), one.pipeline, name="a", claim="c", mount="/mnt/deeprec", secret="s")
 
 
 def test_the_command_prints_it_or_writes_it(tmp_path: Path) -> None:
@@ -180,7 +180,8 @@ def test_the_command_prints_it_or_writes_it(tmp_path: Path) -> None:
     command = [
         "trainjob", "--stage", "2", "--config", str(ROOT / "configs" / "qwen2.5-7b.yaml"),
         "--set", "policy.parallel.nodes=4", "--dataset", "s3://b/dataset", "--trm", "s3://b/trm", "--policy",
-        "/work/stage1", "--prompts", "/work/prompts", "--out", "/work/stage2", "--claim", "work", "--secret", "s3",
+        "/mnt/deeprec/stage1", "--prompts", "/mnt/deeprec/prompts", "--out", "/mnt/deeprec/stage2",
+        "--claim", "work", "--secret", "s3",
     ]  # fmt: skip
     printed = CliRunner().invoke(app, command, catch_exceptions=False)
     assert printed.exit_code == 0
@@ -188,6 +189,6 @@ def test_the_command_prints_it_or_writes_it(tmp_path: Path) -> None:
     check(found, SCHEMA)
     assert found["spec"]["trainer"]["numNodes"] == 4
     job = json.loads(found["spec"]["trainer"]["args"][2])
-    assert (job["stage"], job["checkpoints"]) == ("stage2", "/work/qwen2-5-7b-stage2/checkpoints")
+    assert (job["stage"], job["checkpoints"]) == ("stage2", "/mnt/deeprec/qwen2-5-7b-stage2/checkpoints")
     CliRunner().invoke(app, [*command, "-o", str(tmp_path / "job.yaml")], catch_exceptions=False)
     assert yaml.safe_load((tmp_path / "job.yaml").read_text()) == found
