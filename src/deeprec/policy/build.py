@@ -105,7 +105,9 @@ def _warm_start(
         return curve
     lessons = scripted_lessons(setting, model, tokenizer, config, explore, derived_seed(seed, 1))
     progress(f"warm start on {len(lessons)} scripted trajectories")
-    return curve + warm_start(model, lessons, config, derived_seed(seed, 2), progress)
+    taught = warm_start(model, lessons, config, derived_seed(seed, 2), progress)
+    before = curve[-1]["step"] if curve else 0
+    return curve + [point | {"step": before + point["step"]} for point in taught]
 
 
 def _write(

@@ -52,6 +52,7 @@ def warm_start(
 
     _check_lengths(model, trajectories)
     generator = np.random.default_rng(seed)
+    torch.manual_seed(seed)
     batches = [batch for _ in range(config.epochs) for batch in _batches(trajectories, config.batch_size, generator)]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, foreach=True

@@ -12,6 +12,7 @@ import torch
 
 from deeprec.config import (
     ExploreConfig,
+    HistoriesConfig,
     PolicyConfig,
     RewardsConfig,
     SelectConfig,
@@ -27,7 +28,7 @@ from deeprec.errors import ArtifactError, PolicyError
 from deeprec.explore.loading import load_policy
 from deeprec.explore.protocol import MARKUP, TitleBook
 from deeprec.explore.rollout import stop_ids
-from deeprec.policy.build import add_markup, build_policy, read_curves, read_explore
+from deeprec.policy.build import add_markup, build_policy, read_curves, read_explore, warm_start_policy
 from deeprec.policy.select import read_prompts, select_prompts
 from deeprec.policy.stage import train_stage
 from deeprec.store import read_artifact
@@ -229,3 +230,32 @@ def test_a_model_that_is_not_there_is_one_message(sample_dataset: Path, trm: Pat
     with pytest.raises(PolicyError, match="cannot be loaded with transformers"):
         build_policy(sample_dataset, trm, policy, EXPLORE, TEXT, 0, tmp_path / "out", progress=quiet)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path, trm: Path, tmp_path: Path) -> None:
+    """Histories, then scripted explorations whose answers what was learnt from the histories has a say in."""
+    histories = HistoriesConfig(passes=2, learning_rate=1e-2)
+    whole = WarmStartConfig(
+        trajectories=40, epochs=1, judge="histories", rehearse=True, dropout=0.1, histories=histories
+    )
+
+    def policy(warm_start: WarmStartConfig) -> PolicyConfig:
+        return POLICY.model_copy(update={"warm_start": warm_start})
+
+    build_policy(sample_dataset, trm, policy(whole), EXPLORE, TEXT, 0, tmp_path / "whole", progress=quiet)
+    first = whole.model_copy(update={"trajectories": 0})
+    build_policy(sample_dataset, trm, policy(first), EXPLORE, TEXT, 0, tmp_path / "first", progress=quiet)
+    second = whole.model_copy(update={"histories": HistoriesConfig(passes=0)})
+    warm_start_policy(
+        sample_dataset, trm, tmp_path / "first", policy(second), EXPLORE, TEXT, 0, tmp_path / "second", progress=quiet
+    )
+    parts = weights(tmp_path / "second")
+    assert all(torch.equal(weight, parts[name]) for name, weight in weights(tmp_path / "whole").items())
+    curve = read_curves(tmp_path / "whole")
+    assert list(dict.fromkeys(point["part"] for point in curve)) == ["histories", "warm start"]
+    assert [point["step"] for point in curve] == sorted({point["step"] for point in curve})
+    learnt = [point["loss"] for point in curve if point["part"] == "histories"]
+    assert learnt[-1] < learnt[0]
+    full = EXPLORE.model_copy(update={"prompt": "full"})
+    with pytest.raises(PolicyError, match=r"continue the compact prompt.*histories\.passes to 0"):
+        build_policy(sample_dataset, trm, policy(first), full, TEXT, 0, tmp_path / "full", progress=quiet)
