@@ -70,9 +70,10 @@ def init(
     settings = shop.config(config, override)
     where = _world(shop, dataset, trm)
     check_absent(out)
+    from deeprec.config import HistoriesConfig
     from deeprec.policy.build import build_policy
 
-    bare = settings.policy.warm_start.model_copy(update={"trajectories": 0})
+    bare = settings.policy.warm_start.model_copy(update={"trajectories": 0, "histories": HistoriesConfig(passes=0)})
     policy = settings.policy.model_copy(update={"warm_start": bare})
     figures = build_policy(*where, policy, settings.explore, text_of(where[1]), settings.seed, out, progress=say)
     print_tables(_figures("start policy", figures))

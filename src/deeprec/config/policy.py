@@ -34,17 +34,11 @@ class HistoriesConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the embeddings' cells that are dropped."""
 
-    @property
-    def epochs(self) -> int:
-        """Passes over the lessons as they were cut."""
-        return 1
-
 
 class WarmStartConfig(Section):
     """Supervised learning on trajectories of the scripted explorer; for the tiny policy only."""
 
     histories: HistoriesConfig = HistoriesConfig()
-
     trajectories: int = Field(6000, ge=0)
     """Scripted trajectories to learn from; 0 skips the warm start."""
     epochs: Positive = 3
@@ -65,8 +59,6 @@ class WarmStartConfig(Section):
     not wash out what the histories taught."""
     sharpness: float = Field(1.0, gt=0)
     """Exponent of the phrases' scores in the teacher's draw of narrow calls: a larger one draws the strongest more."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the embeddings' cells that are dropped."""
     use_target: Share = 0.0
     """Chance that a narrow call of the teacher draws its phrases from the target instead of the history."""
 

@@ -100,8 +100,12 @@ def _warm_start(
             )
         windows = history_lessons(setting, tokenizer, explore, config.histories.passes, derived_seed(seed, 3))
         progress(f"learning what follows what on {len(windows)} windows of histories")
-        curve = warm_start(model, windows, config.histories, derived_seed(seed, 4), progress, name="histories")
-    if not config.trajectories:
+        settings = config.histories.model_dump(include={"batch_size", "learning_rate"}) | {"epochs": 1}
+        curve = warm_start(
+            model, windows, config.model_copy(update=settings), derived_seed(seed, 4), progress,
+            dropout=config.histories.dropout, name="histories",
+        )  # fmt: skip
+    if curve and not config.trajectories:
         return curve
     lessons = scripted_lessons(setting, model, tokenizer, config, explore, derived_seed(seed, 1))
     progress(f"warm start on {len(lessons)} scripted trajectories")

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deeprec.config import HistoriesConfig, WarmStartConfig
+from deeprec.config import WarmStartConfig
 from deeprec.errors import PolicyError
 from deeprec.types import JsonDict, Trajectory
 
@@ -37,13 +38,21 @@ REPORTS = 10
 def warm_start(
     model: Any,
     trajectories: Sequence[Trajectory],
-    config: WarmStartConfig | HistoriesConfig,
+    config: WarmStartConfig,
     seed: int,
     progress: Callable[[str], None] = print,
     *,
+    dropout: float = 0.0,
     name: str = "warm start",
 ) -> list[JsonDict]:
-    """Train ``model`` in place; return a curve of {step, loss, accuracy, tokens_per_second} (loss in nats per token).
+    """Train ``model`` in place on trajectories; ``config`` gives epochs, batch size and learning rate.
+
+    Args:
+        dropout: share of the input embeddings' cells that are dropped.
+        name: what is learnt, as progress and curve call it.
+
+    Returns:
+        A curve of {part, step, loss, accuracy, tokens_per_second}; loss in nats per token.
 
     Raises:
         PolicyError: the loss is not a number, or a trajectory is longer than the model reads.
@@ -60,18 +69,12 @@ def warm_start(
     curve: list[JsonDict] = []
     every = max(1, len(batches) // REPORTS)
     losses, hits, scored, tokens, started = 0.0, 0, 0, 0, time.perf_counter()
-    model.train()
-    attention = model.config._attn_implementation
-    if _device(model).type == "cpu":
-        model.set_attn_implementation(CPU_ATTENTION)
-    dropped = model.get_input_embeddings().register_forward_hook(
-        lambda module, _, rows: torch.nn.functional.dropout(rows, config.dropout, module.training)
-    )
     for step, batch in enumerate(batches, start=1):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, len(batches))
         ids, wanted = _tensors([trajectories[row] for row in batch], _device(model))
-        total, correct, count = _loss(model, ids, wanted)
+        with _learning(model, dropout):
+            total, correct, count = _loss(model, ids, wanted)
         optimizer.zero_grad(set_to_none=True)
         (total / max(count, 1)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
@@ -81,9 +84,26 @@ def warm_start(
             curve.append(_record(name, step, losses, hits, scored, tokens, time.perf_counter() - started))
             progress(_line(name, curve[-1], len(batches)))
             losses, hits, scored, tokens, started = 0.0, 0, 0, 0, time.perf_counter()
-    dropped.remove()
-    model.set_attn_implementation(attention)
     return curve
+
+
+@contextmanager
+def _learning(model: Any, dropout: float) -> Iterator[None]:
+    """Training mode, with the faster attention of a CPU and dropped embeddings, while a loss is computed."""
+    import torch
+
+    attention = model.config._attn_implementation
+    if _device(model).type == "cpu":
+        model.set_attn_implementation(CPU_ATTENTION)
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda module, _, rows: torch.nn.functional.dropout(rows, dropout)
+    )
+    model.train()
+    try:
+        yield
+    finally:
+        hook.remove()
+        model.set_attn_implementation(attention)
 
 
 def schedule(step: int, steps: int) -> float:

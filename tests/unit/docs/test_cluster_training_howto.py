@@ -32,8 +32,8 @@ def test_commands_exist_with_their_options(line: str) -> None:
     _, name, *arguments = shlex.split(line)
     command = get_command(app).commands[name]  # type: ignore[attr-defined]
     name, *arguments = arguments
-    with command.commands[name].make_context(name, arguments, resilient_parsing=False):
-        pass
+    with command.commands[name].make_context(name, arguments, resilient_parsing=False) as context:
+        assert context.params["config"] == "qwen2.5-7b"
 
 
 def test_there_are_commands() -> None:
