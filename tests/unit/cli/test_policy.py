@@ -68,7 +68,7 @@ def where(sample_dataset: Path, toy_trm: Path) -> tuple[object, ...]:
 @pytest.fixture(scope="module")
 def models(where: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("models")
-    run("init", *where, "--out", place / "init", *sets(*SMALL))
+    run("init", *where, "--out", place / "init", *sets(*SMALL, "policy.warm_start.histories.passes=1"))
     return place
 
 
