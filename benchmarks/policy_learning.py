@@ -7,6 +7,10 @@ once: the TRM alone, the start, stage 1 and stage 2. An answer that breaks a for
 ``--ablations`` goes on from the same warm start and prompts: stage 2 without stage 1, without the point-wise reward,
 stage 1 without diversity, and one call only; each with equal and with half the steps, on the validation target.
 
+``--start-only`` ends with the warm start and leaves the test target alone: the start's figures on the validation
+target, valid or not, and what is to be gained: the TRM's first items ordered by the TRM, by what the policy expects
+after its histories, and by both.
+
 ``--keep DIR`` keeps every artifact, and goes on from what is there.
 """
 
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +36,17 @@ from deeprec.evaluation.outcome import ranks_of
 from deeprec.evaluation.setting import Setting, measure, open_setting, roll_out, violations_of
 from deeprec.evaluation.significance import compare
 from deeprec.explore.loading import load_policy
+from deeprec.explore.scripted import merged_weights
 from deeprec.metrics import metrics_from_ranks
 from deeprec.policy.build import build_policy, warm_start_policy
+from deeprec.policy.lessons import OwnOpinion
 from deeprec.policy.select import select_prompts
+from deeprec.policy.setting import Setting as PolicySetting
 from deeprec.policy.stage import train_stage
 from deeprec.rewards.diversity import diversity_values
 from deeprec.trm.text import load_embedder
 from deeprec.trm.training import train_trm
+from deeprec.types import Query
 
 LIMIT_MINUTES = 120.0
 WANTED_DIFFERENCES = [("stage2", "stage1"), ("stage2", "trm"), ("stage1", "start")]
@@ -61,7 +70,9 @@ def main() -> None:
         root.mkdir(parents=True, exist_ok=True)
         bench = Bench(root, arguments.data, arguments.trm, overrides)
         found: dict[str, Any] = {}
-        if not arguments.only_ablations:
+        if arguments.start_only:
+            found = bench.start_table()
+        elif not arguments.only_ablations:
             found = bench.main_table()
         if arguments.ablations or arguments.only_ablations:
             found["ablations"] = bench.ablations(arguments.ablation or list(ABLATIONS))
@@ -104,6 +115,48 @@ class Bench:
         differences = compared["differences"]
         print_table(figures, differences, minutes)
         return {"minutes": minutes, "figures": figures, "differences": differences}
+
+    def start_table(self) -> dict[str, Any]:
+        """The warm start on the validation target, beside what its teacher could choose from."""
+        minutes = {"histories": self.timed("histories", self.histories), "lessons": self.timed("start", self.lessons)}
+        setting = self.setting(self.config, "validation")
+        made = roll_out(setting, "start", load_policy(self.root / "start"), tell)
+        figures = measure(setting, made, [violations_of(setting, one) for one in made]).metrics
+        size = self.config.explore.answer_size
+        answers = [tuple(dict.fromkeys(filter(None, one.answer))) for one in made]
+        figures["ndcg@10, valid or not"] = metrics_from_ranks(ranks_of(answers, setting.examples, size))["ndcg@10"]
+        orders = {
+            name: metrics_from_ranks(ranks_of(lists, setting.examples, size))["ndcg@10"]
+            for name, lists in self._orders(setting).items()
+        }
+        print("\nall users, greedy, validation target")
+        print("start   " + "".join(f"{key} {value:.4f}  " for key, value in figures.items()))
+        first = self.config.explore.items_per_call
+        for name, value in orders.items():
+            print(
+                f"the TRM's first {first}, ordered by {name:16} NDCG@10 {value:.4f}  {value / orders['the TRM']:.3f} ×"
+            )
+        print("minutes: " + ", ".join(f"{name} {value:.1f}" for name, value in minutes.items()))
+        return {"minutes": minutes, "start": figures, "orders": orders}
+
+    def _orders(self, setting: Setting) -> dict[str, list[tuple[str, ...]]]:
+        """The first ``answer_size`` of each user's broad list, in three orders."""
+        explore, examples = self.config.explore, setting.examples
+        own = load_policy(self.root / "histories")
+        world = PolicySetting.open(self.dataset, self.trm, self.config.text)
+        judge = OwnOpinion(own.model, own.tokenizer, world, explore)
+        orders: dict[str, list[tuple[str, ...]]] = {"the TRM": [], "the policy": [], "both": []}
+        for first in range(0, len(examples), explore.batch_size):
+            part = examples[first : first + explore.batch_size]
+            lists = setting.retriever.retrieve([Query(one.history) for one in part], explore.items_per_call)
+            weights = [merged_weights([items]) for items in lists]
+            for found, likely in zip(weights, judge(part, [list(one) for one in weights]), strict=True):
+                liked = dict(zip(found, likely, strict=True))
+                both = {item: math.log(weight) + liked[item] for item, weight in found.items()}
+                for name, value in (("the TRM", found), ("the policy", liked), ("both", both)):
+                    best = sorted(value, key=value.__getitem__, reverse=True)
+                    orders[name].append(tuple(best[: explore.answer_size]))
+        return orders
 
     def ablations(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Each of the ablations with equal and half the steps, measured on the validation target."""
@@ -253,6 +306,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="a MovieLens-1M directory, or a deeprec dataset")
     parser.add_argument("--trm", type=Path, help="the TRM, trained for a policy; without it one is trained first")
     parser.add_argument("--keep", type=Path, help="keep all artifacts here, and go on from those that are there")
+    parser.add_argument(
+        "--start-only", action="store_true", help="end with the warm start; leaves the test target alone"
+    )
     parser.add_argument("--ablations", action="store_true", help="run the ablations as well")
     parser.add_argument("--only-ablations", action="store_true", help="run nothing else; leaves the test target alone")
     parser.add_argument("--ablation", action="append", choices=list(ABLATIONS), help="one of them; repeatable")

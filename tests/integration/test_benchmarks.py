@@ -127,6 +127,10 @@ def test_policy_learning(
 ) -> None:
     kept = tmp_path / "kept"
     arguments = ("--data", str(sample_dataset), *TOY_POLICY, "--keep", str(kept))
+    begun = figures(policy_learning, monkeypatch, tmp_path, *arguments, "--start-only")
+    assert begun["start"]["ndcg@10, valid or not"] >= begun["start"]["ndcg@10"]
+    assert list(begun["orders"]) == ["the TRM", "the policy", "both"]
+    assert min(begun["orders"].values()) > 0
     found = figures(policy_learning, monkeypatch, tmp_path, *arguments)
     assert list(found["figures"]) == ["trm", "start", "stage1", "stage2"]
     assert set(found["minutes"]) == {"histories", "lessons", "prompts", "stage 1", "stage 2", "evaluation"}
