@@ -50,7 +50,7 @@ from deeprec.explore.loading import open_policy
 from deeprec.explore.rollout import rollout
 from deeprec.explore.timing import RolloutClock
 from deeprec.policy.setting import Setting, sample
-from deeprec.types import Example, Generation, Policy, Segment
+from deeprec.types import Example, Generation, Policy, Rule, Segment
 
 WANTED = {"same calls": 0.9, "lists at once": 0.9}
 """Least ratios of a rollout's tokens per second to those of the engine alone."""
@@ -87,10 +87,16 @@ class _Recording:
         self._generation, self._batch = generation, batch
 
     def generate(
-        self, rows: Sequence[int], *, stop_ids: AbstractSet[int], max_new_tokens: int, temperature: float
+        self,
+        rows: Sequence[int],
+        *,
+        stop_ids: AbstractSet[int],
+        max_new_tokens: int,
+        temperature: float,
+        rules: Sequence[Rule] = (),
     ) -> list[Segment]:
         asked = {"stop_ids": stop_ids, "max_new_tokens": max_new_tokens, "temperature": temperature}
-        segments = self._generation.generate(rows, **asked)
+        segments = self._generation.generate(rows, **asked, rules=rules)
         self._batch.calls.append(lambda generation, rows=tuple(rows): generation.generate(rows, **asked))
         self._batch.tokens += count(segments)
         return segments

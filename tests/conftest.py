@@ -15,7 +15,7 @@ from deeprec.config import DataConfig, SampleConfig, TextConfig, TrmConfig
 from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.data.ingest import ingest
 from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, MARKUP, PREFERENCE_CLOSE, PREFERENCE_OPEN, THINK_CLOSE
-from deeprec.types import Catalogue, Generation, Segment
+from deeprec.types import Catalogue, Generation, Rule, Segment
 
 SMALL = DataConfig(sample=SampleConfig(users=150, items=80, mean_history=16))
 
@@ -156,7 +156,13 @@ class ScriptedGeneration:
             self.lists[row] += self.policy.decode(tokens)
 
     def generate(
-        self, rows: Sequence[int], *, stop_ids: AbstractSet[int], max_new_tokens: int, temperature: float
+        self,
+        rows: Sequence[int],
+        *,
+        stop_ids: AbstractSet[int],
+        max_new_tokens: int,
+        temperature: float,
+        rules: Sequence[Rule] = (),
     ) -> list[Segment]:
         self.policy.temperatures.add(temperature)
         segments = []

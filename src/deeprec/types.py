@@ -133,13 +133,40 @@ class Segment:
     logprobs: tuple[float, ...]
 
 
+class Rule(Protocol):
+    """Port: what may be written in a segment, token by token. Implemented by ``explore.answers.AnswerRule``."""
+
+    @property
+    def allowed(self) -> tuple[int, ...] | None:
+        """Token ids that may come next, in ascending order; None where any may."""
+        ...
+
+    def take(self, token: int) -> None:
+        """The token was written."""
+        ...
+
+    def describe(self) -> str:
+        """The rule in its present state as text, for an engine in another process."""
+        ...
+
+
 class Generation(Protocol):
     """Port: a batch of growing token sequences held by an engine between turns (so that it can keep its cache)."""
 
     def generate(
-        self, rows: Sequence[int], *, stop_ids: AbstractSet[int], max_new_tokens: int, temperature: float
+        self,
+        rows: Sequence[int],
+        *,
+        stop_ids: AbstractSet[int],
+        max_new_tokens: int,
+        temperature: float,
+        rules: Sequence[Rule] = (),
     ) -> list[Segment]:
-        """Extend the given rows until a stop token or the limit; ``temperature`` 0 is greedy. One result per row."""
+        """Extend the given rows until a stop token or the limit; ``temperature`` 0 is greedy. One result per row.
+
+        ``rules``, one per row or none at all, say what may be written, and are told what was; log-probabilities are
+        then those among the allowed tokens.
+        """
         ...
 
     def append(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:

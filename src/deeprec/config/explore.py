@@ -81,6 +81,9 @@ class ExploreConfig(Section):
     """Print the TRM's match score (0–100) beside each title."""
     show_phrases: bool = False
     """Print an item's phrases on a line below its title."""
+    answers: Literal["free", "retrieved"] = "free"
+    """``retrieved``: while answering, the policy may write the titles of items it retrieved only, none twice, and has
+    the lines numbered for it; ``free`` leaves the answer to it, and whether it is valid."""
     batch_size: Positive = 256
     """Rollouts that advance together."""
     engine: EngineConfig = EngineConfig()

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from deeprec.errors import PolicyError
 from deeprec.explore.tokens import TokenizedPolicy
-from deeprec.types import Generation, Segment
+from deeprec.types import Generation, Rule, Segment
 
 _SPARE_COLUMNS = 64
 _MAX_WASTE = 1.5
@@ -150,23 +150,34 @@ class TransformersGeneration:
             self._tokens[row].extend(tokens)
 
     def generate(
-        self, rows: Sequence[int], *, stop_ids: AbstractSet[int], max_new_tokens: int, temperature: float
+        self,
+        rows: Sequence[int],
+        *,
+        stop_ids: AbstractSet[int],
+        max_new_tokens: int,
+        temperature: float,
+        rules: Sequence[Rule] = (),
     ) -> list[Segment]:
         """Extend the rows until a stop token or the limit; one segment per row, in the order given.
 
-        Log-probabilities are those of the distribution sampled from; greedy ones are the model's own.
+        Log-probabilities are those of the distribution sampled from; greedy ones are the model's own, among what the
+        row's rule allows.
         """
         if not rows or max_new_tokens < 1:
             return [Segment((), ()) for _ in rows]
+        ruled = dict(zip(rows, rules, strict=True)) if rules else {}
         written: dict[int, tuple[list[int], list[float]]] = {row: ([], []) for row in rows}
         with _evaluating(self._model), torch.no_grad():
             grid, logits = self._read(list(written))
             self._grid = grid
             open_rows = set(written)
             for step in range(max_new_tokens):
-                tokens, logprobs = self._choose(logits, temperature)
+                held = [ruled[row].allowed if row in open_rows and row in ruled else None for row in grid.rows]
+                tokens, logprobs = self._choose(logits, temperature, held)
                 for place, row in enumerate(grid.rows):
                     if row in open_rows:
+                        if row in ruled:
+                            ruled[row].take(tokens[place])
                         written[row][0].append(tokens[place])
                         written[row][1].append(logprobs[place])
                         self._tokens[row].append(tokens[place])
@@ -249,9 +260,18 @@ class TransformersGeneration:
         grid.cached = [old + new for old, new in zip(grid.cached, real.sum(1).tolist(), strict=True)]
         return torch.as_tensor(logits)
 
-    def _choose(self, logits: torch.Tensor, temperature: float) -> tuple[list[int], list[float]]:
-        """One token per row with its log-probability, from logits (rows, vocabulary)."""
+    def _choose(
+        self, logits: torch.Tensor, temperature: float, held: Sequence[tuple[int, ...] | None]
+    ) -> tuple[list[int], list[float]]:
+        """One token per row with its log-probability, from logits (rows, vocabulary); ``held``: the tokens allowed."""
         scaled = logits.float() if temperature <= 0 else logits.float() / temperature
+        places = [place for place, allowed in enumerate(held) if allowed is not None]
+        if places:
+            barred = torch.ones((len(places), scaled.shape[1]), dtype=torch.bool)
+            for row, place in enumerate(places):
+                barred[row, list(held[place] or ())] = False
+            index = torch.tensor(places, device=self._device)
+            scaled = scaled.index_put((index,), scaled[index].masked_fill(barred.to(self._device), -torch.inf))
         logprobs = torch.log_softmax(scaled, dim=-1)
         chosen = scaled.argmax(dim=-1) if temperature <= 0 else self._sample(logprobs)
         picked = logprobs.gather(1, chosen[:, None]).squeeze(1)

@@ -62,6 +62,11 @@ class Episode:
         return frozenset(item.item_id for call in self._calls for item in call.items)
 
     @property
+    def calls(self) -> tuple[Call, ...]:
+        """The calls so far."""
+        return tuple(self._calls)
+
+    @property
     def newest(self) -> tuple[Call, str]:
         """The latest call, whose list has just been received, and the text that made it."""
         return self._calls[-1], self._text[-2]

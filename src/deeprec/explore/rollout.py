@@ -14,6 +14,7 @@ import numpy as np
 
 from deeprec.config import ExploreConfig
 from deeprec.errors import ProtocolError
+from deeprec.explore.answers import AnswerRules
 from deeprec.explore.environment import Episode, Limits
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import ANSWER_CLOSE, PREFERENCE_CLOSE, TitleBook
@@ -119,6 +120,8 @@ class _Loop:
         self._encoded: dict[str, list[int]] = {}
         self._prompts = PromptBuilder(config, titles)
         self._limits = Limits.of(config, stop_ids(policy))
+        held = config.answers == "retrieved"
+        self._rules = AnswerRules(policy, titles, config.answer_size) if held else None
 
     def run(self, examples: Sequence[Example], seed: int | None) -> list[Trajectory]:
         self._encoded = {}
@@ -138,6 +141,7 @@ class _Loop:
     def _write(self, generation: Generation, episodes: list[Episode], waiting: list[int]) -> None:
         """Let the policy write one segment for every waiting row, and read it."""
         writing = [row for row in waiting if self._allowance(episodes[row]) > 0]
+        rules = {row: self._rules.rule(episodes[row].calls) for row in writing} if self._rules else {}
         while writing:
             if self._late():
                 break
@@ -145,7 +149,11 @@ class _Loop:
             budget = room if self._deadline is None else min(room, _SLICE)
             with self.clock.measure("engine"):
                 segments = generation.generate(
-                    writing, stop_ids=self._limits.stop_ids, max_new_tokens=budget, temperature=self._temperature
+                    writing,
+                    stop_ids=self._limits.stop_ids,
+                    max_new_tokens=budget,
+                    temperature=self._temperature,
+                    rules=[rules[row] for row in writing] if rules else (),
                 )
             complete = [episodes[row].write(segment) for row, segment in zip(writing, segments, strict=True)]
             writing = [

@@ -105,8 +105,8 @@ def teach(
 
     Args:
         judge: a second opinion: what is answered is chosen by its log-likelihood plus the logarithm of the merged
-            weight, a product of the two experts (Hinton, 2002). It keeps the order in which the lists showed it, so
-            that an answer can be read off the lists from top to bottom, which small models can learn.
+            weight, a product of the two experts (Hinton, 2002), best first. A free answer keeps the order in which the
+            lists showed it instead, so that it can be read off them from top to bottom, which small models can learn.
         call_shares: chances of 1, 2, 3, … calls. Calls that would not fill the answer are never made fewer.
         broad_first: chance that the first call is ``anything``.
         use_target: chance that a narrow call draws its phrases from the target instead of the history.
@@ -129,7 +129,7 @@ def teach(
         made = _call(chunk, plans, retriever, config)
         answers = [merge([call.items for call in calls]) for calls in made]
         if judge is not None:
-            answers = _judged(made, answers, judge(chunk, answers), config.answer_size)
+            answers = _judged(made, answers, judge(chunk, answers), config)
         for example, calls, answer in zip(chunk, made, answers, strict=True):
             if len(answer) >= config.answer_size:
                 best = tuple(answer[: config.answer_size])
@@ -141,15 +141,15 @@ def _judged(
     made: Sequence[tuple[Call, ...]],
     merged: Sequence[Sequence[str]],
     opinions: Sequence[Sequence[float]],
-    size: int,
+    config: ExploreConfig,
 ) -> list[list[str]]:
-    """The ``size`` items that both experts together prefer, in the order the lists showed them; see ``teach``."""
+    """The items that both experts together prefer; see ``teach``."""
     answers = []
     for calls, items, opinion in zip(made, merged, opinions, strict=True):
         weights = merged_weights([call.items for call in calls])
         value = {item: math.log(weights[item]) + own for item, own in zip(items, opinion, strict=True)}
-        best = set(sorted(items, key=lambda item: -value[item])[:size])
-        answers.append([item for item in weights if item in best])
+        best = sorted(items, key=lambda item: -value[item])[: config.answer_size]
+        answers.append(best if config.answers == "retrieved" else [item for item in weights if item in set(best)])
     return answers
 
 

@@ -14,16 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from deeprec.errors import PolicyError
-from deeprec.types import Segment
+from deeprec.types import Rule, Segment
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A sequence to extend by at most ``limit`` tokens; ``seed`` is below 2³¹, None when sampling is not fixed."""
+    """A sequence to extend by at most ``limit`` tokens; ``seed`` is below 2³¹, None when sampling is not fixed.
+
+    ``rule`` describes what may be written (``types.Rule``); empty where anything may.
+    """
 
     tokens: tuple[int, ...]
     limit: int
     seed: int | None
+    rule: str = ""
 
 
 Complete = Callable[[Sequence[Request], AbstractSet[int], float], Sequence[Segment]]
@@ -52,7 +56,13 @@ class SequenceGeneration:
             self._tokens[row].extend(tokens)
 
     def generate(
-        self, rows: Sequence[int], *, stop_ids: AbstractSet[int], max_new_tokens: int, temperature: float
+        self,
+        rows: Sequence[int],
+        *,
+        stop_ids: AbstractSet[int],
+        max_new_tokens: int,
+        temperature: float,
+        rules: Sequence[Rule] = (),
     ) -> list[Segment]:
         """Extend the rows until a stop token or the limit; one segment per row, in the order given.
 
@@ -63,16 +73,19 @@ class SequenceGeneration:
         """
         if not rows or max_new_tokens < 1:
             return [Segment((), ()) for _ in rows]
-        requests = [self._request(row, max_new_tokens) for row in rows]
+        described = [rule.describe() for rule in rules] or [""] * len(rows)
+        requests = [self._request(row, max_new_tokens, rule) for row, rule in zip(rows, described, strict=True)]
         segments = self._complete(requests, stop_ids, temperature)
         if len(segments) != len(requests):
             raise PolicyError(f"the engine was given {len(requests)} sequences and extended {len(segments)}")
         kept = [_checked(*pair, stop_ids) for pair in zip(segments, requests, strict=True)]
+        for rule, segment in zip(rules, kept, strict=False):
+            _follow(rule, segment)
         for row, segment in zip(rows, kept, strict=True):
             self._tokens[row].extend(segment.token_ids)
         return kept
 
-    def _request(self, row: int, most: int) -> Request:
+    def _request(self, row: int, most: int, rule: str) -> Request:
         tokens = self._tokens[row]
         limit = min(most, self._longest - len(tokens)) if self._longest else most
         if limit < 1:
@@ -80,13 +93,25 @@ class SequenceGeneration:
                 f"a sequence has {len(tokens)} tokens, and the engine takes {self._longest} at most; lower "
                 f"explore.max_context to that or start the engine with more"
             )
-        return Request(tuple(tokens), limit, self._row_seed(row))
+        return Request(tuple(tokens), limit, self._row_seed(row), rule)
 
     def _row_seed(self, row: int) -> int | None:
         if self._seed is None:
             return None
         state = np.random.SeedSequence([self._seed, row, len(self._tokens[row])]).generate_state(1)
         return int(state[0]) >> 1
+
+
+def _follow(rule: Rule, segment: Segment) -> None:
+    """Tell the rule what was written; PolicyError where the engine did not keep to it."""
+    for token in segment.token_ids:
+        allowed = rule.allowed
+        if allowed is not None and token not in allowed:
+            raise PolicyError(
+                f"the engine wrote token {token} where an answer allows {len(allowed)} others: it does not decode by "
+                f"rules; run vLLM where deeprec is installed, or set explore.answers to 'free'"
+            )
+        rule.take(token)
 
 
 def _checked(segment: Segment, request: Request, stop_ids: AbstractSet[int]) -> Segment:

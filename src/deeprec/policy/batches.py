@@ -6,6 +6,7 @@ the names of its tensors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,21 +22,60 @@ _COMPLETION_KEYS = (
 )
 
 
+Allowed = Sequence[Mapping[int, Sequence[int]]]
+"""For each row: place in the completion → token ids that an answer rule allowed there (``explore.answers``)."""
+
+
 def own_logprobs(
-    model: Any, ids: torch.Tensor, attention: torch.Tensor, own: torch.Tensor, *, temperature: float
+    model: Any,
+    ids: torch.Tensor,
+    attention: torch.Tensor,
+    own: torch.Tensor,
+    *,
+    temperature: float,
+    allowed: Allowed = (),
+    whole: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and entropies (without gradient) of the policy's own completion tokens, 0 elsewhere.
 
-    ``ids`` and ``attention`` (batch, P + C), ``own`` (batch, C); both results (batch, C) in nats.
+    ``ids`` and ``attention`` (batch, P + C), ``own`` (batch, C); both results (batch, C) in nats. Where ``allowed``
+    names a place, they are those among the tokens allowed there. ``whole`` calls the model's own forward, as wrapped
+    and sharded models need, and so computes logits at every place of the completion.
     """
     width = own.shape[1]
-    hidden = model.base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[:, -width - 1 : -1][own]).float() / temperature
+    if whole:
+        logits = model(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=width + 1).logits
+        logits = logits[:, -width - 1 : -1][own]
+    else:
+        hidden = model.base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        logits = model.get_output_embeddings()(hidden[:, -width - 1 : -1][own])
+    logits = logits.float() / temperature
+    if allowed:
+        logits = logits.masked_fill(barred(own, allowed, logits.shape[-1]), -torch.inf)
     logps = logits.log_softmax(dim=-1)
     chosen = logps.gather(1, ids[:, -width:][own][:, None]).squeeze(1)
-    spread = -(logps.detach().exp() * logps.detach()).sum(dim=-1)
+    given = logps.detach()
+    spread = -(given.exp() * given.clamp(min=torch.finfo(given.dtype).min)).sum(dim=-1)
     empty = chosen.new_zeros(own.shape)
     return empty.masked_scatter(own, chosen), empty.masked_scatter(own, spread)
+
+
+def barred(own: torch.Tensor, allowed: Allowed, vocabulary: int) -> torch.Tensor:
+    """What could not be written: (own tokens, vocabulary) bool, in the order of the true cells of ``own``."""
+    places = {cell: row for row, cell in enumerate(map(tuple, own.nonzero().tolist()))}
+    held = [
+        (places[row, place], token)
+        for row, rules in enumerate(allowed)
+        for place, tokens in rules.items()
+        if (row, place) in places
+        for token in tokens
+    ]
+    found = torch.zeros((len(places), vocabulary), dtype=torch.bool)
+    if held:
+        rows, tokens = torch.tensor(held).T
+        found[rows.unique()] = True
+        found[rows, tokens] = False
+    return found.to(own.device)
 
 
 def by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:

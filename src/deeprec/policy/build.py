@@ -87,6 +87,7 @@ def _warm_start(
     seed: int,
     progress: Callable[[str], None],
 ) -> list[JsonDict]:
+    from deeprec.explore.engine import TransformersPolicy
     from deeprec.policy.lessons import history_lessons, scripted_lessons
     from deeprec.policy.warm_start import warm_start
 
@@ -107,9 +108,10 @@ def _warm_start(
         )  # fmt: skip
     if curve and not config.trajectories:
         return curve
-    lessons = scripted_lessons(setting, model, tokenizer, config, explore, derived_seed(seed, 1))
+    actor = TransformersPolicy(model, tokenizer)
+    lessons, allowed = scripted_lessons(setting, actor, config, explore, derived_seed(seed, 1))
     progress(f"warm start on {len(lessons)} scripted trajectories")
-    taught = warm_start(model, lessons, config, derived_seed(seed, 2), progress)
+    taught = warm_start(model, lessons, config, derived_seed(seed, 2), progress, allowed=allowed)
     before = curve[-1]["step"] if curve else 0
     return curve + [point | {"step": before + point["step"]} for point in taught]
 

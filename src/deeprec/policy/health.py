@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +75,17 @@ def _broken(record: JsonDict, name: str, bound: float, floor: bool) -> bool:
 class StartModel:
     """A frozen copy of the policy as the stage found it, to measure how far training has taken it from there."""
 
-    def __init__(self, model: Any, *, temperature: float, pad_id: int, most: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        temperature: float,
+        pad_id: int,
+        most: int,
+        allowed: Callable[[Trajectory], Mapping[int, Sequence[int]]] | None = None,
+    ) -> None:
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._temperature, self._pad_id, self._most = temperature, pad_id, most
+        self._temperature, self._pad_id, self._most, self._allowed = temperature, pad_id, most, allowed
 
     def divergence(self, trajectories: Sequence[Trajectory]) -> float | None:
         """KL(policy ‖ start) in nats per token the policy wrote, on ``most`` trajectories spread over the batch.
@@ -121,5 +129,6 @@ class StartModel:
         sampled = pad_sequence([torch.tensor(t.logprobs) for t in batch], batch_first=True).to(device)
         ids = torch.cat([before, after], dim=1).to(device)
         attention = torch.cat([seen_before, seen_after], dim=1).to(device)
-        start, _ = own_logprobs(self._model, ids, attention, own, temperature=self._temperature)
+        held = [self._allowed(trajectory) for trajectory in batch] if self._allowed else ()
+        start, _ = own_logprobs(self._model, ids, attention, own, temperature=self._temperature, allowed=held)
         return own, sampled, start

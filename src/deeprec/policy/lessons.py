@@ -9,15 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deeprec.config import ExploreConfig, WarmStartConfig
 from deeprec.errors import PolicyError
+from deeprec.explore.answers import AnswerRules
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.policy.setting import Setting
 from deeprec.types import EndReason, Example, Trajectory
+
+if TYPE_CHECKING:
+    from deeprec.explore.engine import TransformersPolicy
+    from deeprec.explore.scripted import Lesson
+    from deeprec.policy.batches import Allowed
 
 
 def history_lessons(
@@ -67,9 +73,9 @@ def _history_lesson(
 
 
 def scripted_lessons(
-    setting: Setting, model: Any, tokenizer: Any, config: WarmStartConfig, explore: ExploreConfig, seed: int
-) -> list[Trajectory]:
-    """Scripted explorations on the policy's examples, each used about equally often.
+    setting: Setting, policy: TransformersPolicy, config: WarmStartConfig, explore: ExploreConfig, seed: int
+) -> tuple[list[Trajectory], Allowed]:
+    """Scripted explorations on the policy's examples, each used about equally often, and what answers are held to.
 
     Raises:
         PolicyError: titles are to be judged or rehearsed, and the tokenizer does not hold each as one token.
@@ -88,13 +94,22 @@ def scripted_lessons(
         setting.titles,
         explore,
         generator,
-        judge=OwnOpinion(model, tokenizer, setting, explore) if config.judge == "histories" else None,
+        judge=OwnOpinion(policy.model, policy.tokenizer, setting, explore) if config.judge == "histories" else None,
         call_shares=config.call_shares,
         use_target=config.use_target,
         sharpness=config.sharpness,
     )
-    made = [_tokenised(lesson.example, lesson.prompt, lesson.segments, tokenizer) for lesson in lessons]
-    return [*_rehearsed(made, setting, tokenizer)] if config.rehearse else made
+    made = [_tokenised(lesson, policy.tokenizer) for lesson in lessons]
+    rules = AnswerRules(policy, setting.titles, explore.answer_size) if explore.answers == "retrieved" else None
+    allowed: Allowed = [rules.allowed(lesson) for lesson in made] if rules else ()
+    if not config.rehearse:
+        return made, allowed
+    rehearsed = [*_rehearsed(made, setting, policy.tokenizer)]
+    longer = [len(now.completion_ids) - len(before.completion_ids) for now, before in zip(rehearsed, made, strict=True)]
+    shifted = [
+        {place + more: tokens for place, tokens in found.items()} for found, more in zip(allowed, longer, strict=False)
+    ]
+    return rehearsed, shifted
 
 
 class OwnOpinion:
@@ -164,14 +179,15 @@ def _shortened(example: Example, share: float, generator: np.random.Generator) -
     return replace(example, history=example.history[-int(generator.integers(1, min(len(example.history), 10))) :])
 
 
-def _tokenised(example: Example, prompt: str, segments: Sequence[tuple[str, bool]], tokenizer: Any) -> Trajectory:
+def _tokenised(lesson: Lesson, tokenizer: Any) -> Trajectory:
     ids: list[int] = []
     mask: list[int] = []
-    for text, learnt in segments:
+    for text, learnt in lesson.segments:
         tokens = tokenizer.encode(text, add_special_tokens=False)
         ids += tokens
         mask += [int(learnt)] * len(tokens)
-    return _lesson(example, tokenizer.encode(prompt, add_special_tokens=False), ids, mask)
+    made = _lesson(lesson.example, tokenizer.encode(lesson.prompt, add_special_tokens=False), ids, mask)
+    return replace(made, calls=lesson.calls, answer=lesson.answer)
 
 
 def _lesson(example: Example, prompt: Sequence[int], ids: Sequence[int], mask: Sequence[int]) -> Trajectory:

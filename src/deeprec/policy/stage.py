@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deeprec.checks.gate import Verdict, check_metrics
 from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, StageConfig, TextConfig
+from deeprec.explore.answers import AnswerRules
 from deeprec.explore.loading import load_policy
 from deeprec.metrics import metrics_from_ranks, target_ranks
 from deeprec.policy.build import KIND, write_policy
@@ -166,6 +167,7 @@ def _train(
             made = setting.roll(engine, examples, explore, explore.temperature, derived_seed(seed, *path))
         return score(scorer, made, examples)
 
+    held = explore.answers == "retrieved"
     return train_grpo(
         actor.model,
         actor.tokenizer,
@@ -178,6 +180,7 @@ def _train(
         checkpoints=checkpoints,
         policy=policy,
         longest=explore.max_context,
+        allowed=AnswerRules(actor, setting.titles, explore.answer_size).allowed if held else None,
         progress=progress,
     )
 

@@ -29,7 +29,7 @@ from trl import GRPOConfig, GRPOTrainer
 from deeprec.config import PolicyConfig, StageConfig
 from deeprec.errors import PolicyError
 from deeprec.policy.arguments import arguments
-from deeprec.policy.batches import by_length, own_logprobs, trim
+from deeprec.policy.batches import Allowed, by_length, own_logprobs, trim
 from deeprec.policy.curves import Curves
 from deeprec.policy.generation import TrainingEngine
 from deeprec.policy.health import StartModel, collapse
@@ -52,6 +52,10 @@ Each process is asked for its own share of the batch's examples.
 """
 
 
+Held = Callable[[Trajectory], Mapping[int, Sequence[int]]]
+"""A trajectory → place in its completion → token ids that were allowed there (``AnswerRules.allowed``)."""
+
+
 def train_grpo(
     model: Any,
     tokenizer: Any,
@@ -65,6 +69,7 @@ def train_grpo(
     checkpoints: Path,
     policy: PolicyConfig = PolicyConfig(),
     longest: int = 0,
+    allowed: Held | None = None,
     progress: Callable[[str], None] = print,
 ) -> list[JsonDict]:
     """Train ``model`` in place for ``stage.steps`` rollout batches and return their records.
@@ -83,6 +88,7 @@ def train_grpo(
         checkpoints: directory written every ``stage.save_every`` rollout batches; the newest one there is resumed.
         policy: says what is trained, on which processes, and what generates; its stages are not read.
         longest: tokens of the longest sequence that vLLM keeps room for; 0 is the model's own limit.
+        allowed: what ``roll``'s answers were held to, where they were; log-probabilities are then those among it.
 
     Raises:
         PolicyError: no prompt, a temperature of 0, trajectories that do not fit what was asked, a batch that cannot
@@ -97,7 +103,7 @@ def train_grpo(
         raise PolicyError("every reward part of this stage has weight 0; give one a weight in the rewards section")
     checkpoints.mkdir(parents=True, exist_ok=True)
     curves = Curves(checkpoints / "curves.json", weights, stage.rollouts, progress, gather=gather, writes=rank() == 0)
-    start = _start_model(model, tokenizer, stage, temperature)
+    start = _start_model(model, tokenizer, stage, temperature, allowed)
     config = GRPOConfig(**arguments(stage, policy, weights, temperature, longest, seed, checkpoints))
     config.report_to = []
     order = prompt_order(examples, stage.steps, stage.prompts_per_step, seed)
@@ -116,6 +122,7 @@ def train_grpo(
                 curves,
                 start,
                 TrainingEngine(policy.generation),
+                allowed,
             ),
             peft_config=adapters(policy.lora),
             callbacks=[_CurvesCallback(curves, stage)],
@@ -183,6 +190,10 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
     schedule: str = "constant"
     own_tokens: torch.Tensor | None = None
     """(batch, completion) bool, of the sequences that are scored next: written by the policy."""
+    rules: Allowed = ()
+    """What the answers of the present rollout batch were held to, in the order of its trajectories."""
+    held: Allowed = ()
+    """The same, of the sequences that are scored next."""
     _log_probabilities: torch.Tensor
 
     @property
@@ -204,6 +215,11 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         return self.lr_scheduler
 
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        output = super()._generate_and_score_completions(inputs)
+        output["trajectory"] = torch.arange(len(output["completion_ids"]), device=output["completion_ids"].device)
+        return output
+
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
@@ -223,7 +239,8 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> tuple[Any, Any, Any]:  # fmt: skip
         own = self.own_tokens
         plain = model is self.model and not self.is_fsdp_enabled and input_ids.device.type == "cpu"
-        if not plain or own is None or own.shape != (len(input_ids), logits_to_keep):
+        unknown = own is None or own.shape != (len(input_ids), logits_to_keep)
+        if own is None or unknown or not (plain or self.held):
             more |= {"batch_size": batch_size, "compute_entropy": compute_entropy}
             result = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, **more
@@ -231,8 +248,13 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
         else:
             size = batch_size or len(input_ids)
             parts = zip(*(rows.split(size) for rows in (input_ids, attention_mask, own)), strict=True)
-            inner = without_wrapper(model)
-            scored = [own_logprobs(inner, *part, temperature=self.temperature) for part in parts]
+            scored = [
+                own_logprobs(
+                    without_wrapper(model) if plain else model, *part, temperature=self.temperature,
+                    allowed=self.held[place * size : (place + 1) * size], whole=not plain,
+                )
+                for place, part in enumerate(parts)
+            ]  # fmt: skip
             logps, entropies = (torch.cat(rows) for rows in zip(*scored, strict=True))
             result = (logps, entropies if compute_entropy else None, None)
         self._log_probabilities = result[0].detach()
@@ -241,6 +263,7 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         inputs = trim(inputs)
         self.own_tokens = mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+        self.held = [self.rules[row] for row in inputs["trajectory"].tolist()] if self.rules else ()
         loss = super()._compute_loss(model, inputs)
         gap = (self._log_probabilities - inputs["sampling_per_token_logps"]).abs()[mask]
         figures = torch.stack([(~loss.detach().isfinite()).float(), gap.sum(), mask.sum().float()])
@@ -285,12 +308,14 @@ def _stopped(reason: str, args: Any, healthy_steps: int, cure: str) -> str:
     return f"training stopped: {reason}; {kept}; {cure}"
 
 
-def _start_model(model: Any, tokenizer: Any, stage: StageConfig, temperature: float) -> StartModel | None:
+def _start_model(
+    model: Any, tokenizer: Any, stage: StageConfig, temperature: float, allowed: Held | None
+) -> StartModel | None:
     """The start to measure the divergence from; None when it is not wanted or TRL's KL term measures it anyway."""
     most = stage.health.kl_trajectories
     if not most or stage.kl:
         return None
-    return StartModel(model, temperature=temperature, pad_id=tokenizer.pad_token_id, most=most)
+    return StartModel(model, temperature=temperature, pad_id=tokenizer.pad_token_id, most=most, allowed=allowed)
 
 
 def _reward_function(name: str) -> Callable[..., list[float | None]]:
@@ -308,6 +333,7 @@ def _rollout_function(
     curves: Curves,
     start: StartModel | None,
     engine: TrainingEngine,
+    allowed: Held | None,
 ) -> Callable[[list[str], Any], dict[str, Any]]:
     def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
         step = trainer.state.global_step // trainer.updates
@@ -322,6 +348,7 @@ def _rollout_function(
         output = trl_output(trajectories, weights, trainer.processing_class.eos_token_id)
         rows = [torch.tensor(mask, dtype=torch.bool) for mask in output["env_mask"]]
         trainer.own_tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        trainer.rules = trainer.held = [allowed(trajectory) for trajectory in trajectories] if allowed else ()
         return output
 
     return rollout

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from deeprec.types import JsonDict, Trajectory
 
 if TYPE_CHECKING:
     import torch
+
+    from deeprec.policy.batches import Allowed
 
 WEIGHT_DECAY = 0.01
 BETAS = (0.9, 0.98)
@@ -42,12 +44,15 @@ def warm_start(
     seed: int,
     progress: Callable[[str], None] = print,
     *,
+    allowed: Allowed = (),
     dropout: float = 0.0,
     name: str = "warm start",
 ) -> list[JsonDict]:
     """Train ``model`` in place on trajectories; ``config`` gives epochs, batch size and learning rate.
 
     Args:
+        allowed: for each trajectory, the tokens that an answer rule allows at places of its completion; what is
+            learnt there is which of them it is.
         dropout: share of the input embeddings' cells that are dropped.
         name: what is learnt, as progress and curve call it.
 
@@ -73,8 +78,9 @@ def warm_start(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, len(batches))
         ids, wanted = _tensors([trajectories[row] for row in batch], _device(model))
+        held = [_shifted(allowed[row], len(trajectories[row].prompt_ids) - 1) for row in batch] if allowed else ()
         with _learning(model, dropout):
-            total, correct, count = _loss(model, ids, wanted)
+            total, correct, count = _loss(model, ids, wanted, held)
         optimizer.zero_grad(set_to_none=True)
         (total / max(count, 1)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
@@ -114,19 +120,27 @@ def schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _loss(model: Any, ids: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+def _shifted(rules: Mapping[int, Sequence[int]], by: int) -> dict[int, Sequence[int]]:
+    return {place + by: tokens for place, tokens in rules.items()}
+
+
+def _loss(model: Any, ids: torch.Tensor, wanted: torch.Tensor, allowed: Allowed) -> tuple[torch.Tensor, int, int]:
     """Summed cross-entropy of the wanted tokens, how many were most likely, and how many there are.
 
-    ``ids`` (batch, length); ``wanted`` (batch, length) bool: the tokens to learn, each predicted from those before it.
+    ``ids`` (batch, length); ``wanted`` (batch, length) bool: the tokens to learn, each predicted from those before it;
+    ``allowed``: place after the first token → what it could be.
     """
     import torch
 
+    from deeprec.policy.batches import barred
     from deeprec.trm.training import has_bf16
 
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=has_bf16(ids.device)):
         hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         target = wanted[:, 1:]
         logits = model.get_output_embeddings()(hidden[target]).float()
+    if allowed:
+        logits = logits.masked_fill(barred(target, allowed, logits.shape[-1]), -torch.inf)
     labels = ids[:, 1:][target]
     loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
     return loss, int((logits.detach().argmax(-1) == labels).sum()), labels.numel()

@@ -50,7 +50,7 @@ class CharacterGeneration:
         self.tokens = tokens
         self._left = [policy.encode("".join(script)) for script in scripts]
 
-    def generate(self, rows, *, stop_ids, max_new_tokens, temperature):
+    def generate(self, rows, *, stop_ids, max_new_tokens, temperature, rules=()):
         self._policy.log.append(("generate", list(rows), max_new_tokens))
         segments = []
         for row in rows:

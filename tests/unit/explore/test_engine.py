@@ -165,3 +165,41 @@ def test_a_group_reads_its_prompt_once(model, monkeypatch):
     for row, segment in zip(rows, second, strict=True):
         before = [*prompts[row], *first[row].token_ids, *appended[row]]
         check_segment(model, before, segment, greedy=True)
+
+
+class Only:
+    """Allows the given tokens at each step in turn, then anything."""
+
+    def __init__(self, *steps):
+        self.steps, self.taken = list(steps), []
+
+    @property
+    def allowed(self):
+        place = len(self.taken)
+        return self.steps[place] if place < len(self.steps) else None
+
+    def take(self, token):
+        self.taken.append(token)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_rules_choose_among_what_they_allow_and_so_do_the_logprobs(model, temperature):
+    prompts = [[1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    generation = TransformersGeneration(model, prompts, seed=1)
+    rules = [Only((11, 12), None, (13,)), Only(None, (20, 21, 22), (0, 1)), Only()]
+    segments = generation.generate(
+        [2, 0, 1], stop_ids={99}, max_new_tokens=5, temperature=temperature, rules=[rules[2], rules[0], rules[1]]
+    )
+    for row, rule, segment in zip([2, 0, 1], [rules[2], rules[0], rules[1]], segments, strict=True):
+        assert tuple(rule.taken) == segment.token_ids
+        tokens = prompts[row] + list(segment.token_ids)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([tokens])).logits[0] / (temperature or 1.0)
+        for step, (token, logprob) in enumerate(zip(segment.token_ids, segment.logprobs, strict=True)):
+            allowed = rule.steps[step] if step < len(rule.steps) else None
+            kept = list(allowed or range(VOCABULARY))
+            assert token in kept
+            table = logits[len(prompts[row]) + step - 1, kept].log_softmax(-1)
+            assert abs(float(table[kept.index(token)]) - logprob) < 1e-4
+            if not temperature:
+                assert kept.index(token) == int(table.argmax())

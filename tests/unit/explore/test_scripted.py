@@ -104,6 +104,10 @@ def test_a_judge_ranks_beside_the_merged_lists(retriever, titles, config):
     assert set(chosen) != set(merged[: config.answer_size])
     assert list(lesson.answer) == [item for item in weights if item in chosen], "in the order the lists showed them"
 
+    held = config.model_copy(update={"answers": "retrieved"})
+    best_first = next(teach(examples(), retriever, titles, held, np.random.default_rng(0), judge=judge))
+    assert list(best_first.answer) == chosen
+
     def indifferent(tasks, candidates):
         return [[-3.0] * len(items) for items in candidates]
 

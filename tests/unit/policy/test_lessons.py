@@ -12,6 +12,7 @@ from deeprec.config import ExploreConfig, WarmStartConfig
 from deeprec.data.dataset import Dataset
 from deeprec.data.splits import trm_sequences
 from deeprec.errors import PolicyError
+from deeprec.explore.engine import TransformersPolicy
 from deeprec.explore.protocol import TitleBook
 from deeprec.policy.lessons import OwnOpinion, _shortened, history_lessons, scripted_lessons
 from deeprec.types import Catalogue, Example, Query, RetrievedItem
@@ -74,7 +75,9 @@ def test_scripted_lessons_teach_what_the_policy_would_write(
     setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig
 ) -> None:
     config = WarmStartConfig(trajectories=40, short_histories=0.0)
-    for lesson in scripted_lessons(setting, model, tokenizer, config, explore, seed=0):
+    lessons, allowed = scripted_lessons(setting, TransformersPolicy(model, tokenizer), config, explore, seed=0)
+    assert not allowed, "a free answer is held to nothing"
+    for lesson in lessons:
         completion = tokenizer.decode(lesson.completion_ids)
         own = "".join(learnt(lesson, tokenizer))
         for listed in completion.split("<|begin_of_item_list|>")[1:]:
@@ -86,10 +89,9 @@ def test_rehearsed_lessons_also_teach_prompt_titles_that_the_trm_trains_on(
     setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig
 ) -> None:
     config = WarmStartConfig(trajectories=40, short_histories=0.5)
-    plain = scripted_lessons(setting, model, tokenizer, config, explore, seed=0)
-    rehearsed = scripted_lessons(
-        setting, model, tokenizer, config.model_copy(update={"rehearse": True}), explore, seed=0
-    )
+    policy = TransformersPolicy(model, tokenizer)
+    plain, _ = scripted_lessons(setting, policy, config, explore, seed=0)
+    rehearsed, _ = scripted_lessons(setting, policy, config.model_copy(update={"rehearse": True}), explore, seed=0)
     trained = {
         user: {setting.titles.title(item) for item in items} for user, items in trm_sequences(setting.dataset).items()
     }
@@ -102,6 +104,27 @@ def test_rehearsed_lessons_also_teach_prompt_titles_that_the_trm_trains_on(
         assert added == [title for title in prompt[1:] if title in trained[after.user_id]]
         more += len(added)
     assert more
+
+
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_lessons_with_held_answers_say_which_titles_could_have_come(
+    setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig, rehearse: bool
+) -> None:
+    config = WarmStartConfig(trajectories=40, short_histories=0.5, rehearse=rehearse)
+    held = explore.model_copy(update={"answers": "retrieved"})
+    policy = TransformersPolicy(model, tokenizer)
+    lessons, allowed = scripted_lessons(setting, policy, config, held, seed=0)
+    assert len(allowed) == len(lessons) == 40
+    for lesson, rules in zip(lessons, allowed, strict=True):
+        found = {setting.titles.title(item.item_id) for call in lesson.calls for item in call.items}
+        left = set(found)
+        for item in lesson.answer:
+            title = setting.titles.title(item)
+            token = tokenizer.convert_tokens_to_ids(title)
+            [place] = [at for at in rules if lesson.completion_ids[at] == token]
+            assert {tokenizer.decode([token]) for token in rules[place]} == left
+            left.remove(title)
+        assert all(lesson.loss_mask[place] for place in rules)
 
 
 def test_the_models_own_opinion_is_that_of_the_next_line(

@@ -352,6 +352,57 @@ def test_scoring_own_tokens_alone_changes_no_number(model: Any) -> None:
     torch.testing.assert_close(entropies, -(whole.exp() * whole).sum(-1)[:, 2:5] * own)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_held_tokens_are_scored_among_what_was_allowed(model: Any, whole: bool) -> None:
+    ids = torch.tensor([[0, 5, 6, 20, 9, 21], [4, 5, 6, 22, 23, 0]])
+    attention = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
+    own = torch.tensor([[1, 0, 1], [1, 1, 0]], dtype=torch.bool)
+    free, spread = own_logprobs(model, ids, attention, own, temperature=0.7, whole=whole)
+    allowed = [{2: (3, 21, 30), 1: (2,)}, {0: (22,), 7: (1, 2)}]
+    logps, entropies = own_logprobs(model, ids, attention, own, temperature=0.7, allowed=allowed, whole=whole)
+    logits = model(input_ids=ids, attention_mask=attention).logits[0, 4, [3, 21, 30]] / 0.7
+    among = logits.log_softmax(-1)
+    zero = torch.zeros(())
+    expected = torch.stack([free[0, 0], zero, among[1], zero, free[1, 1], zero]).view(2, 3)
+    torch.testing.assert_close(logps, expected)
+    expected = torch.stack([spread[0, 0], zero, -(among.exp() * among).sum(), zero, spread[1, 1], zero]).view(2, 3)
+    torch.testing.assert_close(entropies, expected)
+    gradient = torch.autograd.grad(logps.sum(), list(model.parameters()), allow_unused=True)
+    assert all(part is None or part.isfinite().all() for part in gradient)
+
+
+def test_a_stage_scores_what_the_engine_was_held_to(
+    model: Any, tokenizer: Any, trajectory: Make, tmp_path: Path
+) -> None:
+    """Two of the words are allowed at the last token; rewarded for one, the policy learns to choose it among them."""
+    good, bad = 20, 21
+    rules = {1: (good, bad)}
+    sampled: list[float] = []
+
+    def roll(examples: Sequence[Example], step: int, engine: Any) -> list[Trajectory]:
+        made = []
+        for row, example in enumerate(examples):
+            generator = torch.Generator().manual_seed(100 * step + row)
+            with torch.no_grad():
+                first = model(torch.tensor([[1, 2]])).logits[0, -1].log_softmax(-1)
+                second = model(torch.tensor([[1, 2, 5]])).logits[0, -1, list(rules[1])].log_softmax(-1)
+            choice = int(torch.multinomial(second.exp(), 1, generator=generator))
+            sampled.append(float(second.exp()[0]))
+            reward = {"good": (float(rules[1][choice] == good), 1.0)}
+            logprobs = [float(first[5]), float(second[choice])]
+            made.append(trajectory(example.key, [1, 2], [5, rules[1][choice]], [1, 1], reward, logprobs))
+        return made
+
+    stage = STAGE.model_copy(update={"steps": 6, "health": HealthConfig(min_mean_calls=0, min_valid_rate=0)})
+    records = train_grpo(
+        model, tokenizer, EXAMPLES, roll, {"good": 1.0}, stage,
+        temperature=1.0, seed=0, checkpoints=tmp_path, allowed=lambda made: rules, progress=lambda line: None,
+    )  # fmt: skip
+    assert max(record["logprob_gap"] for record in records) < 1e-4
+    assert all(record["kl_to_start"] >= 0 for record in records if record.get("kl_to_start") is not None)
+    assert sampled[-1] > sampled[0] + 0.1
+
+
 def test_prompts_are_shuffled_passes_without_repeats_in_a_batch() -> None:
     order = prompt_order(EXAMPLES, steps=3, per_step=4, seed=1)
     assert len(order) == 12

@@ -39,11 +39,33 @@ def test_the_loss_is_that_of_the_masked_tokens(model: Any, trajectory: Make, mon
     own = trajectory("u@1", [1, 2], [5, 9, 6], [1, 0, 1], {})
     short = trajectory("v@1", [1], [8], [1], {})
     ids, wanted = _tensors([own, short], "cpu")
-    total, _, count = _loss(model, ids, wanted)
+    total, _, count = _loss(model, ids, wanted, ())
     assert count == 3
     whole = model(torch.tensor([[1, 2, 5, 9, 6]])).logits[0].log_softmax(-1)
     other = model(torch.tensor([[1, 8]])).logits[0].log_softmax(-1)
     torch.testing.assert_close(total, -(whole[1, 5] + whole[3, 6] + other[0, 8]))
+
+
+def test_where_a_rule_held_the_loss_is_among_what_it_allowed(
+    model: Any, trajectory: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deeprec.trm.training.has_bf16", lambda device: False)
+    one = trajectory("u@1", [1, 2], [5, 9, 6, 7], [1, 0, 1, 1], {})
+    ids, wanted = _tensors([one], "cpu")
+    total, correct, count = _loss(model, ids, wanted, [{3: (6, 20, 21), 4: (7,)}])
+    whole = model(torch.tensor([[1, 2, 5, 9, 6, 7]])).logits[0]
+    among = whole[3, [6, 20, 21]].log_softmax(-1)
+    torch.testing.assert_close(total, -(whole[1].log_softmax(-1)[5] + among[0]))
+    assert count == 3
+    assert correct == 1 + int(among.argmax() == 0) + int(whole[1].argmax() == 5)
+
+
+def test_what_was_allowed_is_found_by_its_place_in_the_completion(model: Any, trajectory: Make) -> None:
+    made = [trajectory(f"u{row}@1", [1] * (1 + row % 3), [5, 20 + row % 2], [1, 1], {}) for row in range(12)]
+    curve = warm_start(
+        model, made, CONFIG, seed=0, progress=lambda line: None, allowed=[{0: (5,), 1: (20, 21)} for _ in made]
+    )
+    assert curve[0]["loss"] < 0.5, "the first token is certain, the second one of two"
 
 
 def test_the_same_seed_gives_the_same_weights(model: Any, trajectory: Make) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from deeprec.config import ExploreConfig
 from deeprec.explore.protocol import TitleBook
 from deeprec.serving.exploration import RolloutExplorer
-from deeprec.types import Catalogue, EndReason, Filter, Item, Query, RetrievedItem, Segment
+from deeprec.types import Catalogue, EndReason, Filter, Item, Query, RetrievedItem, Rule, Segment
 
 CATALOGUE = Catalogue(tuple(Item(f"i{row}", f"Title {row}", {"year": 1990}, ("comedy",)) for row in range(12)))
 CONFIG = ExploreConfig(items_per_call=4, answer_size=3, max_calls=4, show_scores=True)
@@ -43,7 +43,13 @@ class ScriptedPolicy:
         return self
 
     def generate(
-        self, rows: Sequence[int], *, stop_ids: AbstractSet[int], max_new_tokens: int, temperature: float
+        self,
+        rows: Sequence[int],
+        *,
+        stop_ids: AbstractSet[int],
+        max_new_tokens: int,
+        temperature: float,
+        rules: Sequence[Rule] = (),
     ) -> list[Segment]:
         tokens = tuple(self.encode(self.texts[self.turn]))
         self.turn += 1

@@ -1,0 +1,201 @@
+"""Answers decoded from what was retrieved only: which tokens may follow once a policy has opened its answer.
+
+With ``explore.answers: retrieved`` an answer has its form from the decoder: numbered lines, each the title of an item
+that the rollout retrieved and has not answered yet, as many as are asked for or as there are. What is left to the
+policy is which title stands where. Thoughts and preferences stay free. An engine asks the rule for the tokens allowed
+next and tells it what was written; the trainer asks it again about a finished trajectory, so that both give the
+log-probabilities of one distribution.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+from deeprec.errors import ProtocolError
+from deeprec.explore.protocol import ANSWER_CLOSE, ANSWER_OPEN, TitleBook
+from deeprec.types import Call, Policy, Trajectory
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """The tokens of an answer around its titles, as one tokenizer writes them; ``size`` lines at most."""
+
+    opening: int
+    head: Tokens
+    """From the opening markup to the first line's number."""
+    numbers: tuple[Tokens, ...]
+    """Before each line's title."""
+    closing: Tokens
+    """After the last title; ends with the closing markup."""
+    before: str
+    """What a title's own tokens spell in front of it."""
+    after: str
+    """What they spell behind it."""
+
+    @classmethod
+    def of(cls, policy: Policy, titles: TitleBook, size: int) -> AnswerForm:
+        """How this policy's tokenizer cuts an answer into lines: in front of the line break, or behind it.
+
+        Raises:
+            ProtocolError: the tokenizer does not give an answer back as it was written.
+        """
+        shown = titles.titles[:2]
+        sample = "".join(f"\n{line}. {title}" for line, title in enumerate(shown, start=1)) + "\n"
+        in_front = [*(part for line, title in enumerate(shown, start=1) for part in (f"\n{line}. ", title)), "\n"]
+        joined = [token for part in in_front for token in policy.encode(part)]
+        opening, close = policy.encode(ANSWER_OPEN), tuple(policy.encode(ANSWER_CLOSE))
+        lines = range(1, size + 1)
+        if joined == policy.encode(sample):
+            numbers = tuple(tuple(policy.encode(f"\n{line}. ")) for line in lines)
+            form = cls(opening[0], (), numbers, (*policy.encode("\n"), *close), "", "")
+        else:
+            numbers = tuple(tuple(policy.encode(f"{line}.")) for line in lines)
+            form = cls(opening[0], tuple(policy.encode("\n")), numbers, close, " ", "\n")
+        written = [
+            token
+            for number, title in zip(form.numbers, shown, strict=False)
+            for token in (*number, *policy.encode(form.spelled(title)))
+        ]
+        whole = f"{ANSWER_OPEN}{sample}{ANSWER_CLOSE}"
+        if policy.decode([*opening, *form.head, *written, *form.closing]) != whole:
+            raise ProtocolError(
+                f"the policy's tokenizer does not give back {whole!r} line by line, so explore.answers cannot be "
+                f"'retrieved' with it; set it to 'free'"
+            )
+        return form
+
+    def spelled(self, title: str) -> str:
+        """The text of a title's own tokens in its line."""
+        return f"{self.before}{title}{self.after}"
+
+
+class AnswerRule:
+    """What may be written next in one segment. It begins with the segment, and is told every token of it.
+
+    A token that was not allowed ends its hold: from there on everything is.
+    """
+
+    def __init__(self, form: AnswerForm, titles: Sequence[Tokens]) -> None:
+        self._form, self._left = form, list(dict.fromkeys(titles))
+        self._line = 0
+        self._due: Tokens = ()
+        self._partial: Tokens | None = None
+        """Tokens written of the present title; None outside of one."""
+
+    @property
+    def allowed(self) -> Tokens | None:
+        """Token ids that may come next, in ascending order; None where any may."""
+        if self._due:
+            return self._due[:1]
+        if self._partial is None:
+            return None
+        place = len(self._partial)
+        found = {title[place] for title in self._begun() if len(title) > place}
+        if self._partial in self._left:
+            found.add(self._following()[0])
+        return tuple(sorted(found))
+
+    def take(self, token: int) -> None:
+        """The token was written."""
+        allowed = self.allowed
+        if allowed is None:
+            if token == self._form.opening:
+                self._due = (*self._form.head, *self._following(0))
+            return
+        if token not in allowed:
+            self._due, self._partial, self._line = (), None, len(self._form.numbers)
+        elif self._due:
+            self._pass()
+        else:
+            self._write(token)
+
+    def describe(self) -> str:
+        """The rule in its present state as JSON; ``AnswerRule.read`` makes it again in another process."""
+        return json.dumps([astuple(self._form), self._left, self._line, self._due, self._partial])
+
+    @classmethod
+    def read(cls, described: str) -> AnswerRule:
+        """The rule that ``describe`` wrote."""
+        (opening, head, numbers, closing, before, after), left, line, due, partial = json.loads(described)
+        form = AnswerForm(opening, tuple(head), tuple(map(tuple, numbers)), tuple(closing), before, after)
+        rule = cls(form, [tuple(title) for title in left])
+        rule._line, rule._due = line, tuple(due)
+        rule._partial = None if partial is None else tuple(partial)
+        return rule
+
+    def _write(self, token: int) -> None:
+        assert self._partial is not None
+        longer = (*self._partial, token)
+        if not any(title[: len(longer)] == longer for title in self._left):
+            self._finish()
+            self._pass()
+            return
+        self._partial = longer
+        if self._begun() == [longer]:
+            self._finish()
+
+    def _pass(self) -> None:
+        """The first token that is due was written; a title begins after the last, as long as lines and titles last."""
+        self._due = self._due[1:]
+        if not self._due and self._left and self._line < len(self._form.numbers):
+            self._partial = ()
+
+    def _finish(self) -> None:
+        """The present title is complete; what follows it is due."""
+        assert self._partial is not None
+        self._left.remove(self._partial)
+        self._partial = None
+        self._line += 1
+        self._due = self._following(0)
+
+    def _begun(self) -> list[Tokens]:
+        """Titles left that begin with what is written."""
+        assert self._partial is not None
+        return [title for title in self._left if title[: len(self._partial)] == self._partial]
+
+    def _following(self, finished: int = 1) -> Tokens:
+        """What comes once ``finished`` more titles are complete: the next line's number, or the end."""
+        line = self._line + finished
+        more = line < len(self._form.numbers) and len(self._left) > finished
+        return self._form.numbers[line] if more else self._form.closing
+
+
+class AnswerRules:
+    """The rules of one policy's rollouts: what a segment may write after some calls, and might have written."""
+
+    def __init__(self, policy: Policy, titles: TitleBook, size: int) -> None:
+        self._policy, self._titles = policy, titles
+        self._form = AnswerForm.of(policy, titles, size)
+        self._tokens: dict[str, Tokens] = {}
+
+    def rule(self, calls: Sequence[Call]) -> AnswerRule:
+        """For the segment that comes after these calls."""
+        retrieved = dict.fromkeys(item.item_id for call in calls for item in call.items)
+        return AnswerRule(self._form, [self._title(item) for item in retrieved])
+
+    def allowed(self, trajectory: Trajectory) -> dict[int, Tokens]:
+        """Place in the completion → the tokens that were allowed there, for each place where a rule held."""
+        found: dict[int, Tokens] = {}
+        lists = 0
+        rule = self.rule(())
+        before = 0
+        for place, (token, own) in enumerate(zip(trajectory.completion_ids, trajectory.loss_mask, strict=True)):
+            if own and not before:
+                rule = self.rule(trajectory.calls[:lists])
+                lists += 1
+            if own:
+                allowed = rule.allowed
+                if allowed is not None:
+                    found[place] = allowed
+                rule.take(token)
+            before = own
+        return found
+
+    def _title(self, item_id: str) -> Tokens:
+        if item_id not in self._tokens:
+            self._tokens[item_id] = tuple(self._policy.encode(self._form.spelled(self._titles.title(item_id))))
+        return self._tokens[item_id]
