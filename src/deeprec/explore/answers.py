@@ -13,11 +13,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
+from pydantic import TypeAdapter
+
 from deeprec.errors import ProtocolError
 from deeprec.explore.protocol import ANSWER_CLOSE, ANSWER_OPEN, TitleBook
 from deeprec.types import Call, Policy, Trajectory
 
 Tokens = tuple[int, ...]
+
+_DESCRIBED = TypeAdapter(
+    tuple[
+        tuple[int, Tokens, tuple[Tokens, ...], Tokens, str, str], list[Tokens], int, Tokens, Tokens | None
+    ]
+)  # fmt: skip
+"""The fields of a form, and of a rule in its present state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +128,10 @@ class AnswerRule:
 
     @classmethod
     def read(cls, described: str) -> AnswerRule:
-        """The rule that ``describe`` wrote."""
-        (opening, head, numbers, closing, before, after), left, line, due, partial = json.loads(described)
-        form = AnswerForm(opening, tuple(head), tuple(map(tuple, numbers)), tuple(closing), before, after)
-        rule = cls(form, [tuple(title) for title in left])
-        rule._line, rule._due = line, tuple(due)
-        rule._partial = None if partial is None else tuple(partial)
+        """The rule that ``describe`` wrote; ValueError for anything else."""
+        form, left, line, due, partial = _DESCRIBED.validate_json(described)
+        rule = cls(AnswerForm(*form), left)
+        rule._line, rule._due, rule._partial = line, due, partial
         return rule
 
     def _write(self, token: int) -> None:

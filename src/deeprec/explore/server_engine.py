@@ -3,12 +3,13 @@
 The server has to serve the policy's own directory; its tokenizer is read here. Two ways of asking:
 
 - tokens: prompts and results are token ids, with the stop tokens' own ids (``stop_token_ids``, ``return_token_ids``,
-  as vLLM knows them). Nothing is lost; log-probabilities are those of the distribution sampled from at temperature 1,
-  and at others when the server runs with ``--logprobs-mode processed_logprobs``.
+  as vLLM knows them). Nothing is lost; log-probabilities are those of the distribution sampled from at temperature 1
+  without rules, and always when the server runs with ``--logprobs-mode processed_logprobs``. Rules are kept by a vLLM
+  that has deeprec beside it (``vllm_rules``).
 - text: any other server. Limits: it must print special tokens; what comes back is tokenised here again, so ids can
   differ from those it sampled; a log-probability is nan where the server's tokens do not line up with ours, and for the
   stop token; which stop ended a segment is not told, so it is the one that closes the markup opened last, else the end
-  of text. Good enough to serve and evaluate, not to train on.
+  of text; rules are refused. Good enough to serve and evaluate, not to train on.
 
 The environment variable ``DEEPREC_ENGINE_KEY``, where set, is sent as the bearer token.
 """
@@ -32,6 +33,7 @@ from deeprec.config import EngineConfig
 from deeprec.errors import PolicyError
 from deeprec.explore.sequences import Request, SequenceGeneration
 from deeprec.explore.tokens import TokenizedPolicy
+from deeprec.explore.vllm_engine import RULE_ARGUMENT
 from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, PREFERENCE_CLOSE, PREFERENCE_OPEN
 from deeprec.types import Generation, JsonDict, Segment
 
@@ -115,10 +117,19 @@ class ServerPolicy(TokenizedPolicy):
         return "tokens" if choices and choices[0].token_ids else "text"
 
     def _complete(self, requests: Sequence[Request], stop_ids: AbstractSet[int], temperature: float) -> list[Segment]:
-        """All requests at once: fixed sampling needs one of its own for each row, else rows of one limit share one."""
+        """All requests at once: fixed sampling needs one of its own for each row, else rows alike share one."""
+        if self.prompts == "text" and any(request.rule for request in requests):
+            raise PolicyError(
+                f"{self._client.base} is asked in text, and what an answer may be written with can only be sent with "
+                f"token ids; serve the policy with a vLLM that has deeprec beside it, or set explore.answers to 'free'"
+            )
         together = temperature <= 0 or requests[0].seed is None
-        order = sorted(range(len(requests)), key=lambda place: requests[place].limit)
-        shared = [list(places) for _, places in groupby(order, key=lambda place: requests[place].limit)]
+
+        def alike(place: int) -> tuple[int, str]:
+            return requests[place].limit, requests[place].rule
+
+        order = sorted(range(len(requests)), key=alike)
+        shared = [list(places) for _, places in groupby(order, key=alike)]
         parts = shared if together else [[place] for place in order]
         segments: dict[int, Segment] = {}
         with ThreadPoolExecutor(min(self._parallel, len(parts)), thread_name_prefix="engine") as pool:
@@ -162,6 +173,8 @@ class ServerPolicy(TokenizedPolicy):
         }
         if temperature > 0 and requests[0].seed is not None:
             body["seed"] = requests[0].seed
+        if requests[0].rule:
+            body["vllm_xargs"] = {RULE_ARGUMENT: requests[0].rule}
         if not by_ids:
             return body | {"stop": [self.decode([token]) for token in sorted(stop_ids - {self.eos_id})]}
         return body | {

@@ -1,4 +1,4 @@
-"""vLLM in this process as a ``Policy``; the one file that imports vLLM (the extra ``gpu``).
+"""vLLM in this process as a ``Policy`` (the extra ``gpu``). What it runs inside of vLLM is in ``vllm_rules``.
 
 vLLM is handed token ids and returns token ids: its own tokenizer is not loaded, since it would read the tiny policy's
 titles with Qwen2's pre-tokenizer. Prefix caching keeps what a turn has read for the next. Log-probabilities are those
@@ -19,6 +19,9 @@ from deeprec.errors import PolicyError
 from deeprec.explore.sequences import Request, SequenceGeneration
 from deeprec.explore.tokens import TokenizedPolicy
 from deeprec.types import Generation, Segment
+
+RULE_ARGUMENT = "deeprec_rule"
+"""The extra argument of a request by which ``vllm_rules`` is told its rule."""
 
 
 class VllmPolicy(TokenizedPolicy):
@@ -88,6 +91,7 @@ def _settings(vllm: Any, request: Request, stop_ids: list[int], temperature: flo
         include_stop_str_in_output=True,
         logprobs=0,
         detokenize=False,
+        extra_args={RULE_ARGUMENT: request.rule} if request.rule else None,
     )
 
 

@@ -12,6 +12,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from deeprec.explore.answers import AnswerRule
+from deeprec.explore.vllm_engine import RULE_ARGUMENT
+
 
 class CompletionsServer:
     """Context manager: ``url`` answers ``GET /v1/models`` and ``POST /v1/completions`` until the block ends.
@@ -64,7 +67,10 @@ def refused(reason):
 
 
 def speak_tokens(model):
-    """An answerer as vLLM's: prompts are token ids, and so are results; a request's seed holds for each prompt."""
+    """An answerer as vLLM's with deeprec beside it: prompts are token ids, and so are results.
+
+    A request's seed and its rule hold for each prompt.
+    """
 
     def answer(body):
         assert body["top_p"] == 1.0
@@ -114,15 +120,21 @@ def _extend(model, prompt, body, stops):
         generator.manual_seed(body["seed"])
     else:
         generator.seed()
+    described = body.get("vllm_xargs", {}).get(RULE_ARGUMENT)
+    rule = AnswerRule.read(described) if described else None
     tokens, logprobs = [], []
     while len(tokens) < body["max_tokens"]:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, -1].float()
+        if rule and rule.allowed is not None:
+            logits[[token for token in range(len(logits)) if token not in rule.allowed]] = -torch.inf
         table = torch.log_softmax(logits / (body["temperature"] or 1.0), dim=-1)
         greedy = body["temperature"] == 0
         token = int(table.argmax() if greedy else torch.multinomial(table.exp(), 1, generator=generator))
         tokens.append(token)
         logprobs.append(table[token].item())
+        if rule:
+            rule.take(token)
         if stops(token):
             break
     return tokens, logprobs

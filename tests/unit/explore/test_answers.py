@@ -170,3 +170,9 @@ def test_a_tokenizer_that_loses_text_is_refused(titles, config):
     lossy = SimpleNamespace(encode=lambda text: [1] * len(text), decode=lambda tokens: "?" * len(tokens), eos_id=0)
     with pytest.raises(ProtocolError, match=r"explore\.answers"):
         AnswerForm.of(lossy, titles, 3)
+
+
+@pytest.mark.parametrize("described", ["", "[]", '{"a": 1}', '[[1,[],[[1]],[1],"",""],["a"],0,[],null]'])
+def test_what_is_no_described_rule_is_refused(described):
+    with pytest.raises(ValueError, match="validation error"):
+        AnswerRule.read(described)

@@ -27,9 +27,10 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from deeprec.config import EngineConfig
 from deeprec.errors import PolicyError
+from deeprec.explore.answers import AnswerForm, AnswerRule
 from deeprec.explore.loading import open_policy
 from deeprec.explore.rollout import stop_ids
-from deeprec.markup import MARKUP
+from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, MARKUP
 from deeprec.store import write_artifact
 from tests.unit.explore.completions import CompletionsServer, speak_text, speak_tokens
 
@@ -168,15 +169,27 @@ def engine(request, directory, tokenizer, model, tmp_path_factory):
             yield Engine(policy, told=kind == "server, tokens")
 
 
-def check(engine, model, before, segment, stops, limit, temperature):
-    """One segment: stop and limit, and each log-probability beside the model's own."""
+def barred(logits, tokens, rule):
+    """Logits (tokens, vocabulary) without what the rule does not allow in each token's place."""
+    for row, token in zip(logits, tokens, strict=True):
+        allowed = rule.allowed if rule else None
+        if allowed is not None:
+            assert token in allowed
+            row[[other for other in range(len(row)) if other not in allowed]] = -math.inf
+        if rule:
+            rule.take(token)
+    return logits
+
+
+def check(engine, model, before, segment, stops, limit, temperature, rule=None):
+    """One segment: stop and limit, and each log-probability beside the model's own, among what the rule allowed."""
     tokens = list(segment.token_ids)
     assert len(tokens) == len(segment.logprobs)
     assert tokens[-1] in stops or len(tokens) == limit
     assert not set(tokens[:-1]) & stops
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[*before, *tokens]])).logits[0, len(before) - 1 : -1]
-    table = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+    table = torch.log_softmax(barred(logits, tokens, rule) / (temperature or 1.0), dim=-1)
     for row, token, logprob in zip(table, tokens, segment.logprobs, strict=True):
         if math.isnan(logprob):
             assert not engine.told
@@ -203,6 +216,72 @@ def test_turns_of_rows_that_leave_and_come_back(engine, model, temperature):
             tokens[row] = [*tokens[row], *segment.token_ids, *appended[-1]]
         generation.append(rows, appended)
     assert len(lengths) > 1
+
+
+def rule_over(encode, opening, *titles):
+    """Answers of at most three of these titles, in lines that begin with i, j and a."""
+    numbers = tuple(tuple(encode(f"\n{letter}")) for letter in "ija")
+    form = AnswerForm(encode(opening)[0], (), numbers, tuple(encode(f"\n{ANSWER_CLOSE}")), "", "")
+    return AnswerRule(form, [tuple(encode(title)) for title in titles])
+
+
+def sure_letters(model, encode, decode):
+    """A letter, and another that the model writes after it with more certainty than after any other."""
+    found = []
+    for letter in LETTERS.strip():
+        with torch.no_grad():
+            best = model(input_ids=torch.tensor([encode(letter)])).logits[0, -1].topk(2)
+        following = decode([int(best.indices[0])])
+        if following in LETTERS:
+            found.append((float(best.values[0] - best.values[1]), letter, following))
+    return max(found)[1:]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
+def test_answers_are_decoded_by_their_rules(engine, model, temperature):
+    """Rules that hold from the start, that begin to hold on the way and that go on in the next part of a segment."""
+    encode = engine.policy.encode
+    letter, following = sure_letters(model, encode, engine.policy.decode)
+    prompts = [encode(text) for text in (f"abc{ANSWER_OPEN}", letter, f"j h{ANSWER_OPEN}", f"{ANSWER_OPEN}")]
+    rules = [
+        rule_over(encode, ANSWER_OPEN, "ab", "abc", "abd", "hgf", "j"),
+        rule_over(encode, following, "ab", "cd", "e"),
+        rule_over(encode, ANSWER_OPEN, "fed", "fee"),
+        rule_over(encode, ANSWER_OPEN),
+    ]
+    for row in (0, 2, 3):
+        rules[row].take(encode(ANSWER_OPEN)[0])
+    generation = engine.policy.start(prompts, seed=4)
+    stops = stop_ids(engine.policy)
+
+    def generate(rows, limit):
+        return generation.generate(
+            rows, stop_ids=stops, max_new_tokens=limit, temperature=temperature, rules=[rules[row] for row in rows]
+        )
+
+    if not engine.told:
+        with pytest.raises(PolicyError, match=r"is asked in text.*set explore\.answers to 'free'"):
+            generate(range(4), 5)
+        return
+    texts = [""] * 4
+    held = False
+    rows, limit = [0, 1, 2, 3], 5
+    while rows and limit < 40:
+        copies = [AnswerRule.read(rules[row].describe()) for row in rows]
+        for row, copy, segment in zip(rows, copies, generate(rows, limit), strict=True):
+            check(engine, model, prompts[row], segment, stops, limit, temperature, copy)
+            prompts[row] = [*prompts[row], *segment.token_ids]
+            texts[row] += engine.policy.decode(segment.token_ids)
+            assert rules[row].describe() == copy.describe()
+            held |= row == 1 and copy.allowed is not None
+        rows, limit = [row for row in reversed(rows) if prompts[row][-1] not in stops], limit + 10
+    assert texts[3] == f"\n{ANSWER_CLOSE}"
+    assert texts[2] in [f"\ni{one}\nj{other}\n{ANSWER_CLOSE}" for one, other in (("fed", "fee"), ("fee", "fed"))]
+    *lines, close = texts[0][1:].split("\n")
+    assert [line[0] for line in lines] == ["i", "j", "a"]
+    assert close == ANSWER_CLOSE
+    assert len({line[1:] for line in lines} & {"ab", "abc", "abd", "hgf", "j"}) == 3
+    assert held or temperature
 
 
 def test_results_come_in_the_order_of_the_rows(engine):
@@ -280,11 +359,11 @@ def test_vllm_where_it_is_missing_names_the_extra(directory, monkeypatch):
         open_policy(directory, EngineConfig(kind="vllm"))
 
 
-def test_one_file_imports_vllm():
-    found = []
+def test_vllm_is_imported_where_its_name_says_so():
+    found = set()
     for path in (Path(__file__).parents[3] / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            found += [path.name for name in names if name.split(".")[0] == "vllm"]
-    assert found == ["vllm_engine.py"]
+            found |= {path.name for name in names if name.split(".")[0] == "vllm"}
+    assert found == {"vllm_engine.py", "vllm_rules.py"}

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from deeprec.config import EngineConfig
 from deeprec.errors import PolicyError
 from deeprec.explore import server_engine
+from deeprec.explore.answers import AnswerForm, AnswerRule
 from deeprec.explore.server_engine import ServerPolicy
 from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, MARKUP, PREFERENCE_CLOSE, PREFERENCE_OPEN
 from tests.unit.explore.completions import CompletionsServer, refused
@@ -53,9 +54,16 @@ def choices(body, tokens=(5, 0), **changes):
     return {"choices": [{"index": index, **right, **changes} for index in range(len(body["prompt"]))]}
 
 
-def generate(policy, rows=1, *, limit=4, temperature=1.0, seed=0):
+def generate(policy, rows=1, *, limit=4, temperature=1.0, seed=0, rules=()):
     generation = policy.start([[row + 100] for row in range(rows)], seed=seed)
-    return generation.generate(range(rows), stop_ids=STOPS, max_new_tokens=limit, temperature=temperature)
+    return generation.generate(range(rows), stop_ids=STOPS, max_new_tokens=limit, temperature=temperature, rules=rules)
+
+
+def answer_rule(*title):
+    """An answer of one line, that follows the number 5 and begins at once."""
+    rule = AnswerRule(AnswerForm(7, (), ((5,),), (0,), "", ""), [title])
+    rule.take(7)
+    return rule
 
 
 def probed(answer):
@@ -98,6 +106,40 @@ def test_what_vllm_is_asked(connect):
     assert body["include_stop_str_in_output"]
     assert not body["skip_special_tokens"]
     assert (body["top_p"], body["top_k"], body["min_p"], body["repetition_penalty"]) == (1.0, 0, 0.0, 1.0)
+
+
+def test_a_rule_is_sent_with_the_rows_that_it_holds_for(connect):
+    with CompletionsServer(lambda body: choices(body, (5,))) as server:
+        policy = connect(server)
+        del server.bodies[:]
+        rules = [answer_rule(8), answer_rule(9), answer_rule(8), answer_rule(9)]
+        described = [rule.describe() for rule in rules[:2]]
+        generate(policy, 4, temperature=0.0, limit=1, rules=rules)
+        sent = sorted((body["vllm_xargs"]["deeprec_rule"], body["prompt"]) for body in server.bodies)
+        assert sent == sorted(zip(described, ([[100], [102]], [[101], [103]]), strict=True))
+        assert rules[0].allowed == (8,)
+        del server.bodies[:]
+        generate(policy, 2, limit=1, rules=[answer_rule(8), answer_rule(8)])
+        assert sorted(body["prompt"] for body in server.bodies) == [[[100]], [[101]]]
+        assert {body["vllm_xargs"]["deeprec_rule"] for body in server.bodies} == {described[0]}
+        generate(policy)
+        assert "vllm_xargs" not in server.bodies[-1]
+
+
+def test_a_server_that_writes_something_else_is_found_out(connect):
+    with (
+        CompletionsServer(lambda body: choices(body, (5, 9, 0))) as server,
+        pytest.raises(PolicyError, match=r"run vLLM where deeprec is installed, or set explore\.answers to 'free'"),
+    ):
+        generate(connect(server), rules=[answer_rule(8)])
+
+
+def test_rules_cannot_be_sent_in_text(connect):
+    with CompletionsServer(choices) as server:
+        policy = connect(server, prompts="text")
+        with pytest.raises(PolicyError, match=r"asked in text.*deeprec beside it.*explore\.answers to 'free'"):
+            generate(policy, rules=[answer_rule(8)])
+        assert server.bodies == []
 
 
 def test_the_key_is_sent_where_there_is_one(connect, monkeypatch):
