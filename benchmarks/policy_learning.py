@@ -9,7 +9,8 @@ stage 1 without diversity, and one call only; each with equal and with half the 
 
 ``--start-only`` ends with the warm start and leaves the test target alone: the start's figures on the validation
 target, valid or not, and what is to be gained: the TRM's first items ordered by the TRM, by what the policy expects
-after its histories, and by both.
+after its histories, and by both. ``--validation`` measures the whole table on the validation target, to choose settings
+with. Where answers are held to retrieved titles (``explore.answers``), the share that would be valid without is beside.
 
 ``--keep DIR`` keeps every artifact, and goes on from what is there.
 """
@@ -22,6 +23,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ def main() -> None:
         if arguments.start_only:
             found = bench.start_table()
         elif not arguments.only_ablations:
-            found = bench.main_table()
+            found = bench.main_table("validation" if arguments.validation else "test")
         if arguments.ablations or arguments.only_ablations:
             found["ablations"] = bench.ablations(arguments.ablation or list(ABLATIONS))
     if arguments.out:
@@ -95,8 +97,8 @@ class Bench:
         if not self.trm.exists():
             self._train_trm()
 
-    def main_table(self) -> dict[str, Any]:
-        """Warm start, both stages and their test figures, with the minutes of each."""
+    def main_table(self, split: str) -> dict[str, Any]:
+        """Warm start, both stages and their figures for the target of ``split``, with the minutes of each."""
         config = self.config
         minutes = {
             "histories": self.timed("histories", self.histories),
@@ -106,14 +108,14 @@ class Bench:
             "stage 2": self.timed("stage2", lambda out: self.stage("stage2", config, self.root / "stage1", out)),
         }
         started = time.perf_counter()
-        setting = self.setting(config, "test")
+        setting = self.setting(config, split)
         figures, ranks = {"trm": metrics_from_ranks(self._trm_ranks(setting))}, {"trm": self._trm_ranks(setting)}
         for name in ("start", "stage1", "stage2"):
             figures[name], ranks[name] = self.figures(setting, self.root / name)
         minutes["evaluation"] = (time.perf_counter() - started) / 60
         compared = compare(ranks, WANTED_DIFFERENCES, config.evaluation.bootstrap_samples, config.seed)
         differences = compared["differences"]
-        print_table(figures, differences, minutes)
+        print_table(figures, differences, minutes, split)
         return {"minutes": minutes, "figures": figures, "differences": differences}
 
     def start_table(self) -> dict[str, Any]:
@@ -233,8 +235,12 @@ class Bench:
         """A policy's figures, the mean diversity reward among them, and the ranks of the targets."""
         made = roll_out(setting, policy.name, load_policy(policy), tell)
         outcome = measure(setting, made, [violations_of(setting, one) for one in made])
-        diversity = float(np.mean(diversity_values(made, setting.embedder)))
-        return {**outcome.metrics, "diversity": diversity}, outcome.ranks
+        more = {"diversity": float(np.mean(diversity_values(made, setting.embedder)))}
+        if setting.explore.answers == "retrieved":
+            free = replace(setting, explore=setting.explore.model_copy(update={"answers": "free"}))
+            made = roll_out(free, f"{policy.name}, answers not held", load_policy(policy), tell)
+            more["valid_rate_free"] = float(np.mean([not violations_of(free, one) for one in made]))
+        return outcome.metrics | more, outcome.ranks
 
     def _trm_ranks(self, setting: Setting) -> Any:
         return ranks_of(setting.trm_answers, setting.examples, setting.explore.answer_size)
@@ -250,9 +256,11 @@ class Bench:
         )  # fmt: skip
 
 
-def print_table(figures: Mapping[str, Figures], differences: Mapping[str, Any], minutes: Mapping[str, float]) -> None:
+def print_table(
+    figures: Mapping[str, Figures], differences: Mapping[str, Any], minutes: Mapping[str, float], split: str
+) -> None:
     """Every figure beside what is wanted."""
-    print("\nall users, greedy, test target")
+    print(f"\nall users, greedy, {split} target")
     for name, row in figures.items():
         print(f"{name:8}" + "".join(f"{key} {row[key]:.4f}  " for key in SHOWN if key in row))
     start, first, second, trm = (figures[name] for name in ("start", "stage1", "stage2", "trm"))
@@ -277,7 +285,7 @@ def print_table(figures: Mapping[str, Figures], differences: Mapping[str, Any], 
 
 def print_ablation(row: Mapping[str, Any]) -> None:
     """One row: steps as a share, figures on the validation target."""
-    shown = "".join(f"{key} {row[key]:.4f}  " for key in SHOWN)
+    shown = "".join(f"{key} {row[key]:.4f}  " for key in SHOWN if key in row)
     print(
         f"{row['name']:20} {row['steps']:.0%} of the steps: {shown}minus TRM {row['minus trm']:+.4f} "
         f"[{row['low']:+.4f}, {row['high']:+.4f}]",
@@ -285,7 +293,10 @@ def print_ablation(row: Mapping[str, Any]) -> None:
     )
 
 
-SHOWN = ("ndcg@10", "recall@10", "valid_rate", "mean_calls", "diversity", "top_preference_share", "candidate_recall")
+SHOWN = (
+    "ndcg@10", "recall@10", "valid_rate", "valid_rate_free", "mean_calls", "diversity", "top_preference_share",
+    "candidate_recall",
+)  # fmt: skip
 
 
 def _interval(difference: Mapping[str, float]) -> str:
@@ -308,6 +319,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="keep all artifacts here, and go on from those that are there")
     parser.add_argument(
         "--start-only", action="store_true", help="end with the warm start; leaves the test target alone"
+    )
+    parser.add_argument(
+        "--validation", action="store_true", help="measure on the validation target; leaves the test target alone"
     )
     parser.add_argument("--ablations", action="store_true", help="run the ablations as well")
     parser.add_argument("--only-ablations", action="store_true", help="run nothing else; leaves the test target alone")

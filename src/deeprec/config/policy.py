@@ -70,6 +70,10 @@ class SelectConfig(Section):
     """Examples the start model is rolled out on."""
     rollouts: Annotated[int, Field(ge=2)] = 4
     """Rollouts per example."""
+    stage2: Literal["answered", "found"] = "answered"
+    """What suits stage 2: ``answered``, some rollouts answer the target and some do not; ``found``, at least half of
+    them retrieve it. Where a policy ranks well already, the first leaves out what it is right about, and so teaches it
+    to prefer what is less likely."""
 
 
 class StageGate(Section):

@@ -1,8 +1,8 @@
 """Choosing each stage's prompts by difficulty (method, section 4).
 
 The start model is rolled out several times on a sample of the policy's examples. A prompt suits stage 1 when the
-format holds in some of its rollouts but not in all; it suits stage 2 when some but not all answer the target. The
-stages' prompts are disjoint.
+format holds in some of its rollouts but not in all; it suits stage 2 when some but not all answer the target or, with
+``policy.select.stage2: found``, when at least half of them retrieve it. The stages' prompts are disjoint.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def select_prompts(
     config = {"policy": policy.model_dump(mode="json"), "explore": explore.model_dump(mode="json")}
     with write_artifact(out, KIND, config=config, parents=[dataset, trm, start], seed=seed) as work:
         measured = _measure(setting, start, candidates, policy.select.rollouts, explore, rewards, seed, work, progress)
-        first, second = split_stages(measured, policy.stage1, policy.stage2)
+        first, second = split_stages(measured, policy.stage1, policy.stage2, policy.select.stage2)
         _write(work / "stage1.parquet", first, [one.valid for one in first])
         _write(work / "stage2.parquet", second, [one.answered for one in second])
     metrics = {
@@ -77,7 +78,7 @@ def select_prompts(
         "target_answered": float(np.mean([one.answered for one in measured])),
         "candidate_recall": float(np.mean([one.found for one in measured])),
         "stage1_qualified": float(sum(_mixed(one.valid) for one in measured)),
-        "stage2_qualified": float(sum(_mixed(one.answered) for one in measured)),
+        "stage2_qualified": float(sum(_suits_second(one, policy.select.stage2) for one in measured)),
         "stage1_prompts": float(len(first)),
         "stage2_prompts": float(len(second)),
     }
@@ -111,7 +112,10 @@ def read_prompts(prompts: Path, stage: str, examples: Sequence[Example]) -> list
 
 
 def split_stages(
-    measured: Sequence[Difficulty], stage1: StageConfig, stage2: StageConfig
+    measured: Sequence[Difficulty],
+    stage1: StageConfig,
+    stage2: StageConfig,
+    suits: Literal["answered", "found"] = "answered",
 ) -> tuple[list[Difficulty], list[Difficulty]]:
     """Disjoint prompts for both stages: those that qualify first, then the nearest in difficulty where too few do.
 
@@ -125,10 +129,11 @@ def split_stages(
         min(limit, max(stage.prompts_per_step, math.ceil(want / MAX_PASSES)))
         for stage, want, limit in zip((stage1, stage2), wanted, limits, strict=True)
     ]
-    for_second = sorted(measured, key=lambda one: (not _mixed(one.answered), abs(one.answered - 0.5), -one.found))
+    by_difficulty = sorted(measured, key=lambda one: (abs(one.answered - 0.5), -one.found))
+    for_second = sorted(measured if suits == "found" else by_difficulty, key=lambda one: not _suits_second(one, suits))
     for_first = sorted(measured, key=lambda one: (not _mixed(one.valid), abs(one.valid - 0.5), _mixed(one.answered)))
     taken: set[str] = set()
-    second = _take(for_second, limits[1], taken, lambda one: _mixed(one.answered))
+    second = _take(for_second, limits[1], taken, lambda one: _suits_second(one, suits))
     first = _take(for_first, limits[0], taken, lambda one: _mixed(one.valid))
     second += _take(for_second, floors[1] - len(second), taken, lambda one: True)
     first += _take(for_first, floors[0] - len(first), taken, lambda one: True)
@@ -141,6 +146,10 @@ def _take(
     chosen = [one for one in ordered if one.example.key not in taken and suits(one)][: max(most, 0)]
     taken.update(one.example.key for one in chosen)
     return chosen
+
+
+def _suits_second(one: Difficulty, suits: Literal["answered", "found"]) -> bool:
+    return one.found >= 0.5 if suits == "found" else _mixed(one.answered)
 
 
 def _mixed(share: float) -> bool:

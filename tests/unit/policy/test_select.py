@@ -58,6 +58,19 @@ def test_those_that_do_not_qualify_stay_out_when_enough_do() -> None:
     assert users(first) == {f"u{row}" for row in range(10, 20)}
 
 
+def test_what_was_found_suits_stage_2_whatever_is_answered_of_it_when_so_configured() -> None:
+    found = (1.0, 0.5, 0.25, 0.0, 1.0, 0.75)
+    answered = (1.0, 0.0, 0.25, 0.0, 0.5, 0.75)
+    rows = [
+        Difficulty(Example(f"u{row}", ("i",), "t"), 1.0, *pair)
+        for row, pair in enumerate(zip(answered, found, strict=True))
+    ]
+    _, second = split_stages(rows, stage(0, 1), stage(5, 1), "found")
+    assert [one.example.user_id for one in second] == ["u0", "u1", "u4", "u5"], "in the order they were drawn"
+    _, second = split_stages(rows, stage(0, 1), stage(3, 1), "found")
+    assert len(second) == 3
+
+
 @settings(deadline=None)
 @given(
     shares=st.lists(st.tuples(SHARES, SHARES), min_size=2, max_size=40),
