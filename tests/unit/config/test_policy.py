@@ -64,3 +64,24 @@ def test_the_7b_profile_has_the_methods_numbers() -> None:
     assert policy.parallel.processes == 8
     assert config.rewards == Config().rewards
     assert config.pipeline.tasks["train-stage-1"].gpus == config.pipeline.tasks["train-stage-2"].gpus == 8
+
+
+def test_a_stage_of_which_one_key_is_named_keeps_its_other_defaults() -> None:
+    config = parse_config({"rewards": {"stage2": {"pointwise": 0}, "stage1": {"diversity": 0.5}}}, "here")
+    assert config.rewards.stage2.model_dump() == {
+        "format": 1, "interaction": 0, "diversity": 0, "listwise": 1, "pointwise": 0
+    }  # fmt: skip
+    assert config.rewards.stage1.model_dump() == {
+        "format": 1, "interaction": 1, "diversity": 0.5, "listwise": 0, "pointwise": 0
+    }  # fmt: skip
+    assert parse_config({"policy": {"stage2": {"learning_rate": 1e-5}}}, "here").policy.stage2.steps == 80
+
+
+def test_a_section_of_which_one_key_is_named_keeps_the_other_defaults_of_its_place() -> None:
+    given = {"stage2": {"pointwise": 0}, "stage1": {"diversity": 0.5}}
+    rewards = parse_config({"rewards": given}, "here").rewards
+    assert [rewards.stage2.format, rewards.stage2.listwise, rewards.stage2.pointwise] == [1, 1, 0]
+    assert [rewards.stage1.format, rewards.stage1.interaction, rewards.stage1.diversity] == [1, 1, 0.5]
+    policy = parse_config({"policy": {"stage2": {"health": {"patience": 2}}}}, "here").policy
+    assert (policy.stage2.steps, policy.stage2.health.patience) == (80, 2)
+    assert policy.stage2.health.min_valid_rate == 0.02
