@@ -233,12 +233,13 @@ class Bench:
 
     def figures(self, setting: Setting, policy: Path) -> tuple[Figures, Any]:
         """A policy's figures, the mean diversity reward among them, and the ranks of the targets."""
-        made = roll_out(setting, policy.name, load_policy(policy), tell)
+        actor = load_policy(policy)
+        made = roll_out(setting, policy.name, actor, tell)
         outcome = measure(setting, made, [violations_of(setting, one) for one in made])
         more = {"diversity": float(np.mean(diversity_values(made, setting.embedder)))}
         if setting.explore.answers == "retrieved":
             free = replace(setting, explore=setting.explore.model_copy(update={"answers": "free"}))
-            made = roll_out(free, f"{policy.name}, answers not held", load_policy(policy), tell)
+            made = roll_out(free, f"{policy.name}, answers not held", actor, tell)
             more["valid_rate_free"] = float(np.mean([not violations_of(free, one) for one in made]))
         return outcome.metrics | more, outcome.ranks
 

@@ -28,7 +28,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,6 +45,7 @@ from deeprec.config import (
     TrmConfig,
     WarmStartConfig,
 )
+from deeprec.explore.answers import AnswerRule
 from deeprec.explore.loading import open_policy
 from deeprec.explore.rollout import rollout
 from deeprec.explore.timing import RolloutClock
@@ -86,18 +86,12 @@ class _Recording:
     def __init__(self, generation: Generation, batch: Batch) -> None:
         self._generation, self._batch = generation, batch
 
-    def generate(
-        self,
-        rows: Sequence[int],
-        *,
-        stop_ids: AbstractSet[int],
-        max_new_tokens: int,
-        temperature: float,
-        rules: Sequence[Rule] = (),
-    ) -> list[Segment]:
-        asked = {"stop_ids": stop_ids, "max_new_tokens": max_new_tokens, "temperature": temperature}
-        segments = self._generation.generate(rows, **asked, rules=rules)
-        self._batch.calls.append(lambda generation, rows=tuple(rows): generation.generate(rows, **asked))
+    def generate(self, rows: Sequence[int], *, rules: Sequence[Rule] = (), **asked: Any) -> list[Segment]:
+        described, kept = [rule.describe() for rule in rules], tuple(rows)
+        segments = self._generation.generate(rows, rules=rules, **asked)
+        self._batch.calls.append(
+            lambda generation: generation.generate(kept, rules=[AnswerRule.read(one) for one in described], **asked)
+        )
         self._batch.tokens += count(segments)
         return segments
 

@@ -54,9 +54,6 @@ class WarmStartConfig(Section):
     judge: Literal["lists", "histories"] = "lists"
     """What ranks the items of the teacher's answers: ``lists`` is their merged lists alone, ``histories`` also what the
     policy itself expects to come next, once it has learnt from histories."""
-    rehearse: bool = False
-    """Go on learning the titles of the prompt, as far as the TRM trains on them, so that the scripted trajectories do
-    not wash out what the histories taught."""
     sharpness: float = Field(1.0, gt=0)
     """Exponent of the phrases' scores in the teacher's draw of narrow calls: a larger one draws the strongest more."""
     use_target: Share = 0.0

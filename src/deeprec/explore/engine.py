@@ -10,7 +10,7 @@ Limits: decoders with plain attention layers (no sliding windows, no recurrent l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from deeprec.errors import PolicyError
+from deeprec.explore.masks import barred
 from deeprec.explore.tokens import TokenizedPolicy
 from deeprec.types import Generation, Rule, Segment
 
@@ -172,8 +173,7 @@ class TransformersGeneration:
             self._grid = grid
             open_rows = set(written)
             for step in range(max_new_tokens):
-                held = [ruled[row].allowed if row in open_rows and row in ruled else None for row in grid.rows]
-                tokens, logprobs = self._choose(logits, temperature, held)
+                tokens, logprobs = self._choose(logits, temperature, _held(grid.rows, open_rows, ruled))
                 for place, row in enumerate(grid.rows):
                     if row in open_rows:
                         if row in ruled:
@@ -261,17 +261,12 @@ class TransformersGeneration:
         return torch.as_tensor(logits)
 
     def _choose(
-        self, logits: torch.Tensor, temperature: float, held: Sequence[tuple[int, ...] | None]
+        self, logits: torch.Tensor, temperature: float, held: Mapping[int, Sequence[int]]
     ) -> tuple[list[int], list[float]]:
-        """One token per row with its log-probability, from logits (rows, vocabulary); ``held``: the tokens allowed."""
+        """One token per row and its log-probability, from logits (rows, vocabulary); ``held``: row → allowed tokens."""
         scaled = logits.float() if temperature <= 0 else logits.float() / temperature
-        places = [place for place, allowed in enumerate(held) if allowed is not None]
-        if places:
-            barred = torch.ones((len(places), scaled.shape[1]), dtype=torch.bool)
-            for row, place in enumerate(places):
-                barred[row, list(held[place] or ())] = False
-            index = torch.tensor(places, device=self._device)
-            scaled = scaled.index_put((index,), scaled[index].masked_fill(barred.to(self._device), -torch.inf))
+        if held:
+            scaled = scaled.masked_fill(barred(held, scaled), -torch.inf)
         logprobs = torch.log_softmax(scaled, dim=-1)
         chosen = scaled.argmax(dim=-1) if temperature <= 0 else self._sample(logprobs)
         picked = logprobs.gather(1, chosen[:, None]).squeeze(1)
@@ -283,6 +278,12 @@ class TransformersGeneration:
         uniform = torch.rand(len(logprobs), 1, dtype=torch.float64, device=self._device, generator=self._generator)
         chosen = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
         return chosen.squeeze(1).clamp_(max=logprobs.shape[1] - 1)
+
+
+def _held(rows: Sequence[int], open_rows: AbstractSet[int], ruled: Mapping[int, Rule]) -> dict[int, tuple[int, ...]]:
+    """Place among the rows → what its rule allows next, for open rows that are held to something."""
+    told = {place: ruled[row].allowed for place, row in enumerate(rows) if row in ruled and row in open_rows}
+    return {place: allowed for place, allowed in told.items() if allowed is not None}
 
 
 @contextmanager

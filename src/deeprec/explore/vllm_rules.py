@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from deeprec.explore.answers import AnswerRule
+from deeprec.explore.masks import barred
 from deeprec.explore.vllm_engine import RULE_ARGUMENT
 
 try:
@@ -68,14 +69,8 @@ def bar(logits: torch.Tensor, held: Mapping[int, Sequence[int]]) -> None:
 
     A row that is allowed nothing of the vocabulary is left as it is.
     """
-    known = {row: [token for token in tokens if 0 <= token < logits.shape[1]] for row, tokens in held.items()}
-    places = [(row, token) for row, tokens in known.items() for token in tokens]
-    if not places:
-        return
-    rows, tokens = torch.tensor(places).T.to(logits.device)
-    allowed = logits[rows, tokens]
-    logits[rows] = -torch.inf
-    logits[rows, tokens] = allowed
+    if held:
+        logits.masked_fill_(barred(held, logits), -torch.inf)
 
 
 class RuleProcessor(FirstRunner, SecondRunner):  # type: ignore[misc]

@@ -6,10 +6,13 @@ the names of its tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+
+from deeprec.explore.masks import barred
+from deeprec.types import Trajectory
 
 _COMPLETION_KEYS = (
     "completion_ids",
@@ -24,6 +27,9 @@ _COMPLETION_KEYS = (
 
 Allowed = Sequence[Mapping[int, Sequence[int]]]
 """For each row: place in the completion → token ids that an answer rule allowed there (``explore.answers``)."""
+
+Held = Callable[[Trajectory], Mapping[int, Sequence[int]]]
+"""The same of one trajectory (``AnswerRules.allowed``)."""
 
 
 def own_logprobs(
@@ -51,7 +57,7 @@ def own_logprobs(
         logits = model.get_output_embeddings()(hidden[:, -width - 1 : -1][own])
     logits = logits.float() / temperature
     if allowed:
-        logits = logits.masked_fill(barred(own, allowed, logits.shape[-1]), -torch.inf)
+        logits = logits.masked_fill(barred(places(own, allowed), logits), -torch.inf)
     logps = logits.log_softmax(dim=-1)
     chosen = logps.gather(1, ids[:, -width:][own][:, None]).squeeze(1)
     given = logps.detach()
@@ -60,22 +66,11 @@ def own_logprobs(
     return empty.masked_scatter(own, chosen), empty.masked_scatter(own, spread)
 
 
-def barred(own: torch.Tensor, allowed: Allowed, vocabulary: int) -> torch.Tensor:
-    """What could not be written: (own tokens, vocabulary) bool, in the order of the true cells of ``own``."""
-    places = {cell: row for row, cell in enumerate(map(tuple, own.nonzero().tolist()))}
-    held = [
-        (places[row, place], token)
-        for row, rules in enumerate(allowed)
-        for place, tokens in rules.items()
-        if (row, place) in places
-        for token in tokens
-    ]
-    found = torch.zeros((len(places), vocabulary), dtype=torch.bool)
-    if held:
-        rows, tokens = torch.tensor(held).T
-        found[rows.unique()] = True
-        found[rows, tokens] = False
-    return found.to(own.device)
+def places(own: torch.Tensor, allowed: Allowed) -> dict[int, Sequence[int]]:
+    """What is ``allowed`` by the order of the true cells of ``own`` (batch, C)."""
+    return {
+        order: allowed[row][place] for order, (row, place) in enumerate(own.nonzero().tolist()) if place in allowed[row]
+    }
 
 
 def by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:

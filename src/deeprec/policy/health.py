@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from deeprec.types import JsonDict, Trajectory
 
 if TYPE_CHECKING:
     import torch
+
+    from deeprec.policy.batches import Held
 
 _MICRO_BATCH = 8
 """Trajectories per forward pass of the start model."""
@@ -82,7 +84,7 @@ class StartModel:
         temperature: float,
         pad_id: int,
         most: int,
-        allowed: Callable[[Trajectory], Mapping[int, Sequence[int]]] | None = None,
+        allowed: Held | None = None,
     ) -> None:
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
         self._temperature, self._pad_id, self._most, self._allowed = temperature, pad_id, most, allowed

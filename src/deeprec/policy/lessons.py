@@ -78,7 +78,7 @@ def scripted_lessons(
     """Scripted explorations on the policy's examples, each used about equally often, and what answers are held to.
 
     Raises:
-        PolicyError: titles are to be judged or rehearsed, and the tokenizer does not hold each as one token.
+        PolicyError: titles are to be judged, and the tokenizer does not hold each as one token.
     """
     from deeprec.data.splits import policy_examples
     from deeprec.explore.scripted import teach
@@ -101,15 +101,7 @@ def scripted_lessons(
     )
     made = [_tokenised(lesson, policy.tokenizer) for lesson in lessons]
     rules = AnswerRules(policy, setting.titles, explore.answer_size) if explore.answers == "retrieved" else None
-    allowed: Allowed = [rules.allowed(lesson) for lesson in made] if rules else ()
-    if not config.rehearse:
-        return made, allowed
-    rehearsed = [*_rehearsed(made, setting, policy.tokenizer)]
-    longer = [len(now.completion_ids) - len(before.completion_ids) for now, before in zip(rehearsed, made, strict=True)]
-    shifted = [
-        {place + more: tokens for place, tokens in found.items()} for found, more in zip(allowed, longer, strict=False)
-    ]
-    return rehearsed, shifted
+    return made, [rules.allowed(lesson) for lesson in made] if rules else ()
 
 
 class OwnOpinion:
@@ -144,32 +136,10 @@ def _title_ids(setting: Setting, tokenizer: Any) -> dict[str, int]:
     encoded = [tokenizer.encode(setting.titles.title(item), add_special_tokens=False) for item in items]
     if any(len(tokens) != 1 for tokens in encoded):
         raise PolicyError(
-            "policy.warm_start.judge 'histories' and policy.warm_start.rehearse need a policy whose titles are one "
-            "token each, the tiny one; set them to 'lists' and false"
+            "policy.warm_start.judge 'histories' needs a policy whose titles are one token each, the tiny one; set it "
+            "to 'lists'"
         )
     return {item: tokens[0] for item, tokens in zip(items, encoded, strict=True)}
-
-
-def _rehearsed(lessons: Sequence[Trajectory], setting: Setting, tokenizer: Any) -> Iterator[Trajectory]:
-    """The lessons with those titles of their prompts to be learnt that the TRM trains on, but for the first line."""
-    from deeprec.data.splits import trm_sequences
-
-    ids = _title_ids(setting, tokenizer)
-    trained = {user: {ids[item] for item in items} for user, items in trm_sequences(setting.dataset).items()}
-    for lesson in lessons:
-        places = [place for place, token in enumerate(lesson.prompt_ids) if token in trained[lesson.user_id]]
-        if not places:
-            yield lesson
-            continue
-        cut = places[0] + 1
-        mask = [int(place in places) for place in range(cut, len(lesson.prompt_ids))]
-        yield replace(
-            lesson,
-            prompt_ids=lesson.prompt_ids[:cut],
-            completion_ids=lesson.prompt_ids[cut:] + lesson.completion_ids,
-            loss_mask=(*mask, *lesson.loss_mask),
-            logprobs=(0.0,) * (len(mask) + len(lesson.logprobs)),
-        )
 
 
 def _shortened(example: Example, share: float, generator: np.random.Generator) -> Example:

@@ -29,7 +29,7 @@ from trl import GRPOConfig, GRPOTrainer
 from deeprec.config import PolicyConfig, StageConfig
 from deeprec.errors import PolicyError
 from deeprec.policy.arguments import arguments
-from deeprec.policy.batches import Allowed, by_length, own_logprobs, trim
+from deeprec.policy.batches import Allowed, Held, by_length, own_logprobs, trim
 from deeprec.policy.curves import Curves
 from deeprec.policy.generation import TrainingEngine
 from deeprec.policy.health import StartModel, collapse
@@ -50,10 +50,6 @@ Roll = Callable[[Sequence[Example], int, Policy], Sequence[Trajectory]]
 
 Each process is asked for its own share of the batch's examples.
 """
-
-
-Held = Callable[[Trajectory], Mapping[int, Sequence[int]]]
-"""A trajectory → place in its completion → token ids that were allowed there (``AnswerRules.allowed``)."""
 
 
 def train_grpo(
@@ -239,8 +235,7 @@ class PolicyGradientTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> tuple[Any, Any, Any]:  # fmt: skip
         own = self.own_tokens
         plain = model is self.model and not self.is_fsdp_enabled and input_ids.device.type == "cpu"
-        unknown = own is None or own.shape != (len(input_ids), logits_to_keep)
-        if own is None or unknown or not (plain or self.held):
+        if own is None or own.shape != (len(input_ids), logits_to_keep) or not (plain or self.held):
             more |= {"batch_size": batch_size, "compute_entropy": compute_entropy}
             result = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, **more

@@ -132,7 +132,8 @@ def _loss(model: Any, ids: torch.Tensor, wanted: torch.Tensor, allowed: Allowed)
     """
     import torch
 
-    from deeprec.policy.batches import barred
+    from deeprec.explore.masks import barred
+    from deeprec.policy.batches import places
     from deeprec.trm.training import has_bf16
 
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=has_bf16(ids.device)):
@@ -140,7 +141,7 @@ def _loss(model: Any, ids: torch.Tensor, wanted: torch.Tensor, allowed: Allowed)
         target = wanted[:, 1:]
         logits = model.get_output_embeddings()(hidden[target]).float()
     if allowed:
-        logits = logits.masked_fill(barred(target, allowed, logits.shape[-1]), -torch.inf)
+        logits = logits.masked_fill(barred(places(target, allowed), logits), -torch.inf)
     labels = ids[:, 1:][target]
     loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
     return loss, int((logits.detach().argmax(-1) == labels).sum()), labels.numel()

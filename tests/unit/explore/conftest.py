@@ -52,11 +52,16 @@ class CharacterGeneration:
 
     def generate(self, rows, *, stop_ids, max_new_tokens, temperature, rules=()):
         self._policy.log.append(("generate", list(rows), max_new_tokens))
+        ruled = dict(zip(rows, rules, strict=True)) if rules else {}
         segments = []
         for row in rows:
             written = []
             while len(written) < max_new_tokens:
                 written.append(self._left[row].pop(0) if self._left[row] else ord("x") + 100)
+                if row in ruled:
+                    allowed = ruled[row].allowed
+                    assert allowed is None or written[-1] in allowed, "the script writes what its rule bars"
+                    ruled[row].take(written[-1])
                 if written[-1] in stop_ids:
                     break
             self.tokens[row].extend(written)

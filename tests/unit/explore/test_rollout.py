@@ -59,6 +59,27 @@ def test_mask_ids_and_logprobs_align(character_policy, retriever, titles, config
     }
 
 
+def test_a_held_answer_may_name_what_all_calls_so_far_returned(character_policy, retriever, titles, config):
+    held = config.model_copy(update={"answers": "retrieved"})
+
+    def answered(*rows, **options):
+        lines = "".join(f"{line}. Film {row}\n" for line, row in enumerate(rows, start=1))
+        written = f"Rank.\n</think>\n<recommendation_list>\n{lines}</recommendation_list>"
+        policy = character_policy([[BROAD, NARROW, written]])
+        (trajectory,) = run(policy, retriever, titles, held, **options)
+        return trajectory.answer
+
+    assert answered(5, 2, 4) == ("i5", "i2", "i4"), "of the first list, in an order of its own"
+    (free,) = run(character_policy([[BROAD, NARROW, ANSWER]]), retriever, titles, config)
+    of_the_second = max(int(item.item_id[1:]) for item in free.calls[1].items)
+    assert of_the_second > 5
+    assert answered(4, of_the_second, 2) == ("i4", f"i{of_the_second}", "i2")
+    assert answered(5, 2, 4, deadline=time.monotonic() + 60) == ("i5", "i2", "i4"), "in slices"
+    for rows in ((4, 4, 2), (4, 29, 2), (4, 2)):
+        with pytest.raises(AssertionError, match="what its rule bars"):
+            answered(*rows)
+
+
 @pytest.mark.parametrize(
     ("script", "changes", "end", "calls"),
     [

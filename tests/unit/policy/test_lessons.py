@@ -85,32 +85,10 @@ def test_scripted_lessons_teach_what_the_policy_would_write(
         assert own.endswith(completion.rpartition("<recommendation_list>")[2])
 
 
-def test_rehearsed_lessons_also_teach_prompt_titles_that_the_trm_trains_on(
+def test_lessons_with_held_answers_say_which_titles_could_have_come(
     setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig
 ) -> None:
     config = WarmStartConfig(trajectories=40, short_histories=0.5)
-    policy = TransformersPolicy(model, tokenizer)
-    plain, _ = scripted_lessons(setting, policy, config, explore, seed=0)
-    rehearsed, _ = scripted_lessons(setting, policy, config.model_copy(update={"rehearse": True}), explore, seed=0)
-    trained = {
-        user: {setting.titles.title(item) for item in items} for user, items in trm_sequences(setting.dataset).items()
-    }
-    more = 0
-    for before, after in zip(plain, rehearsed, strict=True):
-        assert text(after, tokenizer) == text(before, tokenizer)
-        added = learnt(after, tokenizer)[: sum(after.loss_mask) - sum(before.loss_mask)]
-        assert learnt(after, tokenizer) == added + learnt(before, tokenizer)
-        prompt = [line.partition(". ")[2] for line in tokenizer.decode(before.prompt_ids).split("\n")[1:-1]]
-        assert added == [title for title in prompt[1:] if title in trained[after.user_id]]
-        more += len(added)
-    assert more
-
-
-@pytest.mark.parametrize("rehearse", [False, True])
-def test_lessons_with_held_answers_say_which_titles_could_have_come(
-    setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig, rehearse: bool
-) -> None:
-    config = WarmStartConfig(trajectories=40, short_histories=0.5, rehearse=rehearse)
     held = explore.model_copy(update={"answers": "retrieved"})
     policy = TransformersPolicy(model, tokenizer)
     lessons, allowed = scripted_lessons(setting, policy, config, held, seed=0)
@@ -149,7 +127,7 @@ def test_titles_of_several_tokens_cannot_be_judged(
         def encode(self, text: str, add_special_tokens: bool) -> list[int]:
             return [ord(letter) for letter in text]
 
-    with pytest.raises(PolicyError, match="titles are one token each, the tiny one; set them to 'lists' and false"):
+    with pytest.raises(PolicyError, match="titles are one token each, the tiny one; set it to 'lists'"):
         OwnOpinion(model, Letters(), setting, explore)
 
 

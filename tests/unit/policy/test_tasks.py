@@ -235,7 +235,7 @@ def test_a_model_that_is_not_there_is_one_message(sample_dataset: Path, trm: Pat
 def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path, trm: Path, tmp_path: Path) -> None:
     """Histories, then scripted explorations whose answers what was learnt from the histories has a say in."""
     histories = HistoriesConfig(passes=2, learning_rate=1e-2)
-    whole = WarmStartConfig(trajectories=40, epochs=1, judge="histories", rehearse=True, histories=histories)
+    whole = WarmStartConfig(trajectories=40, epochs=1, judge="histories", histories=histories)
 
     def policy(warm_start: WarmStartConfig) -> PolicyConfig:
         return POLICY.model_copy(update={"warm_start": warm_start})
