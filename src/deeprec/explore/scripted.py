@@ -30,7 +30,9 @@ from deeprec.types import Call, EndReason, Example, Query, RetrievedItem, Retrie
 BROAD_THOUGHTS = ("A broad look first.",)
 NARROW_THOUGHTS = ("Look closer at what this user likes.", "Try another direction.")
 FINAL_THOUGHTS = ("Now rank what was found.",)
-THOUGHTS = (*BROAD_THOUGHTS, *NARROW_THOUGHTS, *FINAL_THOUGHTS)
+JUDGED_THOUGHTS = ("Rank it by what this user would take next.",)
+UNAIDED_THOUGHTS = ("It is clear what this user wants.",)
+THOUGHTS = (*BROAD_THOUGHTS, *NARROW_THOUGHTS, *FINAL_THOUGHTS, *JUDGED_THOUGHTS, *UNAIDED_THOUGHTS)
 """Every sentence the teacher thinks, for a tokenizer that holds each as one piece."""
 
 _RECENCY = 0.9
@@ -38,6 +40,9 @@ _RECENCY = 0.9
 
 _RECENT_ITEMS = 50
 """Newest history items whose phrases count."""
+
+_TRUST = 0.75
+"""Chance that the teacher answers a user it is sure of without a call."""
 
 _RANK_OFFSET = 5.0
 _BROAD_WEIGHT = 4.0
@@ -96,6 +101,8 @@ def teach(
     rng: np.random.Generator,
     *,
     judge: Judge | None = None,
+    judged: float = 1.0,
+    unaided: float = 0.0,
     call_shares: Sequence[float] = (0.25, 0.5, 0.25),
     broad_first: float = 1.0,
     use_target: float = 0.0,
@@ -107,6 +114,11 @@ def teach(
         judge: a second opinion: what is answered is chosen by its log-likelihood plus the logarithm of the merged
             weight, a product of the two experts (Hinton, 2002), best first. A free answer keeps the order in which the
             lists showed it instead, so that it can be read off them from top to bottom, which small models can learn.
+        judged: share of the lessons whose answer the judge has a say in; the last thought tells which they are, so
+            that what a policy thinks decides how it ranks, and a stage can find out which thought serves better.
+        unaided: share of the lessons that answer without a call, for users whose next item the judge is surest of:
+            what a policy does that trusts itself, for a stage to unlearn. Nothing was retrieved then, so a held answer
+            is empty. At most ``_TRUST``.
         call_shares: chances of 1, 2, 3, … calls. Calls that would not fill the answer are never made fewer.
         broad_first: chance that the first call is ``anything``.
         use_target: chance that a narrow call draws its phrases from the target instead of the history.
@@ -128,13 +140,30 @@ def teach(
             plans.append(_random_plan(scores, hints, count, broad_first, use_target, rng))
         made = _call(chunk, plans, retriever, config)
         answers = [merge([call.items for call in calls]) for calls in made]
+        thoughts = [FINAL_THOUGHTS] * len(chunk)
         if judge is not None:
-            answers = _judged(made, answers, judge(chunk, answers), config)
-        for example, calls, answer in zip(chunk, made, answers, strict=True):
+            opinions = judge(chunk, answers)
+            ranked = _judged(made, answers, opinions, config)
+            for row in np.flatnonzero(rng.random(len(chunk)) < judged).tolist():
+                answers[row], thoughts[row] = ranked[row], JUDGED_THOUGHTS
+            for row in _surest(opinions, unaided, rng):
+                made[row], thoughts[row] = (), UNAIDED_THOUGHTS
+        for example, calls, answer, last in zip(chunk, made, answers, thoughts, strict=True):
             if len(answer) >= config.answer_size:
-                best = tuple(answer[: config.answer_size])
-                segments = _segments(calls, best, titles, config, rng)
+                held = config.answers == "retrieved" and not calls
+                best = () if held else tuple(answer[: config.answer_size])
+                segments = _segments(calls, best, last, titles, config, rng)
                 yield Lesson(example, prompts.text(example.history), segments, calls, best)
+
+
+def _surest(opinions: Sequence[Sequence[float]], share: float, rng: np.random.Generator) -> list[int]:
+    """Rows of a share of the examples, drawn from those whose likeliest candidate is most likely: ``_TRUST`` of them.
+
+    What to do after calls is then learnt for those users too.
+    """
+    highest = [max(opinion, default=-math.inf) for opinion in opinions]
+    by_trust = sorted(range(len(highest)), key=lambda row: -highest[row])
+    return [row for row in by_trust[: round(share / _TRUST * len(highest))] if rng.random() < _TRUST]
 
 
 def _judged(
@@ -256,8 +285,14 @@ def _returned(calls: Sequence[Call]) -> frozenset[str]:
 
 
 def _segments(
-    calls: Sequence[Call], answer: Sequence[str], titles: TitleBook, config: ExploreConfig, rng: np.random.Generator
+    calls: Sequence[Call],
+    answer: Sequence[str],
+    thoughts: Sequence[str],
+    titles: TitleBook,
+    config: ExploreConfig,
+    rng: np.random.Generator,
 ) -> tuple[tuple[str, bool], ...]:
+    """What is written, turn by turn; ``thoughts`` are those before the answer, of which one is drawn."""
     segments: list[tuple[str, bool]] = []
     for number, call in enumerate(calls):
         thought = str(rng.choice(NARROW_THOUGHTS if call.phrases else BROAD_THOUGHTS))
@@ -265,8 +300,9 @@ def _segments(
         segments.append((f"{opening}{thought}\n{PREFERENCE_OPEN}{call.preference}{PREFERENCE_CLOSE}", True))
         segments.append((render_list(call.items, titles, config), False))
     lines = "".join(f"{number}. {titles.title(item_id)}\n" for number, item_id in enumerate(answer, start=1))
-    thought = str(rng.choice(FINAL_THOUGHTS))
-    segments.append((f"{thought}\n{THINK_CLOSE}\n{ANSWER_OPEN}\n{lines}{ANSWER_CLOSE}", True))
+    opening = "" if calls else "\n"
+    thought = str(rng.choice(list(thoughts)))
+    segments.append((f"{opening}{thought}\n{THINK_CLOSE}\n{ANSWER_OPEN}\n{lines}{ANSWER_CLOSE}", True))
     return tuple(segments)
 
 

@@ -95,6 +95,8 @@ def scripted_lessons(
         explore,
         generator,
         judge=OwnOpinion(policy.model, policy.tokenizer, setting, explore) if config.judge == "histories" else None,
+        judged=config.judged,
+        unaided=config.unaided,
         call_shares=config.call_shares,
         use_target=config.use_target,
         sharpness=config.sharpness,

@@ -7,7 +7,17 @@ import pytest
 
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import AnswerText, PreferenceText, parse_segment
-from deeprec.explore.scripted import THOUGHTS, PhraseScorer, explore, merge, merged_weights, teach
+from deeprec.explore.scripted import (
+    FINAL_THOUGHTS,
+    JUDGED_THOUGHTS,
+    THOUGHTS,
+    UNAIDED_THOUGHTS,
+    PhraseScorer,
+    explore,
+    merge,
+    merged_weights,
+    teach,
+)
 from deeprec.types import EndReason, Example, RetrievedItem
 
 
@@ -114,6 +124,49 @@ def test_a_judge_ranks_beside_the_merged_lists(retriever, titles, config):
     plain = [set(one.answer) for one in teach(examples(), retriever, titles, config, np.random.default_rng(0))]
     judged = teach(examples(), retriever, titles, config, np.random.default_rng(0), judge=indifferent)
     assert [set(one.answer) for one in judged] == plain
+
+
+def test_the_last_thought_tells_who_ranked(retriever, titles, config):
+    def judge(tasks, candidates):
+        return [[float(int(item[1:])) for item in items] for items in candidates]
+
+    rng = np.random.default_rng(0)
+    held = config.model_copy(update={"answers": "retrieved"})
+    lessons = list(teach(examples() * 50, retriever, titles, held, rng, judge=judge, judged=0.3))
+    by_judge = 0
+    for lesson in lessons:
+        merged = merge([call.items for call in lesson.calls])[: config.answer_size]
+        thought = lesson.segments[-1][0].split("\n")[0]
+        assert thought in (FINAL_THOUGHTS if list(lesson.answer) == merged else JUDGED_THOUGHTS)
+        by_judge += thought in JUDGED_THOUGHTS
+    assert 60 < by_judge < 120, "about three tenths of 300"
+
+
+@pytest.mark.parametrize("answers", ["free", "retrieved"])
+def test_who_is_sure_answers_without_a_call(retriever, titles, config, answers):
+    """Half of the users are known well; most of their lessons have no call, and all those of the others do."""
+    known = [Example(f"known{row}", ("i0", "i1"), "i9") for row in range(100)]
+    others = [Example(f"other{row}", ("i0", "i2"), "i9") for row in range(100)]
+
+    def judge(tasks, candidates):
+        sure = [task.user_id.startswith("known") for task in tasks]
+        return [[-0.1 if known else -5.0] * len(items) for known, items in zip(sure, candidates, strict=True)]
+
+    setting = config.model_copy(update={"answers": answers, "batch_size": 200})
+    lessons = list(
+        teach(known + others, retriever, titles, setting, np.random.default_rng(0), judge=judge, unaided=0.3)
+    )
+    unaided = [lesson for lesson in lessons if not lesson.calls]
+    assert len(lessons) == 200
+    assert 45 < len(unaided) < 75, "three tenths of 200"
+    assert all(lesson.example.user_id.startswith("known") for lesson in unaided)
+    for lesson in unaided:
+        [(text, by_policy)] = lesson.segments
+        assert by_policy
+        assert text.strip("\n").split("\n")[0] in UNAIDED_THOUGHTS
+        expected = () if answers == "retrieved" else tuple(titles.title(item_id) for item_id in lesson.answer)
+        assert parse_segment(text) == AnswerText(expected)
+        assert len(lesson.answer) == (0 if answers == "retrieved" else config.answer_size)
 
 
 def test_sharp_phrases_are_the_strongest(retriever, titles, config):
