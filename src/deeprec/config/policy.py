@@ -54,9 +54,9 @@ class WarmStartConfig(Section):
     judge: Literal["lists", "histories"] = "lists"
     """What ranks the items of the teacher's answers: ``lists`` is their merged lists alone, ``histories`` also what the
     policy itself expects to come next, once it has learnt from histories."""
-    judged: Share = 1.0
-    """Share of trajectories whose answer a judge of ``histories`` has a say in. The last thought tells which they are,
-    so that a stage can find out which thought serves better; the others have the order of the merged lists."""
+    hasty: Share = 0.0
+    """Share of trajectories that answer with the newest list as it is. Their last thought says so, so that stage 2 can
+    find out which thought serves better."""
     unaided: Annotated[float, Field(ge=0, le=0.7)] = 0.0
     """Share of trajectories that answer without a call, for users whose next title a judge of ``histories`` is surest
     of: no valid answer, as of a language model that trusts itself, and for stage 1 to unlearn."""
@@ -64,6 +64,15 @@ class WarmStartConfig(Section):
     """Exponent of the phrases' scores in the teacher's draw of narrow calls: a larger one draws the strongest more."""
     use_target: Share = 0.0
     """Chance that a narrow call of the teacher draws its phrases from the target instead of the history."""
+
+    @model_validator(mode="after")
+    def _somebody_is_sure(self) -> Self:
+        if self.unaided and self.judge != "histories":
+            raise ValueError(
+                f"unaided is {self.unaided:g}, but only a judge can be sure of a user; set judge to 'histories', or "
+                f"unaided to 0"
+            )
+        return self
 
 
 class SelectConfig(Section):

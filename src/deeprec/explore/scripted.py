@@ -30,9 +30,9 @@ from deeprec.types import Call, EndReason, Example, Query, RetrievedItem, Retrie
 BROAD_THOUGHTS = ("A broad look first.",)
 NARROW_THOUGHTS = ("Look closer at what this user likes.", "Try another direction.")
 FINAL_THOUGHTS = ("Now rank what was found.",)
-JUDGED_THOUGHTS = ("Rank it by what this user would take next.",)
+HASTY_THOUGHTS = ("What was found last will do.",)
 UNAIDED_THOUGHTS = ("It is clear what this user wants.",)
-THOUGHTS = (*BROAD_THOUGHTS, *NARROW_THOUGHTS, *FINAL_THOUGHTS, *JUDGED_THOUGHTS, *UNAIDED_THOUGHTS)
+THOUGHTS = (*BROAD_THOUGHTS, *NARROW_THOUGHTS, *FINAL_THOUGHTS, *HASTY_THOUGHTS, *UNAIDED_THOUGHTS)
 """Every sentence the teacher thinks, for a tokenizer that holds each as one piece."""
 
 _RECENCY = 0.9
@@ -101,7 +101,7 @@ def teach(
     rng: np.random.Generator,
     *,
     judge: Judge | None = None,
-    judged: float = 1.0,
+    hasty: float = 0.0,
     unaided: float = 0.0,
     call_shares: Sequence[float] = (0.25, 0.5, 0.25),
     broad_first: float = 1.0,
@@ -114,8 +114,8 @@ def teach(
         judge: a second opinion: what is answered is chosen by its log-likelihood plus the logarithm of the merged
             weight, a product of the two experts (Hinton, 2002), best first. A free answer keeps the order in which the
             lists showed it instead, so that it can be read off them from top to bottom, which small models can learn.
-        judged: share of the lessons whose answer the judge has a say in; the last thought tells which they are, so
-            that what a policy thinks decides how it ranks, and a stage can find out which thought serves better.
+        hasty: share of the lessons that answer with the newest list as it is. Their last thought says so: what a
+            policy thinks then decides how it ranks, and a stage can find out which thought serves better.
         unaided: share of the lessons that answer without a call, for users whose next item the judge is surest of:
             what a policy does that trusts itself, for a stage to unlearn. Nothing was retrieved then, so a held answer
             is empty. At most ``_TRUST``.
@@ -141,13 +141,13 @@ def teach(
         made = _call(chunk, plans, retriever, config)
         answers = [merge([call.items for call in calls]) for calls in made]
         thoughts = [FINAL_THOUGHTS] * len(chunk)
+        opinions = judge(chunk, answers) if judge is not None else []
         if judge is not None:
-            opinions = judge(chunk, answers)
-            ranked = _judged(made, answers, opinions, config)
-            for row in np.flatnonzero(rng.random(len(chunk)) < judged).tolist():
-                answers[row], thoughts[row] = ranked[row], JUDGED_THOUGHTS
-            for row in _surest(opinions, unaided, rng):
-                made[row], thoughts[row] = (), UNAIDED_THOUGHTS
+            answers = _judged(made, answers, opinions, config)
+        for row in np.flatnonzero(rng.random(len(chunk)) < hasty).tolist():
+            answers[row], thoughts[row] = [item.item_id for item in made[row][-1].items], HASTY_THOUGHTS
+        for row in _surest(opinions, unaided, rng):
+            made[row], thoughts[row] = (), UNAIDED_THOUGHTS
         for example, calls, answer, last in zip(chunk, made, answers, thoughts, strict=True):
             if len(answer) >= config.answer_size:
                 held = config.answers == "retrieved" and not calls

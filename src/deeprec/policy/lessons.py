@@ -95,7 +95,7 @@ def scripted_lessons(
         explore,
         generator,
         judge=OwnOpinion(policy.model, policy.tokenizer, setting, explore) if config.judge == "histories" else None,
-        judged=config.judged,
+        hasty=config.hasty,
         unaided=config.unaided,
         call_shares=config.call_shares,
         use_target=config.use_target,

@@ -85,3 +85,9 @@ def test_a_section_of_which_one_key_is_named_keeps_the_other_defaults_of_its_pla
     policy = parse_config({"policy": {"stage2": {"health": {"patience": 2}}}}, "here").policy
     assert (policy.stage2.steps, policy.stage2.health.patience) == (80, 2)
     assert policy.stage2.health.min_valid_rate == 0.02
+
+
+def test_lessons_of_who_is_sure_need_a_judge() -> None:
+    with pytest.raises(ConfigError, match=r"unaided is 0\.2, but only a judge can be sure of a user; set judge"):
+        parse_config({"policy": {"warm_start": {"unaided": 0.2}}}, "here")
+    parse_config({"policy": {"warm_start": {"unaided": 0.2, "judge": "histories"}}}, "here")

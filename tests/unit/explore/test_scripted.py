@@ -9,7 +9,7 @@ from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import AnswerText, PreferenceText, parse_segment
 from deeprec.explore.scripted import (
     FINAL_THOUGHTS,
-    JUDGED_THOUGHTS,
+    HASTY_THOUGHTS,
     THOUGHTS,
     UNAIDED_THOUGHTS,
     PhraseScorer,
@@ -126,20 +126,18 @@ def test_a_judge_ranks_beside_the_merged_lists(retriever, titles, config):
     assert [set(one.answer) for one in judged] == plain
 
 
-def test_the_last_thought_tells_who_ranked(retriever, titles, config):
-    def judge(tasks, candidates):
-        return [[float(int(item[1:])) for item in items] for items in candidates]
-
+def test_who_is_hasty_answers_with_the_newest_list_and_says_so(retriever, titles, config):
     rng = np.random.default_rng(0)
-    held = config.model_copy(update={"answers": "retrieved"})
-    lessons = list(teach(examples() * 50, retriever, titles, held, rng, judge=judge, judged=0.3))
-    by_judge = 0
+    lessons = list(teach(examples() * 50, retriever, titles, config, rng, call_shares=(0, 1), hasty=0.3))
+    assert len(lessons) == 300
+    hasty = [lesson for lesson in lessons if lesson.segments[-1][0].split("\n")[0] in HASTY_THOUGHTS]
+    assert 60 < len(hasty) < 120, "about three tenths of 300"
     for lesson in lessons:
+        newest = [item.item_id for item in lesson.calls[-1].items][: config.answer_size]
         merged = merge([call.items for call in lesson.calls])[: config.answer_size]
-        thought = lesson.segments[-1][0].split("\n")[0]
-        assert thought in (FINAL_THOUGHTS if list(lesson.answer) == merged else JUDGED_THOUGHTS)
-        by_judge += thought in JUDGED_THOUGHTS
-    assert 60 < by_judge < 120, "about three tenths of 300"
+        assert newest != merged
+        assert list(lesson.answer) == (newest if lesson in hasty else merged)
+        assert lesson in hasty or lesson.segments[-1][0].split("\n")[0] in FINAL_THOUGHTS
 
 
 @pytest.mark.parametrize("answers", ["free", "retrieved"])
