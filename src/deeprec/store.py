@@ -364,6 +364,27 @@ def get_directory(uri: str, local: str | Path) -> Path:
     return place
 
 
+def fingerprint(uri: str | Path) -> str:
+    """A value that changes with the files at ``uri``, read from their listing alone; empty when there are none.
+
+    Raises:
+        StoreError: the store cannot be reached or refuses the read.
+    """
+    listed: list[tuple[object, ...]]
+    if _is_s3(str(uri)):
+        bucket, prefix = _split(str(uri))
+        with _s3(str(uri)) as client:
+            found = client.list_objects(bucket, prefix=f"{prefix}/", recursive=True)
+            listed = [(item.object_name, item.etag, item.size) for item in found]
+    else:
+        listed = []
+        for file in Path(uri).resolve().rglob("*"):
+            with suppress(OSError):
+                state = file.stat()
+                listed.append((file, state.st_ino, state.st_size, state.st_mtime_ns))
+    return config_digest({"files": sorted(map(str, listed))}) if listed else ""
+
+
 def _is_s3(uri: str) -> bool:
     if "://" in uri and not uri.startswith("s3://"):
         raise StoreError(f"{uri!r} is neither a local path nor s3://bucket/prefix; give one of the two")

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from deeprec.errors import ArtifactError, StoreError
-from deeprec.store import MANIFEST, get_directory, put_directory, read_artifact, write_artifact, write_text
+from deeprec.store import (
+    MANIFEST,
+    fingerprint,
+    get_directory,
+    put_directory,
+    read_artifact,
+    write_artifact,
+    write_text,
+)
 
 
 def make(place: Path, text: str = "hello", kind: str = "thing", **settings: object) -> Path:
@@ -199,3 +209,23 @@ def test_addresses_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     with pytest.raises(StoreError, match="AWS_ACCESS_KEY_ID"):
         put_directory(place, "s3://bucket/x")
+
+
+def test_a_fingerprint_changes_with_the_files_and_with_where_a_link_points(tmp_path: Path) -> None:
+    place, link = tmp_path / "one", tmp_path / "link"
+    assert fingerprint(place) == ""
+    link.symlink_to(place)
+    found = {fingerprint(place)}
+    for change in (
+        lambda: (place / "part").mkdir(parents=True),
+        lambda: (place / "part" / "file").write_text("a"),
+        lambda: (place / "part" / "file").write_text("ab"),
+        lambda: os.utime(place / "part" / "file", (1, 1)),
+        lambda: (place / "manifest.json").write_text("{}"),
+        lambda: (shutil.copytree(place, tmp_path / "two"), link.unlink(), link.symlink_to(tmp_path / "two")),
+    ):
+        change()
+        now = fingerprint(link)
+        assert now not in found
+        assert fingerprint(str(link)) == now
+        found.add(now)

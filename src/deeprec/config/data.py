@@ -87,10 +87,28 @@ class FeaturesConfig(Section):
     """The feature store."""
 
     path: str = ""
-    """Directory of the feature repository with its offline files and SQLite online store; `deeprec run` fills it with
-    ``WORKDIR/features``."""
+    """Directory of the feature repository with its offline files, the log of accepted events and, for ``sqlite``, the
+    online store; `deeprec run` fills it with ``WORKDIR/features``."""
     history_length: Positive = 100_000
     """Online histories keep this many newest items; the default is longer than any real history, so none is cut."""
+    online: Literal["sqlite", "redis"] = "sqlite"
+    """Where servers read: ``sqlite``, a file in ``path``; ``redis``, the server that ``redis`` names."""
+    redis: str = ""
+    """``redis`` only: ``host:port``, then parameters of the connection: ``redis:6379,db=1,password=${REDIS_PASSWORD}``.
+    Variables of the environment are read where the store is opened, so that a password is written nowhere."""
+
+    @model_validator(mode="after")
+    def _address_where_needed(self) -> Self:
+        address = self.redis.partition(",")[0]
+        if self.online == "sqlite" and self.redis:
+            raise ValueError(
+                f"redis is {address!r}, but online is 'sqlite', which has no server; set features.online=redis, or "
+                f"leave features.redis out"
+            )
+        host, _, port = address.rpartition(":")
+        if self.online == "redis" and not (host and port.isdecimal() and 0 < int(port) < 65536):
+            raise ValueError(f"redis is {address!r}, but online is 'redis'; set features.redis to its host:port")
+        return self
 
 
 class TextConfig(Section):

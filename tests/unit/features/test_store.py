@@ -51,7 +51,7 @@ def old(tmp_path_factory):
 
 def test_old_interactions_are_published_whole(old):
     path, artifact, counts = old
-    assert counts == {"users": 3, "items": 3, "rows": 12, "read_back": 6, "truncated": 0}
+    assert counts == {"users": 3, "items": 3, "rows": 12, "events": 0, "read_back": 6, "truncated": 0}
     assert read_artifact(artifact, "features").parents.keys() == {"dataset"}
     assert json.loads((artifact / "record.json").read_text()) == {"path": str(path), **counts}
     found = HistoryStore(path).histories(list(HISTORIES))
@@ -119,7 +119,7 @@ def test_a_second_publication_replaces_the_first_for_open_readers(tmp_path):
     (tmp_path / "features" / ".building-killed").mkdir()
     second = write(tmp_path / "two", {"u1": ["c", "c", "a", "b"]}, time_unit="seconds", start=OLD)
     counts = publish(second, features.model_copy(update={"history_length": 3}), tmp_path / "artifact")
-    assert counts == {"users": 1, "items": 3, "rows": 3, "read_back": 4, "truncated": 1}
+    assert counts == {"users": 1, "items": 3, "rows": 3, "events": 0, "read_back": 4, "truncated": 1}
     assert reader.history("u1") == ("c", "a", "b")
     assert reader.history("3") is None
     assert len(list((tmp_path / "features" / "versions").iterdir())) == 1

@@ -1,0 +1,146 @@
+"""Published stores of both kinds. Redis is a real server on a free port, with a password and nothing on its disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from deeprec.config import FeaturesConfig
+from deeprec.data.dataset import write_dataset
+from deeprec.features.store import publish
+
+START = 1_000_000_000
+"""2001: the first interaction of every user, a second before the next one."""
+NOW = START + 500_000_000
+HISTORIES = {"u1": ["b", "a", "c"], "u2": ["c", "b"], "ü/3": ["a"]}
+CATALOGUE = ("a", "b", "c", "d")
+PASSWORD = "s3cret"
+
+
+class RedisServer:
+    """A server process that can be stopped and started again on its port, empty."""
+
+    def __init__(self, work: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._work = work
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port},password=${{DEEPREC_TEST_REDIS}}"
+
+    @property
+    def client(self) -> Any:
+        from redis import Redis
+        from redis.backoff import ConstantBackoff
+        from redis.retry import Retry
+
+        return Redis(port=self.port, password=PASSWORD, retry=Retry(ConstantBackoff(0.05), 200))
+
+    def start(self) -> None:
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--requirepass", PASSWORD]
+        nothing_kept = ["--save", "", "--appendonly", "no", "--dir", str(self._work)]
+        self._process = subprocess.Popen([*command, *nothing_kept], stdout=subprocess.DEVNULL)
+        self.client.ping()
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture(scope="session")
+def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("there is no redis-server on the PATH; install the package redis-server to test the Redis store")
+    os.environ["DEEPREC_TEST_REDIS"] = PASSWORD
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(redis_process: RedisServer) -> RedisServer:
+    """The server, with no key in it."""
+    redis_process.client.flushall()
+    return redis_process
+
+
+@dataclass
+class Place:
+    """Where a test publishes, and what."""
+
+    path: Path
+    online: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def features(self) -> Path:
+        return self.path / "features"
+
+    def config(self, **changes: Any) -> FeaturesConfig:
+        return FeaturesConfig(path=str(self.features), **{**self.online, **changes})
+
+    def dataset(
+        self,
+        histories: dict[str, list[Any]] = HISTORIES,
+        *,
+        items: tuple[str, ...] = CATALOGUE,
+        time_unit: str = "seconds",
+        start: int = START,
+    ) -> Path:
+        """A dataset; a history's element is an item, a second after the one before it, or (item, timestamp)."""
+        rows = [
+            (user, *(one if isinstance(one, tuple) else (one, start + n)))
+            for user, history in histories.items()
+            for n, one in enumerate(history)
+        ]
+        interactions = pl.DataFrame(rows, schema={"user_id": str, "item_id": str, "timestamp": pl.Int64}, orient="row")
+        catalogue = pl.DataFrame({"item_id": items, "title": [f"Title {item}" for item in items]})
+        place = self.path / f"dataset-{len(list(self.path.glob('dataset-*')))}"
+        write_dataset(
+            place,
+            interactions,
+            catalogue,
+            source="hand",
+            time_unit=time_unit,
+            text_columns=[],
+            year_column=None,
+            policy_positions=1,
+        )
+        return place
+
+    def publish(self, dataset: Path | None = None, **changes: Any) -> dict[str, int]:
+        return publish(dataset or self.dataset(), self.config(**changes), self.path / "published")
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A place whose online store is of either kind; nothing is published yet."""
+    if request.param == "sqlite":
+        return Place(tmp_path)
+    server = request.getfixturevalue("redis_server")
+    return Place(tmp_path, {"online": "redis", "redis": server.address})
+
+
+@pytest.fixture
+def redis_place(redis_server: RedisServer, tmp_path: Path) -> Place:
+    """A place whose online store is Redis."""
+    return Place(tmp_path, {"online": "redis", "redis": redis_server.address})
+
+
+@pytest.fixture
+def clock() -> Callable[[], float]:
+    """A clock that stands still, long after the published histories."""
+    return lambda: float(NOW)
