@@ -6,12 +6,13 @@ Everything here is plain data: no file, network or model is touched. Items and u
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,10 @@ class Example:
         return f"{self.user_id}@{len(self.history)}"
 
 
+Operator = Literal["=", "!=", ">=", "<="]
+_FILTER = re.compile(r"\s*(?P<column>[^<>=!]+?)\s*(?P<operator>>=|<=|!=|==|=)\s*(?P<value>[^<>=\s].*?)\s*")
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """A condition on an item attribute: ``Filter("year", ">=", 1990)``, ``Filter("genres", "=", "Comedy")``.
@@ -90,8 +95,30 @@ class Filter:
     """
 
     column: str
-    operator: Literal["=", "!=", ">=", "<="]
+    operator: Operator
     value: str | float
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The filter that a person writes as ``year >= 1990``; a number where the value is one, text in quotes stays.
+
+        Raises:
+            ValueError: it is not of the form column, operator, value.
+        """
+        match = _FILTER.fullmatch(text)
+        if match is None:
+            raise ValueError(
+                f"the filter {text!r} is not of the form COLUMN OPERATOR VALUE with =, !=, >= or <=; write for example "
+                f"'year >= 1990' or 'genres = Comedy'"
+            )
+        operator = cast(Operator, match["operator"].replace("==", "="))
+        value = match["value"]
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+            return cls(match["column"], operator, value[1:-1])
+        try:
+            return cls(match["column"], operator, float(value))
+        except ValueError:
+            return cls(match["column"], operator, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +134,22 @@ class Query:
     exclude: AbstractSet[str] = frozenset()
     filters: tuple[Filter, ...] = ()
     allow_seen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What one rollout is held to besides its configuration.
+
+    ``preference`` is added to the phrases of every call; ``exclude``, ``filters`` and ``allow_seen`` go with every call
+    as in ``Query``. None of them enters the prompt. ``deadline`` is in ``time.monotonic`` seconds, a clock that the
+    processes of one machine share; the rollout that is open then ends.
+    """
+
+    preference: tuple[str, ...] = ()
+    exclude: AbstractSet[str] = frozenset()
+    filters: tuple[Filter, ...] = ()
+    allow_seen: bool = False
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,8 @@ def _show_question(console: Console, catalogue: Catalogue, asked: Query, user: s
 def _show_outcome(console: Console, done: Explored) -> None:
     """The answer beside the TRM's own list, and the end; the turns were shown as they happened."""
     from deeprec.cli.turns import show_answer, show_end
-    from deeprec.evaluation.reading import thought_of, title_of, written
+    from deeprec.evaluation.reading import title_of
+    from deeprec.explore.written import thought_of, written
 
     own = [title_of(done.catalogue, item.item_id) for item in done.trm]
     show_answer(console, thought_of(written(done.trajectory)[-1]), done.answer[: done.k], own)
@@ -264,7 +265,8 @@ class _Watch:
 
     def __call__(self, row: int, call: Call, text: str) -> None:
         from deeprec.cli.turns import show_call
-        from deeprec.evaluation.reading import plain, read_call
+        from deeprec.evaluation.reading import read_call
+        from deeprec.explore.written import plain
 
         turn = read_call(len(self.turns) + 1, call, text, self._found, self._catalogue)
         self.turns.append(turn)
@@ -290,7 +292,7 @@ def _explore(
     from deeprec.rewards.format import format_violations
     from deeprec.trm.retriever import TrmRetriever
     from deeprec.trm.text import load_embedder
-    from deeprec.types import Example
+    from deeprec.types import Conditions, Example
 
     retriever = TrmRetriever.load(loaded.path / "trm", loaded.catalogue, load_embedder(loaded.text))
     actor = load_policy(place)
@@ -305,9 +307,7 @@ def _explore(
         temperature=temperature,
         seed=seed,
         on_call=watch,
-        filters=asked.filters,
-        exclude=asked.exclude,
-        preference=asked.preference,
+        conditions=[Conditions(asked.preference, asked.exclude, asked.filters)],
     )[0]
     seconds = time.monotonic() - began
     size = k or config.answer_size

@@ -42,7 +42,8 @@ def terminal() -> Console:
 
 def show_history(console: Console, catalogue: Catalogue, history: Sequence[str], name: str) -> None:
     """The newest items of a history."""
-    from deeprec.evaluation.reading import plain, title_of
+    from deeprec.evaluation.reading import title_of
+    from deeprec.explore.written import plain
 
     console.print(_text((f"{plain(name)}: {len(history):,} items, newest first", "bold")))
     for item_id in list(reversed(history))[:NEWEST]:

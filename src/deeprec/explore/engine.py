@@ -35,6 +35,11 @@ class TransformersPolicy(TokenizedPolicy):
         super().__init__(tokenizer)
         self.model = model
 
+    @property
+    def longest(self) -> int:
+        """The positions that the model was made for."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0))
+
     def start(self, prompts: Sequence[Sequence[int]], *, seed: int | None = None) -> Generation:
         """Begin a batch. A prompt of no tokens is refused with PolicyError."""
         return TransformersGeneration(self.model, prompts, seed)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from deeprec.config import EngineConfig
 from deeprec.errors import PolicyError
-from deeprec.store import Manifest, read_artifact
+from deeprec.explore.tokens import FINGERPRINT
+from deeprec.store import Manifest, config_digest, read_artifact
 
 if TYPE_CHECKING:
     from deeprec.explore.engine import TransformersPolicy
@@ -27,7 +28,7 @@ def open_policy(path: Path, engine: EngineConfig) -> TokenizedPolicy:
     """
     if engine.kind == "transformers":
         return load_policy(path, dtype=engine.dtype)
-    read_artifact(path, "policy", verify=engine.kind == "vllm")
+    manifest = read_artifact(path, "policy", verify=engine.kind == "vllm")
     tokenizer = _load_tokenizer(path)
     if engine.kind == "vllm":
         from deeprec.explore.vllm_engine import load_vllm
@@ -35,7 +36,7 @@ def open_policy(path: Path, engine: EngineConfig) -> TokenizedPolicy:
         return load_vllm(path, tokenizer, engine)
     from deeprec.explore.server_engine import ServerPolicy
 
-    return ServerPolicy(tokenizer, engine)
+    return ServerPolicy(tokenizer, engine, fingerprint(manifest))
 
 
 def load_policy(path: Path, *, dtype: str = "auto") -> TransformersPolicy:
@@ -99,6 +100,11 @@ def _load_tokenizer(path: Path) -> Any:
 def same_policy(first: Manifest, second: Manifest) -> bool:
     """Whether two policy artifacts hold the same files, logs aside; then their greedy rollouts are the same."""
     return _weights(first) == _weights(second)
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """A name for a policy artifact's files, logs aside: what a server says that it serves."""
+    return FINGERPRINT + config_digest(_weights(manifest))[:12]
 
 
 def _weights(manifest: Manifest) -> dict[str, str]:

@@ -16,6 +16,7 @@ The environment variable ``DEEPREC_ENGINE_KEY``, where set, is sent as the beare
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -32,7 +33,7 @@ from pydantic import BaseModel, Field, ValidationError
 from deeprec.config import EngineConfig
 from deeprec.errors import PolicyError
 from deeprec.explore.sequences import Request, SequenceGeneration
-from deeprec.explore.tokens import TokenizedPolicy
+from deeprec.explore.tokens import FINGERPRINT, TokenizedPolicy
 from deeprec.explore.vllm_engine import RULE_ARGUMENT
 from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, PREFERENCE_CLOSE, PREFERENCE_OPEN
 from deeprec.types import Generation, JsonDict, Segment
@@ -64,6 +65,7 @@ class _Choice(BaseModel):
 
 class _Completion(BaseModel):
     choices: list[_Choice]
+    system_fingerprint: str | None = None
 
 
 class _Model(BaseModel):
@@ -78,21 +80,39 @@ class _Models(BaseModel):
 class ServerPolicy(TokenizedPolicy):
     """A policy that a server generates with. Making one asks the server what it serves and how it is to be asked.
 
+    ``fingerprint`` is the policy artifact's; a server that names another one in an answer is refused.
+
     Raises:
         PolicyError: the server cannot be reached within the timeout, or does not know the model.
     """
 
-    def __init__(self, tokenizer: Any, engine: EngineConfig) -> None:
+    def __init__(self, tokenizer: Any, engine: EngineConfig, fingerprint: str = "") -> None:
         super().__init__(tokenizer)
         self._client = _Client(engine)
+        self._fingerprint = fingerprint
         self._parallel = engine.requests
         model = self._find(engine.model)
         self._name, self._longest = model.id, model.max_model_len or 0
         self.prompts: Literal["tokens", "text"] = engine.prompts if engine.prompts != "auto" else self._understood()
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence the server takes; 0 where it does not say."""
+        return self._longest
+
     def start(self, prompts: Sequence[Sequence[int]], *, seed: int | None = None) -> Generation:
         """Begin a batch. A prompt of no tokens is refused with PolicyError."""
         return SequenceGeneration(prompts, seed, self._longest, self._complete)
+
+    def until(self, deadline: float) -> ServerPolicy:
+        """The same policy for work that is of no use after ``deadline`` (``time.monotonic`` seconds).
+
+        A request that is not answered by then ends with PolicyError, and at once where nobody listens: whoever has a
+        deadline has something better to do than to wait for a server to start. Connections are shared.
+        """
+        bounded = copy.copy(self)
+        bounded._client = self._client.until(deadline)
+        return bounded
 
     def _find(self, name: str) -> _Model:
         try:
@@ -111,7 +131,7 @@ class ServerPolicy(TokenizedPolicy):
         """Ask for one token by ids; a server that refuses, or returns no ids, is asked in text from then on."""
         body = self._body([Request((self.eos_id,), 1, None)], frozenset({self.eos_id}), 0.0, by_ids=True)
         try:
-            choices = self._client.ask(_Completion, "POST", "completions", body).choices
+            choices = self._ask(body)
         except _Refused:
             return "text"
         return "tokens" if choices and choices[0].token_ids else "text"
@@ -131,22 +151,21 @@ class ServerPolicy(TokenizedPolicy):
         order = sorted(range(len(requests)), key=alike)
         shared = [list(places) for _, places in groupby(order, key=alike)]
         parts = shared if together else [[place] for place in order]
+
+        def ask(places: list[int]) -> list[Segment]:
+            return self._extend([requests[place] for place in places], stop_ids, temperature)
+
         segments: dict[int, Segment] = {}
         with ThreadPoolExecutor(min(self._parallel, len(parts)), thread_name_prefix="engine") as pool:
-            for places, found in zip(
-                parts,
-                pool.map(lambda part: self._extend([requests[one] for one in part], stop_ids, temperature), parts),
-                strict=True,
-            ):
-                segments.update(zip(places, found, strict=True))
+            found = map(ask, parts) if len(parts) == 1 else pool.map(ask, parts)
+            for places, written in zip(parts, found, strict=True):
+                segments.update(zip(places, written, strict=True))
         return [segments[place] for place in range(len(requests))]
 
     def _extend(self, requests: list[Request], stop_ids: AbstractSet[int], temperature: float) -> list[Segment]:
         by_ids = self.prompts == "tokens"
         body = self._body(requests, stop_ids, temperature, by_ids)
-        choices = sorted(
-            self._client.ask(_Completion, "POST", "completions", body).choices, key=lambda choice: choice.index
-        )
+        choices = sorted(self._ask(body), key=lambda choice: choice.index)
         if [choice.index for choice in choices] != list(range(len(requests))):
             raise PolicyError(
                 f"{self._client.base} was given {len(requests)} prompts and answered with {len(choices)} choices"
@@ -156,6 +175,16 @@ class ServerPolicy(TokenizedPolicy):
         return [
             self._from_text(choice, stop_ids, request.limit) for choice, request in zip(choices, requests, strict=True)
         ]
+
+    def _ask(self, body: JsonDict) -> list[_Choice]:
+        answer = self._client.ask(_Completion, "POST", "completions", body)
+        found = answer.system_fingerprint or ""
+        if self._fingerprint and found.startswith(FINGERPRINT) and found != self._fingerprint:
+            raise PolicyError(
+                f"{self._client.base} serves the policy {found}, and the one opened here is {self._fingerprint}; "
+                f"serve the same artifact"
+            )
+        return answer.choices
 
     def _body(
         self, requests: Sequence[Request], stop_ids: AbstractSet[int], temperature: float, by_ids: bool
@@ -241,9 +270,16 @@ class _Client:
     def __init__(self, engine: EngineConfig) -> None:
         self.base = engine.url.rstrip("/").removesuffix("/v1") + "/v1"
         self._timeout = engine.timeout
+        self._deadline = math.inf
         self._pool = urllib3.PoolManager(num_pools=1, maxsize=engine.requests, block=True, retries=False)
         key = os.environ.get(KEY_VARIABLE, "")
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+
+    def until(self, deadline: float) -> _Client:
+        """The same client, whose requests end by ``deadline``."""
+        bounded = copy.copy(self)
+        bounded._deadline = deadline
+        return bounded
 
     def ask(self, shape: type[Answer], method: str, path: str, body: JsonDict | None = None) -> Answer:
         """Send until answered, within the timeout.
@@ -262,16 +298,20 @@ class _Client:
             ) from error
 
     def _send(self, method: str, address: str, data: bytes | None) -> bytes:
-        deadline = time.monotonic() + self._timeout
+        end = min(time.monotonic() + self._timeout, self._deadline)
         pause, reason = FIRST_PAUSE, "no time"
-        while (left := deadline - time.monotonic()) > 0:
+        while (left := end - time.monotonic()) > 0:
             timeout = urllib3.Timeout(connect=min(CONNECT_SECONDS, left), read=left)
             try:
-                answer = self._pool.request(method, address, body=data, headers=self._headers, timeout=timeout)
+                answer = self._pool.request(
+                    method, address, body=data, headers=self._headers, timeout=timeout, pool_timeout=left
+                )
             except urllib3.exceptions.LocationValueError as error:
                 raise PolicyError(f"{address} is no address ({error}); correct explore.engine.url") from error
             except urllib3.exceptions.HTTPError as error:
                 reason = f"{type(error).__name__}: {error}"
+                if isinstance(error, urllib3.exceptions.NewConnectionError) and self._deadline < math.inf:
+                    break
             else:
                 if answer.status == 200:
                     return bytes(answer.data)
@@ -279,8 +319,10 @@ class _Client:
                 if answer.status not in BUSY:
                     kind = _Refused if answer.status < 500 else PolicyError
                     raise kind(f"{address} refused a request with {reason}; see the server's log")
-            time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+            time.sleep(max(0.0, min(pause, end - time.monotonic())))
             pause = min(2 * pause, LONGEST_PAUSE)
+        if end == self._deadline:
+            raise PolicyError(f"{address} gave no answer before the deadline ({reason})")
         raise PolicyError(
             f"{address} gave no answer within {self._timeout:g} seconds ({reason}); check explore.engine.url and that "
             f"the server is up, or raise explore.engine.timeout"

@@ -13,6 +13,9 @@ from typing import Any
 from deeprec.errors import PolicyError
 from deeprec.types import Generation
 
+FINGERPRINT = "deeprec-"
+"""How the name begins that a server of ours gives the policy artifact it serves."""
+
 
 class TokenizedPolicy(ABC):
     """``encode``, ``decode`` and ``eos_id`` of a Hugging Face tokenizer; engines add ``start``."""
@@ -25,6 +28,11 @@ class TokenizedPolicy(ABC):
     @abstractmethod
     def start(self, prompts: Sequence[Sequence[int]], *, seed: int | None = None) -> Generation:
         """Begin a batch. A prompt of no tokens is refused with PolicyError."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence the engine takes, prompt and what is written; 0 where that is not known."""
+        return 0
 
     def close(self) -> None:  # noqa: B027
         """Give back what the engine holds besides this process's own memory; nothing is generated afterwards."""

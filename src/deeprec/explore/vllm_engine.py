@@ -32,6 +32,11 @@ class VllmPolicy(TokenizedPolicy):
         self._llm = llm
         self._longest = int(llm.llm_engine.model_config.max_model_len)
 
+    @property
+    def longest(self) -> int:
+        """The sequences that vLLM keeps room for."""
+        return self._longest
+
     def start(self, prompts: Sequence[Sequence[int]], *, seed: int | None = None) -> Generation:
         """Begin a batch. A prompt of no tokens is refused with PolicyError."""
         return SequenceGeneration(prompts, seed, self._longest, self._complete)

@@ -10,13 +10,10 @@ import difflib
 import heapq
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 from deeprec.errors import TrmError
 from deeprec.types import ANYTHING, Catalogue, Filter
 
-_FILTER = re.compile(r"\s*(?P<column>[^<>=!]+?)\s*(?P<operator>>=|<=|!=|==|=)\s*(?P<value>[^<>=\s].*?)\s*")
-_OPERATORS: dict[str, Literal["=", "!=", ">=", "<="]] = {"=": "=", "==": "=", "!=": "!=", ">=": ">=", "<=": "<="}
 _CANDIDATES = 2000
 _SEARCHED = 20_000
 _SUGGESTIONS = 3
@@ -109,22 +106,10 @@ def parse_filter(text: str) -> Filter:
     Raises:
         TrmError: it is not of the form column, operator, value.
     """
-    match = _FILTER.fullmatch(text)
-    if match is None:
-        raise TrmError(
-            f"the filter {text!r} is not of the form COLUMN OPERATOR VALUE with =, !=, >= or <=; write for example "
-            f"'year >= 1990' or 'genres = Comedy'"
-        )
-    return Filter(match["column"], _OPERATORS[match["operator"]], _value(match["value"]))
-
-
-def _value(text: str) -> str | float:
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
     try:
-        return float(text)
-    except ValueError:
-        return text
+        return Filter.parse(text)
+    except ValueError as error:
+        raise TrmError(str(error)) from error
 
 
 def parse_preference(preference: str | Sequence[str]) -> tuple[str, ...]:

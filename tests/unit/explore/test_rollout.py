@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from deeprec.errors import ProtocolError
 from deeprec.explore.engine import TransformersPolicy
 from deeprec.explore.rollout import rollout
-from deeprec.types import EndReason, Example, Filter
+from deeprec.types import Conditions, EndReason, Example, Filter
 
 BROAD = "\nLook.\n<|begin_of_preference|>anything<|end_of_preference|>"
 NARROW = "Closer.\n<|begin_of_preference|> Comedy; 1990s <|end_of_preference|>"
@@ -25,6 +25,10 @@ def examples(count=1):
 def run(policy, retriever, titles, config, tasks=None, **options):
     options = {"temperature": 1.0, "seed": 0, **options}
     return rollout(policy, retriever, titles, tasks or examples(), config, **options)
+
+
+def until(*deadlines):
+    return {"conditions": [Conditions(deadline=deadline) for deadline in deadlines]}
 
 
 def test_a_whole_rollout(character_policy, retriever, titles, config):
@@ -74,7 +78,7 @@ def test_a_held_answer_may_name_what_all_calls_so_far_returned(character_policy,
     of_the_second = max(int(item.item_id[1:]) for item in free.calls[1].items)
     assert of_the_second > 5
     assert answered(4, of_the_second, 2) == ("i4", f"i{of_the_second}", "i2")
-    assert answered(5, 2, 4, deadline=time.monotonic() + 60) == ("i5", "i2", "i4"), "in slices"
+    assert answered(5, 2, 4, **until(time.monotonic() + 60)) == ("i5", "i2", "i4"), "in slices"
     for rows in ((4, 4, 2), (4, 29, 2), (4, 2)):
         with pytest.raises(AssertionError, match="what its rule bars"):
             answered(*rows)
@@ -116,7 +120,7 @@ def test_an_item_that_was_not_retrieved_is_not_answered(character_policy, retrie
 def test_one_generate_and_one_retrieve_per_turn(character_policy, retriever, titles, config):
     scripts = [[BROAD, ANSWER], [ANSWER], [BROAD, NARROW, ANSWER], ["over<eos>"]]
     policy = character_policy(scripts)
-    turns: list[tuple[int, int]] = []
+    turns: list[tuple[int, list[int]]] = []
     found = run(
         policy,
         retriever,
@@ -127,7 +131,7 @@ def test_one_generate_and_one_retrieve_per_turn(character_policy, retriever, tit
     )
     assert [entry[1] for entry in policy.log if entry[0] == "generate"] == [[0, 1, 2, 3], [0, 2], [2]]
     assert [len(batch) for batch in retriever.batches] == [2, 1]
-    assert turns == [(1, 4), (2, 2), (3, 1)]
+    assert turns == [(1, [0, 1, 2, 3]), (2, [0, 2]), (3, [2])]
     assert [trajectory.user_id for trajectory in found] == ["u0", "u1", "u2", "u3"]
     alone = [run(character_policy([script]), retriever, titles, config)[0].text for script in scripts]
     assert [trajectory.text for trajectory in found] == alone
@@ -145,49 +149,61 @@ def test_batches_have_their_own_seeds(character_policy, retriever, titles, confi
     assert again.started == policy.started
 
 
-def test_what_a_request_asks_reaches_every_query(character_policy, retriever, titles, config):
+def test_what_each_request_asks_reaches_its_own_queries(character_policy, retriever, titles, config):
     condition = Filter("year", ">=", 1990)
+    asked = [Conditions(("horror",), frozenset({"i2"}), (condition,), True), Conditions(("drama",))]
     run(
-        character_policy([[BROAD, NARROW, ANSWER]]),
+        character_policy([[BROAD, NARROW, ANSWER]] * 2),
         retriever,
         titles,
         config,
-        filters=(condition,),
-        exclude={"i2"},
-        preference=("horror",),
-        allow_seen=True,
+        examples(2),
+        conditions=asked,
     )
-    queries = [query for batch in retriever.batches for query in batch]
-    assert [query.preference for query in queries] == [("horror",), ("horror", "comedy", "1990s")]
-    assert all(query.filters == (condition,) and query.exclude == {"i2"} and query.allow_seen for query in queries)
+    first, second = zip(*retriever.batches, strict=True)
+    assert [query.preference for query in first] == [("horror",), ("horror", "comedy", "1990s")]
+    assert all(query.filters == (condition,) and query.exclude == {"i2"} and query.allow_seen for query in first)
+    assert [query.preference for query in second] == [("drama",), ("drama", "comedy", "1990s")]
+    assert not any(query.filters or query.exclude or query.allow_seen for query in second)
+
+
+def test_conditions_are_as_many_as_examples(character_policy, retriever, titles, config):
+    with pytest.raises(ValueError, match="2 examples have 1 conditions"):
+        run(character_policy([[ANSWER]] * 2), retriever, titles, config, examples(2), conditions=[Conditions()])
 
 
 def test_fresh_lists_leave_out_what_the_rollout_has_found(character_policy, retriever, titles, config):
     fresh = config.model_copy(update={"fresh_lists": True})
     policy = character_policy([[BROAD, BROAD, BROAD, ANSWER], [BROAD, ANSWER]])
-    first, second = run(policy, retriever, titles, fresh, examples(2), exclude={"i3"})
+    asked = [Conditions(exclude=frozenset({"i3"}))] * 2
+    first, second = run(policy, retriever, titles, fresh, examples(2), conditions=asked)
     lists = [[item.item_id for item in call.items] for call in first.calls]
     assert lists == [[f"i{row}" for row in rows] for rows in ((2, 4, 5, 6), (7, 8, 9, 10), (11, 12, 13, 14))]
     assert [item.item_id for item in second.calls[0].items] == lists[0], "each rollout for itself"
     assert first.answer[0] == "i4", "what an earlier list held can be answered"
 
 
-def test_a_passed_deadline_ends_every_open_rollout(character_policy, retriever, titles, config):
-    policy = character_policy([[BROAD, ANSWER]] * 2)
-    found = run(policy, retriever, titles, config, examples(2), deadline=time.monotonic() - 1)
-    assert {trajectory.end for trajectory in found} == {EndReason.DEADLINE}
-    assert policy.log == []
+def test_a_passed_deadline_ends_its_own_rollout_and_no_other(character_policy, retriever, titles, config):
+    policy = character_policy([[BROAD, ANSWER]] * 3)
+    past, far = time.monotonic() - 1, time.monotonic() + 60
+    found = run(policy, retriever, titles, config, examples(3), **until(past, None, far))
+    assert [one.end for one in found] == [EndReason.DEADLINE, EndReason.ANSWERED, EndReason.ANSWERED]
+    assert next(entry[1] for entry in policy.log if entry[0] == "generate") == [1, 2]
+    assert found[0].completion_ids == ()
 
 
 def test_a_deadline_in_the_middle_keeps_what_was_written(character_policy, retriever, titles, config, monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr("deeprec.explore.rollout.time.monotonic", lambda: next(clock))
-    policy = character_policy([[BROAD, "x" * 500]])
-    (trajectory,) = run(policy, retriever, titles, config, deadline=6)
-    assert trajectory.end is EndReason.DEADLINE
-    assert len(trajectory.calls) == 1
-    assert policy.decode(trajectory.completion_ids) == trajectory.text
-    assert all(limit <= 32 for name, _, limit in (entry for entry in policy.log if entry[0] == "generate"))
+    policy = character_policy([[BROAD, "x" * 500], [BROAD, "y" * 500], [BROAD, ANSWER]])
+    early, late, free = run(policy, retriever, titles, config, examples(3), **until(6, 9, None))
+    assert (early.end, late.end, free.end) == (EndReason.DEADLINE, EndReason.DEADLINE, EndReason.ANSWERED)
+    for one in (early, late):
+        assert len(one.calls) == 1
+        assert policy.decode(one.completion_ids) == one.text
+    assert len(early.completion_ids) < len(late.completion_ids)
+    limits = [(rows, limit) for name, rows, limit in (entry for entry in policy.log if entry[0] == "generate")]
+    assert all(limit <= 32 for rows, limit in limits if set(rows) & {0, 1})
 
 
 def test_calls_are_told_as_they_happen(character_policy, retriever, titles, config):
@@ -199,19 +215,23 @@ def test_calls_are_told_as_they_happen(character_policy, retriever, titles, conf
         titles,
         config.model_copy(update={"batch_size": 2}),
         examples(3),
-        on_turn=lambda turn, waiting: told.append(("turn", turn)),
+        on_turn=lambda turn, rows: told.append((turn, rows)),
         on_call=lambda row, call, text: told.append((row, call, text)),
+        on_end=lambda row, trajectory: told.append((row, trajectory)),
     )
     assert told == [
-        ("turn", 1),
+        (1, [0, 1]),
         (0, found[0].calls[0], BROAD),
         (1, found[1].calls[0], BROAD),
-        ("turn", 2),
+        (2, [0, 1]),
         (1, found[1].calls[1], NARROW),
-        ("turn", 3),
-        ("turn", 1),
+        (0, found[0]),
+        (3, [1]),
+        (1, found[1]),
+        (1, [2]),
         (2, found[2].calls[0], BROAD),
-        ("turn", 2),
+        (2, [2]),
+        (2, found[2]),
     ]
 
 
