@@ -49,6 +49,20 @@ class RequestError(DeepRecError):
     status = 400
 
 
+class ClientError(DeepRecError):
+    """A server could not be called, or refused. ``deeprec.client`` has one kind for each way that it can go.
+
+    ``status`` is the HTTP status, None without an answer; ``sentence`` is what the server said, or what happened.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, status: int | None = None, sentence: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.sentence = sentence or message
+
+
 class PipelineError(DeepRecError):
     """A pipeline cannot be compiled, or one of its tasks failed."""
 

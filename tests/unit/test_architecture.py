@@ -1,8 +1,8 @@
 """Imports point one way, and each volatile dependency is imported in one place.
 
 The house, from top to bottom: cli → pipelines → components → serving, policy, evaluation → explore, rewards, trm →
-checks, features, data → feature_repo, store, config, metrics → types, errors, markup. A room may import rooms below its
-own level, and no other room of its own level but those named in ``NEIGHBOURS``.
+checks, features, data → client, feature_repo, store, config, metrics → types, errors, markup. A room may import rooms
+below its own level, and no other room of its own level but those named in ``NEIGHBOURS``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LEVELS = (
     {"types", "errors", "markup"},
-    {"store", "config", "metrics", "feature_repo"},
+    {"store", "config", "metrics", "feature_repo", "client"},
     {"checks", "features", "data"},
     {"explore", "rewards", "trm"},
     {"serving", "policy", "evaluation"},

@@ -1,0 +1,232 @@
+"""The two clients: what is asked and how a call goes on is the same for both; only the sending and the waiting differ.
+
+A call, retries included, takes ``timeout`` seconds at most, and no longer than the deadline in its question where it
+names one. Limits: it is each wait on the network that is bounded, so an answer that trickles in can take longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from deeprec.client import questions
+from deeprec.client.answers import Event, Recommendation, Stored
+from deeprec.client.exchange import Call, Pause, Reply, Send, Steps, exchange, unreachable
+from deeprec.client.questions import RecommendQuestion, TrmOnlyQuestion
+from deeprec.client.stream import Step, StepReader
+from deeprec.errors import ClientError
+from deeprec.types import JsonDict
+
+Answer = TypeVar("Answer")
+
+TIMEOUT, CONNECT_SECONDS = 10.0, 5.0
+CONNECTIONS = 100
+IDLE_SECONDS = 30.0
+"""Seconds after which an idle connection is closed: sooner than the servers close theirs."""
+
+
+class _Server:
+    """A server's address and the longest that a call of it may take, seconds."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ClientError(f"{url!r} is no address of a server; name one such as http://recommender:8080")
+        self.url = url.rstrip("/")
+        self.timeout = timeout
+
+    def _steps(self, call: Call[Answer]) -> Steps[Answer]:
+        return exchange(call, self.url, self.timeout)
+
+    def _request(self, http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
+        timeout = httpx.Timeout(step.timeout, connect=min(step.timeout, CONNECT_SECONDS))
+        return http.build_request(step.method, f"{self.url}{step.path}", content=step.content, timeout=timeout)
+
+    def _broken(self, error: httpx.TransportError) -> ClientError:
+        return unreachable(error, f"{self.url}{questions.EXPLORE}", self.timeout)
+
+
+def _settings(connections: int, headers: Mapping[str, str] | None) -> dict[str, Any]:
+    limits = httpx.Limits(
+        max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=IDLE_SECONDS
+    )
+    return {"limits": limits, "headers": {"Content-Type": "application/json", **(headers or {})}}
+
+
+class Client(_Server):
+    """Calls that block. Safe to use from several threads; a context manager, else ended with ``close``.
+
+    Args:
+        url: the server's address, such as ``http://recommender:8080``.
+        timeout: seconds that a call may take, retries included.
+        connections: connections open at a time.
+        headers: sent with every request, such as ``Authorization``, or the ``Host`` that an ingress routes by.
+
+    Every method raises ``ClientError``.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = TIMEOUT,
+        connections: int = CONNECTIONS,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(url, timeout)
+        self._http = httpx.Client(**_settings(connections, headers))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def recommend(self, **question: Unpack[RecommendQuestion]) -> Recommendation:
+        """The recommender's answer; see ``RecommendQuestion``."""
+        return self._run(questions.recommend(question))
+
+    def retrieve(self, **question: Unpack[TrmOnlyQuestion]) -> Recommendation:
+        """The TRM's answer, without the policy; see ``TrmOnlyQuestion``."""
+        return self._run(questions.retrieve(question))
+
+    def explore(self, **question: Unpack[RecommendQuestion]) -> Iterator[Step]:
+        """The recommender's answer step by step, as the policy explores; the last step has the recommendation."""
+        reply = self._run(questions.explore(question))
+        reader = StepReader(reply)
+        try:
+            for line in reply.iter_lines():
+                step = reader.read(line)
+                if step is not None:
+                    yield step
+        except httpx.TransportError as error:
+            raise self._broken(error) from error
+        finally:
+            reply.close()
+        reader.finish()
+
+    def send(self, events: Iterable[Event | Mapping[str, Any]]) -> Stored:
+        """Store interactions, so that the next recommendation knows them. RequestRefused where none is accepted."""
+        return self._run(questions.send(events))
+
+    def ready(self, model: str = questions.RECOMMENDER) -> bool:
+        """Whether the server answers for a model now; False too where nobody does."""
+        return questions.is_ready(self._send(questions.ready(model, self.timeout)))
+
+    def predict(self, model: str, instances: Sequence[JsonDict], *, timeout: float | None = None) -> list[JsonDict]:
+        """Any model's answers to requests of JSON, sent in one body: KServe's V1 protocol as it is."""
+        return self._run(questions.predict(model, instances, timeout))
+
+    def _run(self, call: Call[Answer]) -> Answer:
+        steps = self._steps(call)
+        reply: Reply | None = None
+        while True:
+            try:
+                step = steps.send(reply)
+            except StopIteration as done:
+                answer: Answer = done.value
+                return answer
+            if isinstance(step, Pause):
+                time.sleep(step.seconds)
+            reply = self._send(step) if isinstance(step, Send) else None
+
+    def _send(self, step: Send) -> Reply:
+        try:
+            reply = self._http.send(self._request(self._http, step), stream=step.stream)
+            if step.stream and not reply.is_success:
+                reply.read()
+        except httpx.TransportError as error:
+            return error
+        return reply
+
+
+class AsyncClient(_Server):
+    """``Client`` for an event loop: the same calls, awaited. It belongs to the loop in which it is first used."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = TIMEOUT,
+        connections: int = CONNECTIONS,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """See ``Client``."""
+        super().__init__(url, timeout)
+        self._http = httpx.AsyncClient(**_settings(connections, headers))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def recommend(self, **question: Unpack[RecommendQuestion]) -> Recommendation:
+        """See ``Client.recommend``."""
+        return await self._run(questions.recommend(question))
+
+    async def retrieve(self, **question: Unpack[TrmOnlyQuestion]) -> Recommendation:
+        """See ``Client.retrieve``."""
+        return await self._run(questions.retrieve(question))
+
+    async def explore(self, **question: Unpack[RecommendQuestion]) -> AsyncIterator[Step]:
+        """See ``Client.explore``."""
+        reply = await self._run(questions.explore(question))
+        reader = StepReader(reply)
+        try:
+            async for line in reply.aiter_lines():
+                step = reader.read(line)
+                if step is not None:
+                    yield step
+        except httpx.TransportError as error:
+            raise self._broken(error) from error
+        finally:
+            await reply.aclose()
+        reader.finish()
+
+    async def send(self, events: Iterable[Event | Mapping[str, Any]]) -> Stored:
+        """See ``Client.send``."""
+        return await self._run(questions.send(events))
+
+    async def ready(self, model: str = questions.RECOMMENDER) -> bool:
+        """See ``Client.ready``."""
+        return questions.is_ready(await self._send(questions.ready(model, self.timeout)))
+
+    async def predict(
+        self, model: str, instances: Sequence[JsonDict], *, timeout: float | None = None
+    ) -> list[JsonDict]:
+        """See ``Client.predict``."""
+        return await self._run(questions.predict(model, instances, timeout))
+
+    async def _run(self, call: Call[Answer]) -> Answer:
+        steps = self._steps(call)
+        reply: Reply | None = None
+        while True:
+            try:
+                step = steps.send(reply)
+            except StopIteration as done:
+                answer: Answer = done.value
+                return answer
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.seconds)
+            reply = await self._send(step) if isinstance(step, Send) else None
+
+    async def _send(self, step: Send) -> Reply:
+        try:
+            reply = await self._http.send(self._request(self._http, step), stream=step.stream)
+            if step.stream and not reply.is_success:
+                await reply.aread()
+        except httpx.TransportError as error:
+            return error
+        return reply

@@ -1,0 +1,158 @@
+"""What the servers are asked: the arguments of the clients' methods, and the calls that they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypedDict, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from deeprec.client.answers import Event, Recommendation, Stored, read_recommendation, read_stored
+from deeprec.client.exchange import Call, Reply, RequestRefused, Send
+from deeprec.types import Filter, JsonDict
+
+Answer = TypeVar("Answer")
+
+RECOMMENDER, TRM = "deeprec", "deeprec-trm"
+"""The servers' names of the models."""
+EXPLORE = "/v1/explore"
+Condition = str | Filter | Mapping[str, Any]
+"""A filter as text (``year >= 1990``), as a value, or as the server's JSON."""
+
+
+class TrmQuestion(TypedDict, total=False):
+    """What ``retrieve`` takes; also the common part of every question.
+
+    Name a user, whose history the server knows, or give a history, which wins over the user's.
+    """
+
+    user_id: str | int
+    history: Sequence[str | int]
+    """Item ids, oldest first."""
+    k: int
+    """Items wanted; 10 where it is not given."""
+    preference: str | Sequence[str]
+    """``comedy; 1990s``, or the phrases."""
+    filters: Sequence[Condition]
+    """Conditions that every item meets."""
+    exclude: Iterable[str | int]
+    """Item ids to leave out."""
+
+
+class TrmOnlyQuestion(TrmQuestion, total=False):
+    """What ``retrieve`` takes besides."""
+
+    allow_seen: bool
+    """Items of the history may be answered."""
+
+
+class RecommendQuestion(TrmQuestion, total=False):
+    """What ``recommend`` takes besides."""
+
+    deadline_ms: int
+    """Milliseconds that the server may take, and all attempts together; the server's default where it is not given."""
+    explain: bool
+    """Answer also with the policy's calls and the TRM's own list."""
+
+
+def json_reader(read: Callable[[Any], Answer]) -> Callable[[httpx.Response], Answer]:
+    """Read the decoded JSON of a response."""
+    return lambda reply: read(reply.json())
+
+
+def recommend(question: RecommendQuestion) -> Call[Recommendation]:
+    """The recommender's answer to one question."""
+    return Call(_predict(RECOMMENDER), json_reader(_recommendation), _within(question, _instances), _deadline(question))
+
+
+def retrieve(question: TrmOnlyQuestion) -> Call[Recommendation]:
+    """The TRM's answer to one question."""
+    body = _instances(_json(question))
+    return Call(_predict(TRM), json_reader(_recommendation), lambda left: body)
+
+
+def explore(question: RecommendQuestion) -> Call[httpx.Response]:
+    """The recommender's answer to one question, as a stream of events; see ``client.stream``."""
+    return Call(EXPLORE, lambda reply: reply, _within(question, dict), _deadline(question), stream=True)
+
+
+def predict(model: str, instances: Sequence[JsonDict], timeout: float | None) -> Call[list[JsonDict]]:
+    """A model's answers to several requests of JSON, in one body (KServe's V1 protocol)."""
+
+    def read(answer: Any) -> list[JsonDict]:
+        found = list(answer["predictions"])
+        if len(found) != len(instances):
+            raise ValueError(f"{len(found)} predictions for {len(instances)} instances")
+        return found
+
+    return Call(_predict(model), json_reader(read), lambda left: {"instances": list(instances)}, timeout=timeout)
+
+
+def send(events: Iterable[Event | Mapping[str, Any]]) -> Call[Stored]:
+    """What the feature store made of some events."""
+    body = {"events": [_without_none(asdict(one)) if isinstance(one, Event) else dict(one) for one in events]}
+    return Call("/v1/events", json_reader(read_stored), lambda left: body)
+
+
+def ready(model: str, timeout: float) -> Send:
+    """Ask once, and wait for nothing, whether a model is ready."""
+    return Send("GET", f"/v1/models/{quote(model, safe='')}", None, timeout)
+
+
+def is_ready(reply: Reply) -> bool:
+    """Whether the answer to ``ready`` says so."""
+    return isinstance(reply, httpx.Response) and reply.is_success
+
+
+def _predict(model: str) -> str:
+    return f"/v1/models/{quote(model, safe='')}:predict"
+
+
+def _recommendation(answer: Any) -> Recommendation:
+    [prediction] = answer["predictions"]
+    return read_recommendation(prediction)
+
+
+def _instances(request: JsonDict) -> JsonDict:
+    return {"instances": [request]}
+
+
+def _deadline(question: RecommendQuestion) -> float | None:
+    asked = question.get("deadline_ms")
+    return None if asked is None else asked / 1000
+
+
+def _within(question: RecommendQuestion, wrapped: Callable[[JsonDict], JsonDict]) -> Callable[[float], JsonDict]:
+    """The body for the seconds left: an attempt after others has less time than the question named."""
+    request = _json(question)
+    if "deadline_ms" not in request:
+        return lambda left: wrapped(request)
+    return lambda left: wrapped({**request, "deadline_ms": max(round(1000 * left), 1)})
+
+
+def _json(question: Mapping[str, Any]) -> JsonDict:
+    """The request's JSON; what was not given is left to the server."""
+    request = _without_none(question)
+    for name in ("history", "exclude"):
+        if name in request:
+            request[name] = list(request[name])
+    if not isinstance(request.get("preference", ""), str):
+        request["preference"] = list(request["preference"])
+    if "filters" in request:
+        request["filters"] = [_filter(one) for one in request["filters"]]
+    return request
+
+
+def _filter(condition: Condition) -> JsonDict:
+    if isinstance(condition, str):
+        try:
+            condition = Filter.parse(condition)
+        except ValueError as error:
+            raise RequestRefused(str(error)) from error
+    return asdict(condition) if isinstance(condition, Filter) else dict(condition)
+
+
+def _without_none(values: Mapping[str, Any]) -> JsonDict:
+    return {name: value for name, value in values.items() if value is not None}
