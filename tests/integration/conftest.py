@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,3 +48,19 @@ def client(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     if not found.bucket_exists("models"):
         found.make_bucket("models")
     return found
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's directory with ``bundle`` and ``features``, see ``parts.make_run``. Read it, never write into it."""
+    from tests.integration.parts import make_run
+
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def taught_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``small_run`` with a policy that answers, see ``taught.teach``. Read it, never write into it."""
+    from tests.integration.taught import teach
+
+    return teach(small_run, tmp_path_factory.mktemp("taught"))

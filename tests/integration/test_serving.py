@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
-from deeprec.checks.gate import Verdict
-from deeprec.config import (
-    BundleConfig,
-    DataConfig,
-    ExploreConfig,
-    FeaturesConfig,
-    PolicyConfig,
-    SampleConfig,
-    TextConfig,
-    TinyConfig,
-    TrmConfig,
-    WarmStartConfig,
-)
 from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.errors import ArtifactError
-from deeprec.store import write_artifact
+from tests.integration.servers import ServerProcess, deeprec, started, until
 
 JSON = {"Content-Type": "application/json"}
-START_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -44,7 +27,7 @@ class Served:
 
     url: str
     data: Dataset
-    printed: str
+    server: ServerProcess
 
     def predict(self, request: Any, model: str = "deeprec") -> dict[str, Any]:
         answer = httpx.post(f"{self.url}/v1/models/{model}:predict", json={"instances": [request]}, timeout=30)
@@ -53,64 +36,19 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(small_run: Path) -> Path:
     """A run's directory with ``bundle`` and ``features``; the policy is untrained, so its answers are not valid."""
-    from deeprec.data.ingest import ingest
-    from deeprec.features.store import publish as publish_features
-    from deeprec.policy.build import build_policy
-    from deeprec.serving.bundle import publish
-    from deeprec.trm.training import train
-
-    place = tmp_path_factory.mktemp("run")
-    parts = {name: place / name for name in ("dataset", "trm", "policy", "evaluation", "published")}
-    text = TextConfig(provider="hashing", width=32)
-    trm = TrmConfig(width=16, layers=1, heads=1, max_length=20, epochs=1)
-    explore = ExploreConfig(items_per_call=8, answer_size=5, max_calls=3, max_new_tokens=64, max_context=512)
-    tiny = PolicyConfig(
-        tiny=TinyConfig(width=16, layers=1, heads=2, inner=32), warm_start=WarmStartConfig(trajectories=0)
-    )
-    sample = SampleConfig(users=60, items=50, mean_history=20)
-    ingest(DataConfig(source="sample", sample=sample), 0, parts["dataset"])
-    publish_features(parts["dataset"], FeaturesConfig(path=str(place / "features")), parts["published"])
-    train(parts["dataset"], trm, text, 0, parts["trm"], place / "trm.html")
-    build_policy(parts["dataset"], parts["trm"], tiny, explore, text, 0, parts["policy"])
-    with write_artifact(parts["evaluation"], "evaluation", parents=[parts["dataset"]]) as work:
-        (work / "metrics.json").write_text(json.dumps({"serve": "policy"}))
-    verdict = Verdict("evaluation", True, "evaluation: passed, 0 of 0 checks", ())
-    publish(*parts.values(), text, explore, BundleConfig(), verdict, place / "bundle")
-    return place
+    return small_run
 
 
 @pytest.fixture(scope="module")
-def served(run: Path) -> Iterator[Served]:
+def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The command's own process on a free port, ended with SIGTERM."""
-    command = [sys.executable, "-c", "from deeprec.cli import main; main()", "serve", str(run / "bundle")]
-    log = run / "server.log"
-    with log.open("w") as stream:
-        process = subprocess.Popen([*command, "--port", "0"], stdout=stream, stderr=stream, env=dict(os.environ))
-    try:
-        url = _wait(process, log)
-        yield Served(url, read_dataset(run / "dataset"), log.read_text())
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-        assert "Traceback" not in log.read_text()
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
-        if found:
-            try:
-                if httpx.get(f"{found[0]}/v2/health/ready").json() == {"ready": True}:
-                    return found[0]
-            except httpx.TransportError:
-                pass
-        time.sleep(0.2)
-    raise AssertionError(f"the server did not start:\n{log.read_text()}")
+    log = tmp_path_factory.mktemp("served") / "log"
+    with started(deeprec("serve", "recommender", run / "bundle", "--port", "0"), log) as server:
+        yield Served(server.url, read_dataset(run / "dataset"), server)
+        assert server.stop() == 0
+        assert "Traceback" not in server.printed
 
 
 def test_a_bundle_comes_back_from_object_storage(run: Path, client: Any) -> None:
@@ -129,8 +67,8 @@ def test_a_bundle_comes_back_from_object_storage(run: Path, client: Any) -> None
 
 
 def test_the_printed_lines_work(served: Served) -> None:
-    lines = [line for line in served.printed.splitlines() if line.startswith("  curl ")]
-    assert len(lines) == 5
+    lines = [line for line in served.server.printed.splitlines() if line.startswith("  curl ")]
+    assert len(lines) == 6
     for line in lines:
         url = re.search(r"http://\S+", line)
         body = re.search(r"-d '(.*)'$", line)
@@ -158,8 +96,8 @@ def test_a_known_user_gets_new_items(served: Served) -> None:
 def test_a_history_in_the_request_a_preference_and_a_stranger(served: Served) -> None:
     history = [item.item_id for item in served.data.catalogue.items[:4]]
     answer = served.predict({"history": history, "k": 3, "deadline_ms": 1})
-    assert (answer["path"], len(answer["items"])) == ("trm", 3)
-    assert answer["reason"] == "the policy did not finish within 1 ms"
+    assert (answer["path"] in ("trm", "popularity"), len(answer["items"])) == (True, 3)
+    assert "the policy did not finish within 1 ms" in answer["reason"]
     phrase = served.data.catalogue.phrases[0]
     wished = served.predict({"history": history, "preference": phrase, "k": 3}, "deeprec-trm")
     assert wished["items"][0]["preference"] == phrase
@@ -186,6 +124,43 @@ def test_v2_takes_and_gives_json_texts(served: Served) -> None:
     output = answer.json()["outputs"][0]
     assert (output["name"], output["datatype"], output["shape"]) == ("response", "BYTES", [2])
     assert [len(json.loads(text)["items"]) for text in output["data"]] == [1, 2]
+
+
+def test_the_trm_is_served_without_a_policy(run: Path, tmp_path: Path) -> None:
+    """Readiness is false until the model has answered, and the answers are those of the recommender's own TRM."""
+    statuses: list[int] = []
+    with started(deeprec("serve", "trm", run, "--port", "0"), tmp_path / "log", ready=False) as server:
+        while 200 not in statuses:
+            with suppress(httpx.TransportError):
+                statuses.append(httpx.get(f"{server.url}/v1/models/deeprec-trm", timeout=30).status_code)
+                if statuses[-1] == 200:
+                    assert server.metric("request_predict_seconds_count") == 0
+        assert set(statuses) <= {503, 200}
+        assert httpx.get(f"{server.url}/v1/models").json() == {"models": ["deeprec-trm"]}
+        assert not psutil.Process(server.process.pid).children(recursive=True)
+        lines = [line for line in server.printed.splitlines() if line.startswith("  curl ")]
+        assert len(lines) == 2
+        data = read_dataset(run / "dataset")
+        user, history = next(iter(data.sequences.items()))
+        body = {"instances": [{"user_id": user, "k": 8}, {"user_id": user, "k": 3, "allow_seen": True}]}
+        fresh, seen = httpx.post(f"{server.url}/v1/models/deeprec-trm:predict", json=body).json()["predictions"]
+        assert (fresh["path"], len(fresh["items"]), fresh["user_known"]) == ("trm", 8, True)
+        assert not {item["id"] for item in fresh["items"]} & set(history)
+        assert len(seen["items"]) == 3
+        assert server.stop() == 0
+
+
+def test_the_recommender_stays_ready_without_its_policy(run: Path, tmp_path: Path) -> None:
+    arguments = ["--policy-url", "http://127.0.0.1:9", "--port", "0"]
+    with started(deeprec("serve", "recommender", run, *arguments), tmp_path / "log") as server:
+        user = next(iter(read_dataset(run / "dataset").sequences))
+        body = {"instances": [{"user_id": user, "k": 3, "deadline_ms": 20000}]}
+        answer = httpx.post(f"{server.url}/v1/models/deeprec:predict", json=body, timeout=30).json()["predictions"][0]
+        assert (answer["path"], len(answer["items"])) == ("trm", 3)
+        assert answer["reason"]
+        assert server.ready()
+        assert server.metric("deeprec_policy_down") == 1
+        assert server.metric("deeprec_requests_total", path="trm", model="deeprec") == 1
 
 
 def test_readiness_of_both_models(served: Served) -> None:
@@ -238,3 +213,18 @@ def test_a_port_in_use_or_a_spoilt_bundle_is_refused(served: Served, run: Path) 
         free_port("127.0.0.1", int(served.url.rpartition(":")[2]))
     with pytest.raises(ArtifactError):
         Bundle.load(run / "dataset")
+
+
+def test_a_policy_that_is_killed_is_replaced_and_the_recommender_stays_ready(served: Served) -> None:
+    """The last test of this server: its policy is away for a while."""
+    workers = [
+        one for one in psutil.Process(served.server.process.pid).children() if "spawn_main" in str(one.cmdline())
+    ]
+    assert len(workers) == 1
+    workers[0].kill()
+    until(lambda: served.server.metric("deeprec_policy_restarts") >= 1, "the policy is not started again")
+    assert served.server.ready()
+    user = next(iter(served.data.sequences))
+    answer = served.predict({"user_id": user, "k": 3, "deadline_ms": 20000})
+    assert (answer["path"], len(answer["items"])) == ("trm", 3)
+    until(lambda: served.server.metric("deeprec_policy_down") == 0, "the policy does not come back")

@@ -12,6 +12,7 @@ from deeprec.config.operation import (
     EvaluationGate,
     GpuPool,
     PipelineConfig,
+    RequestLogConfig,
     ServingConfig,
     TaskResources,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "PipelineConfig",
     "PolicyConfig",
     "Positive",
+    "RequestLogConfig",
     "RewardsConfig",
     "SampleConfig",
     "Section",

@@ -36,8 +36,23 @@ class BundleConfig(Section):
     """Local path or ``s3://bucket/prefix``; empty publishes nowhere else."""
 
 
+class RequestLogConfig(Section):
+    """What is kept of the answers given."""
+
+    path: str = ""
+    """Directory of Parquet files; empty keeps nothing."""
+    sample: Share = 1.0
+    """Share of the users whose requests are kept; all or none of a user's."""
+    hash_ids: bool = True
+    """User ids are kept as keyed hashes; switch off only where the log may name people."""
+    rows: Positive = 10_000
+    """Rows after which a file is finished."""
+    seconds: Positive = 60
+    """Seconds after which a file is finished, full or not."""
+
+
 class ServingConfig(Section):
-    """The servers' limits."""
+    """The servers' addresses and limits."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
@@ -55,8 +70,27 @@ class ServingConfig(Section):
     """Most requests in one body."""
     max_body_bytes: Positive = 262144
     """Largest request body."""
-    workers: Positive = 2
-    """Threads that run models."""
+    max_waiting: Positive = 256
+    """Requests being answered at a time; those beyond are refused with 429."""
+    retry_after: Positive = 1
+    """Seconds that a refused client is told to wait."""
+    threads: Positive = 1
+    """Threads that torch computes with, in the server and in the policy's process each."""
+    batch: Positive = 64
+    """Most requests that share one call of a model."""
+    explorations: Positive = 64
+    """Explorations waiting or running; beyond, the TRM answers."""
+    grace_ms: Positive = 2000
+    """A policy that has not given up this long after a request's deadline is stuck: its process is replaced."""
+    trm_url: str = ""
+    """Address of a TRM server; empty runs the TRM in the server's own process."""
+    policy_url: str = ""
+    """Address of a policy server; empty runs the policy in a process beside the server."""
+    poll_seconds: float = Field(5.0, ge=0)
+    """How often the bundle's address is looked at for a new one; 0 never."""
+    shadow: bool = False
+    """Answer with the TRM, let the policy run beside, and only log what it would have answered."""
+    log: RequestLogConfig = RequestLogConfig()
 
 
 class GpuPool(Section):

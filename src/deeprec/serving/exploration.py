@@ -1,22 +1,37 @@
 """The loop as the recommender sees it: one exploration of the catalogue for one request, within a deadline.
 
-``Explorer`` is the port; ``RolloutExplorer`` runs the policy over the rollout engine. The request's own conditions
-(preference, exclusions, filters) are added to every call of the TRM, so they hold for whatever the policy does, and
+``Explorer`` is the port; ``serving.worker`` implements it with a process of its own. The request's conditions
+(preference, exclusions, filters) are part of every call of the TRM, so they hold for whatever the policy does, and
 never enter the prompt. Times are ``time.monotonic`` seconds.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from deeprec.config import ExploreConfig
-from deeprec.types import Example, Policy, Query, Retriever, Trajectory
+from deeprec.errors import DeepRecError
+from deeprec.types import Call, Query, Trajectory
 
-if TYPE_CHECKING:
-    from deeprec.explore.protocol import TitleBook
+
+class Unavailable(DeepRecError):
+    """The policy cannot be asked now; the message says why, in words that may be shown to whoever asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something that happened in turn ``turn`` (from 1): it began, or (``call``) a call's list came back.
+
+    ``thought`` is what the policy wrote before the call, ready to be shown.
+    """
+
+    turn: int
+    call: Call | None = None
+    thought: str = ""
+
+
+OnStep = Callable[[Step], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,52 +47,42 @@ class Exploration:
 
 
 class Explorer(Protocol):
-    """Port: runs the loop for one user; called from a worker thread."""
+    """Port: runs the loop for one user."""
 
     @property
     def answer_size(self) -> int:
         """Items in a valid answer."""
         ...
 
-    def explore(self, user_id: str, query: Query, deadline: float) -> Exploration:
-        """Explore for ``query.history`` under the query's conditions, giving up at ``deadline``."""
+    @property
+    def available(self) -> bool:
+        """Whether it can be asked now."""
         ...
 
-
-class RolloutExplorer:
-    """The policy, greedy, over ``explore.rollout``: the same code that trained and evaluated it."""
-
-    def __init__(self, policy: Policy, retriever: Retriever, titles: TitleBook, config: ExploreConfig) -> None:
-        self._policy = policy
-        self._retriever = retriever
-        self._titles = titles
-        self._config = config
-
     @property
-    def answer_size(self) -> int:
-        """Items in a valid answer."""
-        return self._config.answer_size
+    def restarts(self) -> int:
+        """How often what explores had to be started again."""
+        ...
 
-    def explore(self, user_id: str, query: Query, deadline: float) -> Exploration:
-        """One greedy rollout for the query's history; see ``Explorer``."""
-        from deeprec.explore.rollout import rollout
-        from deeprec.rewards.format import format_violations
+    async def loaded(self, timeout: float) -> None:
+        """Wait until it could be asked for the first time.
 
-        marks: list[float] = []
-        trajectory = rollout(
-            self._policy,
-            self._retriever,
-            self._titles,
-            [Example(user_id=user_id, history=query.history, target="")],
-            self._config,
-            temperature=0.0,
-            seed=0,
-            deadline=deadline,
-            on_turn=lambda turn, waiting: marks.append(time.monotonic()),
-            filters=query.filters,
-            exclude=query.exclude,
-            preference=query.preference,
-        )[0]
-        marks.append(time.monotonic())
-        turns = tuple(round(1000 * (after - before), 2) for before, after in pairwise(marks))
-        return Exploration(trajectory, format_violations(trajectory, self._config, strict=True), turns)
+        Raises:
+            Unavailable: it cannot be loaded, or was not within ``timeout`` seconds.
+        """
+        ...
+
+    async def explore(self, user_id: str, query: Query, deadline: float, on_step: OnStep | None = None) -> Exploration:
+        """Explore for ``query.history`` under the query's conditions.
+
+        It gives up at about ``deadline``; the caller has to stop waiting by itself. ``on_step`` is called in the
+        caller's event loop, in order, and not after the exploration is returned.
+
+        Raises:
+            Unavailable: the policy cannot be asked, or ended on the way.
+        """
+        ...
+
+    def close(self) -> None:
+        """End it, and what waits with Unavailable."""
+        ...

@@ -1,23 +1,42 @@
-"""From a bundle to a recommender: its models loaded from their own directories, and run once so that no user waits."""
+"""From a bundle to a recommender: its models loaded from their own directories, and run once so that no user waits.
+
+TRM and policy are the bundle's own, in this process and in one beside it, or those of the servers that
+``ServingConfig.trm_url`` and ``policy_url`` name.
+"""
 
 from __future__ import annotations
 
+import gc
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from deeprec.config import ServingConfig
+from deeprec.config import EngineConfig, ServingConfig, TextConfig
 from deeprec.errors import ArtifactError, TrmError
+from deeprec.serving.batching import AsyncRetriever, Batcher
 from deeprec.serving.bundle import Bundle
-from deeprec.serving.exploration import Explorer, RolloutExplorer
-from deeprec.serving.recommender import Histories, Recommender
+from deeprec.serving.exploration import Explorer, Unavailable
+from deeprec.serving.loop import Loop
+from deeprec.serving.recommender import Recommender
+from deeprec.serving.remote import BlockingRetriever, RemoteRetriever
 from deeprec.serving.request import RecommendRequest
+from deeprec.serving.served import Observer
+from deeprec.serving.users import Histories
+from deeprec.serving.worker import Patience, WorkerExplorer
+from deeprec.types import Catalogue, JsonDict, Policy, Retriever
 
 if TYPE_CHECKING:
-    from deeprec.types import Retriever
+    from deeprec.trm.retriever import TrmRetriever
 
 logger = logging.getLogger(__name__)
 
 WARM_UP_MS = 30_000
+LOADING_SECONDS = 600.0
+"""For a policy of the bundle's own to load."""
+REMOTE_SECONDS = 10.0
+"""For a policy server to be found, before the TRM begins to answer without."""
 
 
 def load_recommender(
@@ -26,45 +45,152 @@ def load_recommender(
     serving: ServingConfig | None = None,
     *,
     force_policy: bool = False,
+    observers: Sequence[Observer] = (),
 ) -> Recommender:
     """The recommender of a bundle; histories come from ``histories``, or from requests only.
 
-    ``force_policy`` runs the policy even where the bundle serves its TRM alone.
+    The policy's process begins to load; ``warm_up`` waits for it. ``force_policy`` runs the policy even where the
+    bundle serves its TRM alone; shadow mode does too.
 
     Raises:
         ArtifactError: a model cannot be read, or the text encoder here is not the one the bundle was made with.
     """
-    from deeprec.trm.retriever import TrmRetriever
-    from deeprec.trm.text import load_embedder
-
+    serving = serving or ServingConfig()
+    explores = force_policy or serving.shadow or bundle.serve == "policy"
+    explorer = _explorer(bundle, serving) if explores else None
     try:
-        embedder = load_embedder(bundle.text)
-        retriever = TrmRetriever.load(bundle.path / "trm", bundle.catalogue, embedder)
-    except TrmError as error:
-        raise ArtifactError(f"cannot serve the bundle {bundle.path}: {error}") from error
+        retriever = _retriever(bundle, serving)
+    except BaseException:
+        if explorer is not None:
+            explorer.close()
+        raise
     return Recommender(
         bundle.catalogue,
         bundle.counts,
         retriever,
-        explorer=_explorer(bundle, retriever) if force_policy or bundle.serve == "policy" else None,
+        explorer=explorer,
         why_trm=bundle.why,
         histories=histories,
         serving=serving,
         version=bundle.version,
+        observers=observers,
     )
 
 
 async def warm_up(recommender: Recommender) -> None:
-    """Answer one made-up request, so that the first user does not wait for lazy initialisation."""
+    """Wait until the policy is loaded, answer two made-up requests, and call the recommender ready.
+
+    Where the policy is another server's, one that cannot be asked is logged: it is asked again, and the TRM answers
+    until then.
+
+    Raises:
+        ArtifactError: the bundle's own policy cannot be loaded.
+    """
+    if recommender.explorer is not None:
+        remote = bool(recommender.serving.policy_url)
+        try:
+            await recommender.explorer.loaded(REMOTE_SECONDS if remote else LOADING_SECONDS)
+        except Unavailable as error:
+            if not remote:
+                raise ArtifactError(f"the bundle's policy cannot be served: {error}") from error
+            logger.warning("the policy cannot be asked yet, the TRM answers: %s", error)
     newest = tuple(item.item_id for item in recommender.catalogue.items[:3])
     deadline = min(WARM_UP_MS, recommender.serving.max_deadline_ms)
     phrases = recommender.catalogue.phrases[:1]
-    await recommender.recommend(RecommendRequest(history=newest, preference=phrases, k=1))
+    await recommender.recommend(RecommendRequest(history=newest, preference=phrases, k=1, deadline_ms=deadline))
     await recommender.recommend(RecommendRequest(history=newest, k=1, deadline_ms=deadline))
+    recommender.ready = True
 
 
-def _explorer(bundle: Bundle, retriever: Retriever) -> Explorer:
-    from deeprec.explore.loading import load_policy
-    from deeprec.explore.protocol import TitleBook
+def settle_memory() -> None:
+    """Collect garbage once, and leave what is loaded out of later collections.
 
-    return RolloutExplorer(load_policy(bundle.path / "policy"), retriever, TitleBook(bundle.catalogue), bundle.explore)
+    A full collection over models, catalogue and libraries stops the process for a tenth of a second and more. For
+    servers: to be called when a bundle has been warmed up, and again when an old one has been closed, whose cycles
+    would stay in memory otherwise.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+class BundleLoop:
+    """Loads what explores from a bundle's directory, or from the servers' addresses; see ``loop.Make``.
+
+    What crosses to the worker process is the directory's path; the bundle is held, since it may own that directory.
+    """
+
+    def __init__(self, bundle: Bundle, serving: ServingConfig) -> None:
+        self._bundle = bundle
+        self._place, self._version, self._serving = bundle.path, bundle.version, serving
+        self._explore, self._text = bundle.explore, bundle.text
+
+    def __getstate__(self) -> JsonDict:
+        """Everything but the bundle."""
+        return {name: value for name, value in vars(self).items() if name != "_bundle"}
+
+    def __call__(self) -> Loop:
+        """Load, in the worker process, whose thread count is set.
+
+        Raises:
+            ArtifactError, PolicyError, TrmError: a part cannot be loaded, or a server cannot be asked.
+        """
+        import torch
+
+        from deeprec.data.catalogue import read_catalogue
+        from deeprec.explore.protocol import TitleBook
+
+        serving = self._serving
+        torch.set_num_threads(serving.threads)
+        catalogue = read_catalogue(self._place)
+        policy, retriever = self._policy(), self._retriever(catalogue)
+        side_by_side = serving.explorations if serving.policy_url else 1
+        loop = Loop(policy, retriever, TitleBook(catalogue), self._explore, serving.batch, side_by_side)
+
+        def until(deadline: float) -> Loop:
+            return replace(loop, policy=_until(policy, deadline), retriever=_until(retriever, deadline))
+
+        return replace(loop, until=until)
+
+    def _policy(self) -> Policy:
+        from deeprec.explore.loading import load_policy, open_policy
+
+        serving, place = self._serving, self._place / "policy"
+        if not serving.policy_url:
+            return load_policy(place)
+        seconds = serving.max_deadline_ms / 1000
+        engine = EngineConfig(kind="server", url=serving.policy_url, timeout=seconds, requests=serving.explorations)
+        return open_policy(place, engine)
+
+    def _retriever(self, catalogue: Catalogue) -> Retriever:
+        if self._serving.trm_url:
+            return BlockingRetriever(self._serving.trm_url, self._version, self._serving)
+        return _load_trm(self._place, catalogue, self._text)
+
+
+def _until(part: Any, deadline: float) -> Any:
+    """The part for work that is of no use after the deadline, where it is another machine's."""
+    bounded = getattr(part, "until", None)
+    return part if bounded is None else bounded(deadline)
+
+
+def _load_trm(place: Path, catalogue: Catalogue, text: TextConfig) -> TrmRetriever:
+    from deeprec.trm.retriever import TrmRetriever
+    from deeprec.trm.text import load_embedder
+
+    try:
+        return TrmRetriever.load(place / "trm", catalogue, load_embedder(text))
+    except TrmError as error:
+        raise ArtifactError(f"cannot serve the bundle {place}: {error}") from error
+
+
+def _retriever(bundle: Bundle, serving: ServingConfig) -> AsyncRetriever:
+    if serving.trm_url:
+        return RemoteRetriever(serving.trm_url, bundle.version, serving)
+    return Batcher(_load_trm(bundle.path, bundle.catalogue, bundle.text), serving.batch)
+
+
+def _explorer(bundle: Bundle, serving: ServingConfig) -> Explorer:
+    patience = Patience(grace=serving.grace_ms / 1000, loading=LOADING_SECONDS)
+    make = BundleLoop(bundle, serving)
+    return WorkerExplorer(make, bundle.explore.answer_size, most=serving.explorations, patience=patience)

@@ -2,79 +2,65 @@
 
 Contract: an answer holds only catalogue items, none twice, none that the user has had or asked to leave out. Three
 paths answer, the first that can: the policy's exploration (valid and in time), the TRM alone, popularity (no history
-and no preference). The TRM's answer is computed before the exploration starts, so that it is ready when the deadline
-passes; the deadline bounds the exploration, not the TRM. Models run in threads; the event loop never waits on one.
+and no preference, or no TRM in time). The deadline bounds the whole request: the TRM and the exploration are asked side
+by side, and what is not there when it passes is answered without. No model runs in the event loop.
 
 A preference in the request is added to every call of the TRM, in each path. When k is larger than the policy's answer,
-the TRM's items follow it, with turn 0.
+the TRM's items follow it, with turn 0. In shadow mode the TRM answers at once, and the policy runs beside.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Iterable
-from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Literal, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.config import ServingConfig
-from deeprec.errors import FeatureError, RequestError, TrmError
-from deeprec.serving.exploration import Exploration, Explorer
+from deeprec.serving.batching import AsyncRetriever
+from deeprec.serving.clock import RequestClock
+from deeprec.serving.exploration import Exploration, Explorer, OnStep, Unavailable
+from deeprec.serving.floor import Floor
+from deeprec.serving.outcome import (
+    Answer,
+    Permitted,
+    Recommended,
+    Steps,
+    calls_json,
+    items_json,
+    list_json,
+    problem,
+    ranked,
+)
 from deeprec.serving.request import RecommendRequest, TrmOnlyRequest, TrmRequest
-from deeprec.trm.filters import filter_mask
-from deeprec.types import Catalogue, EndReason, JsonDict, Query, Retriever
+from deeprec.serving.served import Observer, Served
+from deeprec.serving.users import Histories, User, Users
+from deeprec.types import Catalogue, EndReason, JsonDict, Query
 
 logger = logging.getLogger(__name__)
 
-Path = Literal["policy", "trm", "popularity"]
-Result = TypeVar("Result")
-
-
-class Histories(Protocol):
-    """Port: users' complete histories. Implemented by ``features.store.HistoryStore``."""
-
-    def history(self, user_id: str) -> tuple[str, ...] | None:
-        """Item ids, oldest first; None for a user never seen."""
-        ...
+SHADOW = "the policy runs in the shadow of the TRM, and its answer is only logged"
 
 
 @dataclass(frozen=True, slots=True)
-class Recommended:
-    """One recommended item, and the turn (1-based; 0: not found by the policy) and preference that found it."""
+class Explored:
+    """What became of an exploration: the answered items, or the reason why there are none."""
 
-    item_id: str
-    score: float
-    turn: int = 0
-    preference: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """Who asks: the history that models read (catalogue items only), everything had, and where it came from."""
-
-    user_id: str
-    history: tuple[str, ...] = ()
-    had: frozenset[str] = frozenset()
-    known: bool = False
-    note: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one path answers; ``reason`` says why it was not the policy, and is None when it was."""
-
-    items: tuple[Recommended, ...]
-    path: Path
-    reason: str | None
+    items: tuple[Recommended, ...] = ()
+    reason: str | None = None
     exploration: Exploration | None = None
-    milliseconds: JsonDict = field(default_factory=dict)
+
+    @property
+    def turns(self) -> tuple[float, ...]:
+        """Milliseconds of the policy's turns."""
+        return () if self.exploration is None else self.exploration.milliseconds
+
+
+NOTHING = Explored()
+"""No exploration was asked for."""
 
 
 class Recommender:
@@ -87,224 +73,264 @@ class Recommender:
         explorer: the loop; None serves the TRM.
         why_trm: the sentence that says why, when there is no explorer.
         histories: the feature store; None: only histories in requests are known.
-        serving: limits, default deadline and threads.
+        serving: limits, the default deadline, and whether the policy runs in the shadow.
         version: the bundle's version, repeated in every answer.
+        observers: told of every answer, once ``ready``.
+
+    Attributes:
+        ready: set by whoever has warmed it up; what becomes of the policy afterwards does not change it.
     """
 
     def __init__(
         self,
         catalogue: Catalogue,
         popularity: NDArray[np.int64],
-        retriever: Retriever,
+        retriever: AsyncRetriever,
         *,
         explorer: Explorer | None = None,
         why_trm: str = "this bundle serves the TRM alone",
         histories: Histories | None = None,
         serving: ServingConfig | None = None,
         version: str = "none",
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.catalogue = catalogue
         self.serving = serving or ServingConfig()
         self.version = version
-        self._counts = popularity
-        self._by_popularity = np.argsort(-popularity, kind="stable")
-        self._retriever = retriever
-        self._explorer = explorer
+        self.explorer = explorer
+        self.observers = tuple(observers)
+        self.ready = False
         self._why_trm = why_trm
-        self._histories = histories
-        self._trm_threads = ThreadPoolExecutor(self.serving.workers, thread_name_prefix="trm")
-        self._policy_threads = ThreadPoolExecutor(self.serving.workers, thread_name_prefix="policy")
+        self._floor = Floor(catalogue, popularity, retriever)
+        self._users = Users(catalogue, histories, self.serving.batch)
+        self._shadows: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
-        """Let running work end and start none."""
-        self._trm_threads.shutdown(wait=False, cancel_futures=True)
-        self._policy_threads.shutdown(wait=False, cancel_futures=True)
+        """Let running work end and start none; returns at once."""
+        self.ready = False
+        if self.explorer is not None:
+            self.explorer.close()
+        self._floor.close()
+        self._users.close()
 
     async def retrieve(self, request: TrmOnlyRequest) -> JsonDict:
-        """The TRM's answer, or popularity's for a request without history and preference, as JSON."""
-        started = time.monotonic()
-        user = await self._in_trm_thread(partial(self._user, request))
-        answer = await self._in_trm_thread(partial(self._without_policy, request, user, request.allow_seen))
-        return self._response(answer, user, started)
+        """The TRM's answer, or popularity's for a request without history and preference, as JSON.
 
-    async def recommend(self, request: RecommendRequest) -> JsonDict:
-        """The best path's answer as JSON; see the module's contract."""
-        started = time.monotonic()
-        deadline = started + (request.deadline_ms or self.serving.deadline_ms) / 1000
-        user = await self._in_trm_thread(partial(self._user, request))
-        floor = await self._in_trm_thread(partial(self._without_policy, request, user))
-        floor = replace(floor, milliseconds={"trm": _milliseconds(started)})
-        answer = floor
-        if user.history and floor.path == "trm":
-            answer = await self._with_policy(request, user, floor, started, deadline)
-        response = self._response(answer, user, started)
+        Raises:
+            RequestError: a filter cannot be applied.
+        """
+        clock = RequestClock(self.serving.deadline_ms)
+        mask = await self._floor.mask(request.conditions)
+        user = await self._users.find(request, clock)
+        query = _query(request, user, request.allow_seen)
+        permitted = Permitted(self.catalogue, query.exclude, mask)
+        asked = self._ask(query, permitted, request.k, user, clock, None)
+        try:
+            answer = await self._floor.in_time(asked, permitted, request.k, clock)
+        finally:
+            asked.cancel()
+        self._tell("deeprec-trm", request, clock, clock.passed, answer, answer, NOTHING)
+        return self._response(answer, user, clock, exact=True)
+
+    async def recommend(self, request: RecommendRequest, on_step: Callable[[JsonDict], None] | None = None) -> JsonDict:
+        """The best path's answer as JSON; see the module's contract.
+
+        ``on_step`` is told in the event loop what happens on the way: ``{"event": "trm", "items": […]}``, then
+        ``{"event": "turn", "turn": n}`` and ``{"event": "call", "turn": n, "thought": …, "preference": …, "items":
+        […]}`` as often as they come.
+
+        Raises:
+            RequestError: a filter cannot be applied.
+        """
+        clock = RequestClock(request.deadline_ms or self.serving.deadline_ms)
+        mask = await self._floor.mask(request.conditions)
+        user = await self._users.find(request, clock)
+        query = _query(request, user)
+        permitted = Permitted(self.catalogue, query.exclude, mask)
+        steps = None if on_step is None else Steps(on_step, self.catalogue)
+        asked = self._ask(query, permitted, request.k, user, clock, steps)
+        exploring = self._begin(user, query, permitted, clock, steps)
+        try:
+            explored = NOTHING if exploring is None or self.serving.shadow else await exploring
+            answer, floor = await self._choose(request, permitted, clock, asked, explored)
+        except asyncio.CancelledError:
+            if exploring is not None:
+                exploring.cancel()
+            raise
+        finally:
+            asked.cancel()
+        if exploring is not None and self.serving.shadow:
+            answer = replace(answer, reason=SHADOW) if answer.path == "trm" else answer
+            self._tell_later(request, clock, answer, floor, exploring)
+        else:
+            self._tell("deeprec", request, clock, clock.passed, answer, floor, explored)
+        response = self._response(answer, user, clock)
         if request.explain:
-            response["calls"] = self._calls(answer.exploration)
+            response["calls"] = calls_json(answer.exploration, self.catalogue)
+            response["trm"] = [] if floor is None else list_json(floor, self.catalogue)
         return response
 
-    async def _in_trm_thread(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._trm_threads, work)
+    # ----------------------------------------------------------------------------------------------------- the paths
 
-    def _user(self, request: TrmRequest) -> User:
-        self._check_filters(request)
-        name = request.user_id or "unknown"
-        if request.history is not None:
-            return User(name, request.history, frozenset(request.history), note="the request's history is empty")
-        if request.user_id is None:
-            return User(name, note="the request names no user and gives no history")
-        if self._histories is None:
-            return User(name, note="this server has no feature store, so users are unknown; give a history")
+    def _ask(
+        self, query: Query, permitted: Permitted, k: int, user: User, clock: RequestClock, steps: Steps | None
+    ) -> asyncio.Task[Answer]:
+        """What answers without the policy, as it comes."""
+
+        async def ask() -> Answer:
+            answer = await self._floor.answer(query, permitted, k, self._why_trm if user.history else user.note)
+            if steps is not None:
+                steps.trm(answer)
+            return replace(answer, milliseconds={"trm": clock.passed})
+
+        return asyncio.create_task(ask())
+
+    def _begin(
+        self, user: User, query: Query, permitted: Permitted, clock: RequestClock, steps: Steps | None
+    ) -> asyncio.Task[Explored] | None:
+        """The exploration as it comes, at the deadline at the latest; None where there is none."""
+        if self.explorer is None or not user.history:
+            return None
+        on_step = None if steps is None or self.serving.shadow else steps.policy
+        return asyncio.create_task(self._explore(self.explorer, user, query, permitted, clock, on_step))
+
+    async def _explore(
+        self,
+        explorer: Explorer,
+        user: User,
+        query: Query,
+        permitted: Permitted,
+        clock: RequestClock,
+        on_step: OnStep | None,
+    ) -> Explored:
+        late = f"the policy did not finish within {clock.deadline_ms} ms"
+        work = explorer.explore(user.user_id, query, clock.deadline, on_step)
         try:
-            history = self._histories.history(request.user_id)
-        except FeatureError:
-            logger.exception("the feature store failed")
-            return User(name, note="the feature store failed, so the user's history is unknown")
-        if history is None:
-            return User(name, note="the user is unknown")
-        usable = tuple(item_id for item_id in history if item_id in self.catalogue)
-        return User(name, usable, frozenset(history), known=True, note="the user's history holds no catalogue item")
-
-    def _check_filters(self, request: TrmRequest) -> None:
-        for condition in request.conditions:
-            try:
-                filter_mask(self.catalogue, condition)
-            except TrmError as error:
-                raise RequestError(f"filters: {error}") from error
-
-    def _query(self, request: TrmRequest, user: User, allow_seen: bool = False) -> Query:
-        had = frozenset() if allow_seen else user.had
-        return Query(
-            history=user.history,
-            preference=request.phrases,
-            exclude=had | frozenset(request.exclude),
-            filters=request.conditions,
-            allow_seen=allow_seen,
-        )
-
-    def _without_policy(self, request: TrmRequest, user: User, allow_seen: bool = False) -> Answer:
-        query = self._query(request, user, allow_seen)
-        if not query.history and not query.preference:
-            return self._popular(query, request.k, user.note)
-        try:
-            found = self._retriever.retrieve([query], request.k)[0]
-        except Exception:
-            logger.exception("the TRM failed")
-            return self._popular(query, request.k, "the TRM failed")
-        preference = "; ".join(query.preference) or None
-        items = self._allowed(
-            (Recommended(item.item_id, item.score, 0, preference) for item in found), query.exclude, request.k
-        )
-        return Answer(items, "trm", self._why_trm if user.history else user.note)
-
-    def _popular(self, query: Query, k: int, reason: str | None) -> Answer:
-        scores = np.log1p(self._counts) / np.log1p(max(int(self._counts.max(initial=0)), 1))
-        allowed = np.ones(len(self.catalogue), dtype=bool)
-        for condition in query.filters:
-            allowed &= filter_mask(self.catalogue, condition)
-        rows = (
-            Recommended(self.catalogue.items[row].item_id, float(scores[row]))
-            for row in self._by_popularity
-            if allowed[row]
-        )
-        return Answer(self._allowed(rows, query.exclude, k), "popularity", reason)
-
-    def _allowed(self, items: Iterable[Recommended], barred: AbstractSet[str], k: int) -> tuple[Recommended, ...]:
-        kept: dict[str, Recommended] = {}
-        for item in items:
-            if len(kept) == k:
-                break
-            if item.item_id in self.catalogue and item.item_id not in barred:
-                kept.setdefault(item.item_id, item)
-        return tuple(kept.values())
-
-    async def _with_policy(
-        self, request: RecommendRequest, user: User, floor: Answer, started: float, deadline: float
-    ) -> Answer:
-        if self._explorer is None:
-            return floor
-        query = self._query(request, user)
-        late = f"the policy did not finish within {round(1000 * (deadline - started))} ms"
-        work = self._policy_threads.submit(self._explorer.explore, user.user_id, query, deadline)
-        try:
-            remaining = max(deadline - time.monotonic(), 0.0)
-            exploration = await asyncio.wait_for(asyncio.wrap_future(work), remaining)
+            exploration = await asyncio.wait_for(work, clock.left)
         except TimeoutError:
-            return _because(floor, late)
+            return Explored(reason=late)
+        except Unavailable as error:
+            return Explored(reason=str(error))
         except Exception:
             logger.exception("the policy failed")
-            return _because(floor, "the policy failed")
+            return Explored(reason="the policy failed")
         if exploration.trajectory.end is EndReason.DEADLINE:
-            return _because(floor, late, exploration)
-        problem = self._problem(exploration, query)
-        if problem is not None:
-            return _because(floor, f"the policy's answer is not valid ({problem})", exploration)
-        items = (*self._ranked(exploration), *floor.items)
-        timings = {**floor.milliseconds, "turns": list(exploration.milliseconds)}
-        return Answer(self._allowed(items, query.exclude, request.k), "policy", None, exploration, timings)
+            return Explored((), late, exploration)
+        wrong = problem(exploration, permitted, explorer.answer_size)
+        if wrong is not None:
+            return Explored((), f"the policy's answer is not valid ({wrong})", exploration)
+        return Explored(ranked(exploration), None, exploration)
 
-    def _problem(self, exploration: Exploration, query: Query) -> str | None:
-        trajectory = exploration.trajectory
-        if trajectory.end is not EndReason.ANSWERED:
-            return f"it ended with {trajectory.end.value}"
-        if exploration.violations:
-            return ", ".join(exploration.violations)
-        assert self._explorer is not None
-        retrieved = {item.item_id for call in trajectory.calls for item in call.items}
-        answered = trajectory.answer
-        if len(answered) != self._explorer.answer_size or len(set(answered)) != len(answered):
-            return f"not {self._explorer.answer_size} distinct items"
-        if any(item is None or item not in retrieved or item not in self.catalogue for item in answered):
-            return "an item that was not retrieved"
-        if any(item in query.exclude for item in answered):
-            return "an item that the user has had or that was excluded"
-        return None
+    async def _choose(
+        self,
+        request: RecommendRequest,
+        permitted: Permitted,
+        clock: RequestClock,
+        asked: asyncio.Task[Answer],
+        explored: Explored,
+    ) -> tuple[Answer, Answer | None]:
+        """The answer, and the one without the policy; None where the policy's does not need it and it is not there."""
+        spared = bool(explored.items) and request.k <= len(explored.items) and not request.explain
+        if spared and not asked.done():
+            return self._policy_answer(request, permitted, explored, None), None
+        floor = await self._floor.in_time(asked, permitted, request.k, clock)
+        if explored.items:
+            return self._policy_answer(request, permitted, explored, floor), floor
+        if explored.reason is None:
+            return floor, floor
+        reason = explored.reason if floor.path == "trm" else f"{explored.reason}; {floor.reason}"
+        timings = {**floor.milliseconds, **_timed(explored)}
+        return replace(floor, reason=reason, exploration=explored.exploration, milliseconds=timings), floor
 
-    def _ranked(self, exploration: Exploration) -> tuple[Recommended, ...]:
-        found: dict[str, Recommended] = {}
-        for turn, call in enumerate(exploration.trajectory.calls, start=1):
-            for item in call.items:
-                found.setdefault(item.item_id, Recommended(item.item_id, item.score, turn, call.preference.strip()))
-        return tuple(found[item_id] for item_id in exploration.trajectory.answer if item_id is not None)
+    def _policy_answer(
+        self, request: RecommendRequest, permitted: Permitted, explored: Explored, floor: Answer | None
+    ) -> Answer:
+        """The policy's items, followed by those of the floor."""
+        rest, timings = ((), {}) if floor is None else (floor.items, floor.milliseconds)
+        items = permitted.first((*explored.items, *rest), request.k)
+        return Answer(items, "policy", None, explored.exploration, {**timings, **_timed(explored)})
 
-    def _response(self, answer: Answer, user: User, started: float) -> JsonDict:
-        items = [
-            {
-                "id": item.item_id,
-                "title": self.catalogue[item.item_id].title,
-                "rank": rank,
-                "score": round(item.score, 4),
-                "turn": item.turn,
-                "preference": item.preference,
-            }
-            for rank, item in enumerate(answer.items, start=1)
-        ]
-        response: JsonDict = {"items": items, "path": answer.path}
+    # ---------------------------------------------------------------------------------------------------- the answer
+
+    def _response(self, answer: Answer, user: User, clock: RequestClock, *, exact: bool = False) -> JsonDict:
+        response: JsonDict = {"items": items_json(answer, self.catalogue, exact=exact), "path": answer.path}
         if answer.path != "policy":
             response["reason"] = answer.reason
         response |= {"user_known": user.known, "bundle": self.version}
-        response["milliseconds"] = {"total": _milliseconds(started), **answer.milliseconds}
+        response["milliseconds"] = {"total": clock.passed, **answer.milliseconds}
         return response
 
-    def _calls(self, exploration: Exploration | None) -> list[JsonDict]:
-        calls = () if exploration is None else exploration.trajectory.calls
-        return [
-            {
-                "turn": turn,
-                "preference": call.preference.strip(),
-                "items": [
-                    {"id": item.item_id, "title": self.catalogue[item.item_id].title, "score": round(item.score, 4)}
-                    for item in call.items
-                    if item.item_id in self.catalogue
-                ],
-            }
-            for turn, call in enumerate(calls, start=1)
-        ]
+    def _tell_later(
+        self,
+        request: RecommendRequest,
+        clock: RequestClock,
+        answer: Answer,
+        floor: Answer | None,
+        exploring: asyncio.Task[Explored],
+    ) -> None:
+        """Tell the observers of an answer given in shadow mode when the policy has come to its end too.
+
+        They are told why the policy has no answer, which whoever asked is not.
+        """
+        passed, ready = clock.passed, self.ready
+
+        async def tell() -> None:
+            explored = await exploring
+            told = answer if explored.reason is None else replace(answer, reason=explored.reason)
+            if ready:
+                self._tell("deeprec", request, clock, passed, told, floor, explored, shadow=True)
+
+        task = asyncio.create_task(tell())
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
+
+    def _tell(
+        self,
+        model: str,
+        request: TrmRequest,
+        clock: RequestClock,
+        milliseconds: float,
+        answer: Answer,
+        floor: Answer | None,
+        explored: Explored,
+        *,
+        shadow: bool = False,
+    ) -> None:
+        if not self.ready:
+            return
+        served = Served(
+            model=model,
+            user_id=request.user_id,
+            path=answer.path,
+            reason=answer.reason,
+            items=answer.ids,
+            trm_items=floor.ids if floor is not None and floor.path == "trm" else (),
+            policy_items=tuple(item.item_id for item in explored.items),
+            milliseconds=milliseconds,
+            turns=explored.turns,
+            deadline_ms=clock.deadline_ms,
+            k=request.k,
+            version=self.version,
+            at=clock.at,
+            shadow=shadow,
+        )
+        for observer in self.observers:
+            try:
+                observer(served)
+            except Exception:
+                logger.exception("an observer of the answers failed")
 
 
-def _because(floor: Answer, reason: str, exploration: Exploration | None = None) -> Answer:
-    turns = {} if exploration is None else {"turns": list(exploration.milliseconds)}
-    return replace(floor, reason=reason, exploration=exploration, milliseconds={**floor.milliseconds, **turns})
+def _query(request: TrmRequest, user: User, allow_seen: bool = False) -> Query:
+    had: frozenset[str] = frozenset() if allow_seen else user.had
+    return Query(
+        history=user.history,
+        preference=request.phrases,
+        exclude=had | frozenset(request.exclude),
+        filters=request.conditions,
+        allow_seen=allow_seen,
+    )
 
 
-def _milliseconds(started: float) -> float:
-    return round(1000 * (time.monotonic() - started), 2)
+def _timed(explored: Explored) -> JsonDict:
+    return {} if explored.exploration is None else {"turns": list(explored.turns)}

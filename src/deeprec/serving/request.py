@@ -10,11 +10,21 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 
 from deeprec.config import ServingConfig
 from deeprec.errors import RequestError
-from deeprec.explore.protocol import MAX_PHRASES, neutralise, split_phrases
+from deeprec.explore.protocol import MAX_PHRASES, MAX_PREFERENCE, neutralise, split_phrases
+from deeprec.trm.asking import parse_preference
 from deeprec.types import Catalogue, Filter
 
 MAX_FILTERS = 10
@@ -31,8 +41,44 @@ def _split_phrases(value: Any) -> Any:
     return value.split(";") if isinstance(value, str) else value
 
 
-Id = Annotated[str, BeforeValidator(_id_text), Field(min_length=1, max_length=200)]
+Id = Annotated[
+    str,
+    BeforeValidator(_id_text),
+    Field(min_length=1, max_length=200),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": 200}, {"type": "integer"}]}),
+]
 Phrase = Annotated[str, Field(max_length=200)]
+Phrases = Annotated[
+    tuple[Phrase, ...],
+    BeforeValidator(_split_phrases),
+    Field(max_length=MAX_PHRASES),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": "string", "maxLength": 200}, "maxItems": MAX_PHRASES},
+                {"type": "string", "description": "Phrases, separated by ;"},
+            ]
+        }
+    ),
+]
+
+LoopPhrases = Annotated[
+    tuple[Annotated[str, Field(max_length=MAX_PREFERENCE)], ...],
+    BeforeValidator(_split_phrases),
+    Field(max_length=2 * MAX_PHRASES),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "array",
+                    "items": {"type": "string", "maxLength": MAX_PREFERENCE},
+                    "maxItems": 2 * MAX_PHRASES,
+                },
+                {"type": "string", "description": "Phrases, separated by ;"},
+            ]
+        }
+    ),
+]
 
 
 class FilterInput(BaseModel):
@@ -66,7 +112,7 @@ class TrmRequest(BaseModel):
 
     user_id: Id | None = None
     history: tuple[Id, ...] | None = None
-    preference: Annotated[tuple[Phrase, ...], BeforeValidator(_split_phrases), Field(max_length=MAX_PHRASES)] = ()
+    preference: Phrases = ()
     k: int = Field(10, ge=1, strict=True)
     filters: tuple[FilterInput, ...] = Field((), max_length=MAX_FILTERS)
     exclude: tuple[Id, ...] = ()
@@ -75,7 +121,7 @@ class TrmRequest(BaseModel):
     def _bounded(self, info: ValidationInfo) -> Self:
         limits = info.context if isinstance(info.context, ServingConfig) else ServingConfig()
         if self.k > limits.max_k:
-            raise ValueError(f"k is {self.k}, but this server answers at most {limits.max_k} items")
+            raise ValueError(f"k is {_brief(self.k)}, but this server answers at most {limits.max_k} items")
         for name, ids in (("history", self.history or ()), ("exclude", self.exclude)):
             if len(ids) > limits.max_history:
                 raise ValueError(f"{name} has {len(ids)} items, but this server takes at most {limits.max_history}")
@@ -95,9 +141,18 @@ class TrmRequest(BaseModel):
 
 
 class TrmOnlyRequest(TrmRequest):
-    """A request to ``deeprec-trm``, which can also be asked for items that the user has had."""
+    """A request to ``deeprec-trm``, which can also be asked for items that the user has had.
 
+    The loop calls it too: with a user's phrases and the policy's own in one preference, each as it was written.
+    """
+
+    preference: LoopPhrases = ()
     allow_seen: bool = Field(False, strict=True)
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The preference's distinct phrases; empty for ``anything``. None of them ever enters a prompt."""
+        return parse_preference(self.preference)
 
 
 class RecommendRequest(TrmRequest):
@@ -110,7 +165,8 @@ class RecommendRequest(TrmRequest):
     def _in_time(self, info: ValidationInfo) -> Self:
         limits = info.context if isinstance(info.context, ServingConfig) else ServingConfig()
         if self.deadline_ms is not None and self.deadline_ms > limits.max_deadline_ms:
-            raise ValueError(f"deadline_ms is {self.deadline_ms}, but at most {limits.max_deadline_ms} is allowed")
+            most = limits.max_deadline_ms
+            raise ValueError(f"deadline_ms is {_brief(self.deadline_ms)}, but at most {most} is allowed")
         return self
 
 
@@ -143,6 +199,11 @@ def _describe(item: Any) -> str:
         return f"unknown field {where[:60]!r}; remove it or correct its spelling"
     message = item["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
+
+
+def _brief(number: int) -> str:
+    text = str(number)
+    return text if len(text) <= 20 else f"{text[:20]}… ({len(text)} digits)"
 
 
 def _name(raw: Any) -> str:

@@ -1,22 +1,48 @@
-"""The server process: both KServe models on one HTTP port.
+"""The server process: any KServe models and FastAPI routers on one HTTP port.
 
-Contract: ``run`` returns when the server was told to stop (SIGTERM, SIGINT). The port is opened after the models are
-loaded, so a server that answers its readiness probe can recommend. gRPC is off; one process serves, models run in
-threads.
+Contract: ``run`` opens the port, prepares what serves (``start``), and only then calls the models ready: until that,
+and again once it was told to stop, readiness answers 503. SIGTERM: not ready at once, still answering for
+``DRAIN_SECONDS`` so that whoever routes requests here looks elsewhere, then no new connection, then every accepted
+request is answered, then ``close``. SIGINT leaves the waiting out. gRPC is off; one process serves.
+
+One server per process: KServe's application is a global of its module.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import signal
 import socket
-from collections.abc import Mapping
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from deeprec import __version__
 from deeprec.config import ServingConfig
-from deeprec.errors import ConfigError
-from deeprec.serving.recommender import Recommender
+from deeprec.errors import ConfigError, RequestError
+from deeprec.serving.admission import Admission
+from deeprec.serving.guard import Guard, error_body
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from deeprec.serving.model import JsonModel
+
+logger = logging.getLogger(__name__)
+
+Hook = Callable[[], Awaitable[None]]
+
+DRAIN_SECONDS = 1.0
+"""How long a server that was told to stop still takes new requests."""
+HELPERS = 4
+"""Threads for what may wait on a disk or a network without anybody waiting for it."""
+_SPARE_SECONDS = 5
+"""Beyond the latest deadline, for answers on their way, before a stopping server gives up on a request."""
 
 
 def free_port(host: str, port: int) -> int:
@@ -36,35 +62,140 @@ def free_port(host: str, port: int) -> int:
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}; name another --host or --port") from error
 
 
-def run(recommender: Recommender, host: str, port: int) -> None:
-    """Serve ``deeprec`` and ``deeprec-trm`` until told to stop."""
+def limit_threads(serving: ServingConfig) -> None:
+    """Let torch compute with ``serving.threads`` threads in this process."""
+    import torch
+
+    torch.set_num_threads(serving.threads)
+
+
+def run(
+    models: Sequence[JsonModel],
+    serving: ServingConfig,
+    *,
+    routers: Sequence[APIRouter] = (),
+    start: Hook | None = None,
+    close: Hook | None = None,
+    admission: Admission | None = None,
+) -> None:
+    """Serve models and routers on ``serving``'s address until told to stop.
+
+    Args:
+        models: called ready (``load``) once ``start`` has returned.
+        routers: their paths come before KServe's own, so that ``/`` can be theirs.
+        start: prepares what serves, in the server's event loop.
+        close: puts it away after the last answer.
+        admission: the server's places, for who else wants to know of them.
+
+    Raises:
+        Exception: what ``start`` raised; the server has stopped.
+    """
     from deeprec.serving.model import command_line_hidden
 
     with command_line_hidden():
         import kserve
         from kserve import model_server
-    from deeprec.serving.recommender_model import RecommenderModel
-    from deeprec.serving.trm_model import TrmModel
+
+    from anyio import to_thread
+
+    from deeprec.serving.openapi import describe
+
+    places = admission or Admission(serving)
 
     class Server(kserve.ModelServer):  # type: ignore[misc]
-        """KServe's server, listening on one address instead of on all."""
+        """KServe's server, listening on one address, with our lifecycle around it."""
 
         async def _serve(self) -> None:
-            self._rest_server.config.host = host
-            self._rest_server._add_exception_handlers = quiet_errors
-            await super()._serve()
+            rest = self._rest_server
+            rest.config.host, rest.config.ws = serving.host, "none"
+            rest._add_exception_handlers = quiet_errors
+            rest._add_middlewares = lambda app: None
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(HELPERS, "deeprec-helper"))
+            to_thread.current_default_thread_limiter().total_tokens = HELPERS
+            life = _Life(rest._server, models, places, start, close)
+            rest._server.handle_exit = life.stop
+            await life.around(super()._serve())
 
-    guard(model_server.app, recommender.serving)
-    models = [RecommenderModel(recommender), TrmModel(recommender)]
-    for model in models:
-        model.load()
+    app = model_server.app
+    guard(app, serving, places)
+    for router in routers:
+        app.include_router(router)
+    describe(app, models, serving)
+    grace = math.ceil((serving.max_deadline_ms + serving.grace_ms) / 1000) + _SPARE_SECONDS
     asyncio.set_event_loop(asyncio.new_event_loop())
-    try:
-        server = Server(http_port=port, workers=1, enable_grpc=False, enable_latency_logging=False)
-        logging.getLogger("kserve.trace").setLevel(logging.WARNING)
-        server.start(models)
-    finally:
-        recommender.close()
+    server = Server(
+        http_port=serving.port,
+        workers=1,
+        max_asyncio_workers=HELPERS,
+        enable_grpc=False,
+        enable_latency_logging=False,
+        grace_period=grace,
+    )
+    server.dataplane.ready = _all_healthy(models)
+    server.dataplane.metadata = lambda: {"name": "deeprec", "version": __version__, "extensions": []}
+    _set_up_logging()
+    for model in models:
+        server.register_model(model)
+    server.start([])
+
+
+def _set_up_logging() -> None:
+    """Let our lines look as KServe's do, and leave out those that it and uvicorn write for every request."""
+    kserve, own = logging.getLogger("kserve"), logging.getLogger("deeprec")
+    own.handlers, own.propagate = list(kserve.handlers), False
+    own.setLevel(kserve.level)
+    for name in ("kserve.trace", "uvicorn.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
+
+
+def _all_healthy(models: Sequence[JsonModel]) -> Callable[[], Awaitable[bool]]:
+    async def ready() -> bool:
+        return all([await model.healthy() for model in models])
+
+    return ready
+
+
+class _Life:
+    """From the opening of the port to its closing."""
+
+    def __init__(
+        self, server: Any, models: Sequence[JsonModel], places: Admission, start: Hook | None, close: Hook | None
+    ) -> None:
+        self._server, self._models, self._places = server, models, places
+        self._start, self._close = start, close
+        self._exit = server.handle_exit
+        self._loop = asyncio.get_running_loop()
+
+    async def around(self, serving: Awaitable[None]) -> None:
+        """Serve, with ``start`` beside and ``close`` after it; raises what ``start`` raised."""
+        beginning = asyncio.create_task(self._begin())
+        try:
+            await serving
+            beginning.cancel()
+            with suppress(asyncio.CancelledError):
+                await beginning
+        finally:
+            if self._close is not None:
+                await self._close()
+            logger.info("stopped after answering %d requests", self._places.accepted)
+
+    async def _begin(self) -> None:
+        try:
+            if self._start is not None:
+                await self._start()
+            for model in self._models:
+                model.load()
+        except Exception:
+            self._server.should_exit = True
+            raise
+
+    def stop(self, number: int, frame: Any) -> None:
+        """Answer a signal: the first SIGTERM lets the server be not ready for a while, any other ends it now."""
+        wait = number == signal.SIGTERM and not self._places.closing
+        self._places.closing = True
+        delay = DRAIN_SECONDS if wait else 0.0
+        self._loop.call_soon_threadsafe(self._loop.call_later, delay, self._exit, number, frame)
 
 
 def quiet_errors(app: Any) -> None:
@@ -72,14 +203,7 @@ def quiet_errors(app: Any) -> None:
 
     What is not listed reaches the guard, which answers 500 and logs it.
     """
-    from fastapi.responses import JSONResponse
     from kserve import errors
-
-    def answering(status: HTTPStatus) -> Any:
-        async def handler(_: Any, error: Exception) -> JSONResponse:
-            return JSONResponse({"error": str(error)}, status)
-
-        return handler
 
     statuses = {
         errors.InvalidInput: HTTPStatus.BAD_REQUEST,
@@ -87,41 +211,45 @@ def quiet_errors(app: Any) -> None:
         errors.ModelNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.ServerNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
         errors.ServerNotLive: HTTPStatus.SERVICE_UNAVAILABLE,
-        errors.UnsupportedProtocol: HTTPStatus.NOT_IMPLEMENTED,
-        NotImplementedError: HTTPStatus.NOT_IMPLEMENTED,
     }
     for kind, status in statuses.items():
-        app.add_exception_handler(kind, answering(status))
+        app.add_exception_handler(kind, _answering(status))
 
 
-def guard(app: Any, serving: ServingConfig) -> None:
+def _answering(status: int) -> Any:
+    async def handler(_: Any, error: Exception) -> Any:
+        return _error(str(error), status)
+
+    return handler
+
+
+def guard(app: Any, serving: ServingConfig, admission: Admission) -> None:
     """Put our checks in front of a FastAPI application and make its errors ``{"error": sentence}``."""
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
     from starlette.exceptions import HTTPException
 
-    from deeprec.errors import RequestError
-    from deeprec.serving.guard import Guard
-
-    async def on_http(_: Any, error: HTTPException) -> JSONResponse:
+    async def on_http(_: Any, error: HTTPException) -> Any:
         sentence = str(error.detail)
         if error.status_code == HTTPStatus.NOT_FOUND:
-            sentence = "no such path; try GET /v1/models or POST /v1/models/deeprec:predict"
-        return JSONResponse({"error": sentence}, error.status_code, headers=_plain(error.headers))
+            sentence = "no such path; GET /openapi.json lists those there are"
+        return _error(sentence, error.status_code, error.headers)
 
-    async def on_shape(_: Any, error: RequestValidationError) -> JSONResponse:
+    async def on_shape(_: Any, error: RequestValidationError) -> Any:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("body", "InferenceRequest"))
-        return JSONResponse({"error": f"the body is not a V2 request: {where[:200]}: {first['msg']}"}, 400)
+        return _error(f"the request is not as this path takes it: {where[:200]}: {first['msg']}", 400)
 
-    async def on_request(_: Any, error: RequestError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, error.status)
+    async def on_request(_: Any, error: RequestError) -> Any:
+        return _error(str(error), error.status)
 
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_shape)
     app.add_exception_handler(RequestError, on_request)
-    app.add_middleware(Guard, max_body_bytes=serving.max_body_bytes)
+    app.add_middleware(Guard, serving=serving, admission=admission)
 
 
-def _plain(headers: Mapping[str, str] | None) -> dict[str, str] | None:
-    return dict(headers) if headers else None
+def _error(sentence: str, status: int, headers: Mapping[str, str] | None = None) -> Any:
+    from fastapi.responses import Response
+
+    body = error_body(sentence)
+    return Response(body, status, headers=dict(headers) if headers else None, media_type="application/json")

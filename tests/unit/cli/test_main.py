@@ -47,7 +47,7 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "data", "trm", "policy", "explore", "serve", "pipeline"):
+    for command in ("run", "data", "trm", "policy", "explore", "serve", "evaluate", "pipeline"):
         assert command in done.stdout
 
 
@@ -56,7 +56,11 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
     [
         ["run"],
         ["pipeline", "compile"],
-        ["serve"],
+        ["serve", "recommender"],
+        ["serve", "trm"],
+        ["serve", "policy"],
+        ["serve", "events"],
+        ["evaluate", "shadow"],
         ["data", "sample"],
         ["trm", "train"],
         ["policy", "train"],

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +12,12 @@ import numpy as np
 import pytest
 
 from deeprec.config import ServingConfig
-from deeprec.errors import FeatureError, RequestError
-from deeprec.serving.exploration import Exploration
-from deeprec.serving.recommender import Recommender
+from deeprec.errors import FeatureError, RequestError, TrmError
+from deeprec.serving.exploration import Exploration, OnStep, Step, Unavailable
+from deeprec.serving.recommender import SHADOW, Recommender
+from deeprec.serving.remote import OtherBundle
 from deeprec.serving.request import RecommendRequest, TrmOnlyRequest
+from deeprec.serving.served import Served
 from deeprec.types import (
     Call,
     Catalogue,
@@ -43,6 +44,18 @@ COUNTS = np.arange(30, 0, -1)
 ANSWER_SIZE = 3
 
 
+FOR_EVER = 3600.0
+CALLS = (
+    Call("anything", (), (RetrievedItem("i5", 0.9), RetrievedItem("i6", 0.8))),
+    Call("comedy; 1980s", ("comedy", "1980s"), (RetrievedItem("i6", 0.7), RetrievedItem("i7", 0.6))),
+)
+TEXT = (
+    "\nA look.\n<|begin_of_preference|>anything<|end_of_preference|>\n<|begin_of_item_list|>\n<|end_of_item_list|>\n"
+    "Closer.\n<|begin_of_preference|>comedy; 1980s<|end_of_preference|>\n<|begin_of_item_list|>\n"
+    "<|end_of_item_list|>\nRank.\n</think>\n"
+)
+
+
 @dataclass
 class FakeRetriever:
     """Returns items from the end of the catalogue backwards, history excluded; remembers what it was asked."""
@@ -50,19 +63,21 @@ class FakeRetriever:
     asked: list[Query] = field(default_factory=list)
     careless: bool = False
     error: Exception | None = None
+    seconds: float = 0.0
 
-    def retrieve(self, queries: Sequence[Query], k: int) -> list[tuple[RetrievedItem, ...]]:
+    async def retrieve(self, query: Query, k: int) -> tuple[RetrievedItem, ...]:
+        self.asked.append(query)
+        await asyncio.sleep(self.seconds)
         if self.error is not None:
             raise self.error
-        self.asked.extend(queries)
-        return [self._one(query, k) for query in queries]
-
-    def _one(self, query: Query, k: int) -> tuple[RetrievedItem, ...]:
         if self.careless:
             return tuple(RetrievedItem(item_id, 0.5) for item_id in (*query.history, "i29", "i29", "nowhere", "i28"))
         barred = query.exclude | (frozenset() if query.allow_seen else frozenset(query.history))
         rows = [item.item_id for item in reversed(CATALOGUE.items) if item.item_id not in barred]
         return tuple(RetrievedItem(item_id, 0.9 - 0.01 * rank) for rank, item_id in enumerate(rows[:k]))
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass
@@ -73,32 +88,50 @@ class FakeExplorer:
     end: EndReason = EndReason.ANSWERED
     violations: tuple[str, ...] = ()
     error: Exception | None = None
-    wait: threading.Event | None = None
+    seconds: float = 0.0
     answer_size: int = ANSWER_SIZE
+    available: bool = True
+    restarts: int = 0
     asked: list[Query] = field(default_factory=list)
+    cancelled: int = 0
 
-    def explore(self, user_id: str, query: Query, deadline: float) -> Exploration:
+    async def loaded(self, timeout: float) -> None:
+        pass
+
+    async def explore(self, user_id: str, query: Query, deadline: float, on_step: OnStep | None = None) -> Exploration:
         self.asked.append(query)
-        if self.wait is not None:
-            self.wait.wait(30)
+        if on_step is not None:
+            for turn, (call, thought) in enumerate(zip(CALLS, ("A look.", "Closer."), strict=True), 1):
+                on_step(Step(turn))
+                on_step(Step(turn, call, thought))
+            on_step(Step(3))
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
         if self.error is not None:
             raise self.error
-        calls = (
-            Call("anything", (), (RetrievedItem("i5", 0.9), RetrievedItem("i6", 0.8))),
-            Call("comedy; 1980s", ("comedy", "1980s"), (RetrievedItem("i6", 0.7), RetrievedItem("i7", 0.6))),
-        )
-        trajectory = Trajectory("u@1", user_id, (), (), (), (), "", calls, self.answer, self.end)
+        trajectory = Trajectory("u@1", user_id, (), (), (), (), TEXT, CALLS, self.answer, self.end)
         return Exploration(trajectory, self.violations, (1.0, 2.0, 3.0))
+
+    def close(self) -> None:
+        pass
 
 
 class FakeHistories:
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
+    def __init__(self, error: Exception | None = None, seconds: float = 0.0) -> None:
+        self.error, self.seconds = error, seconds
 
     def history(self, user_id: str) -> tuple[str, ...] | None:
+        return self.histories([user_id])[0]
+
+    def histories(self, user_ids: Any) -> list[tuple[str, ...] | None]:
+        time.sleep(self.seconds)
         if self.error is not None:
             raise self.error
-        return {"ann": ("i1", "i2", "gone"), "new": ()}.get(user_id)
+        known: dict[str, tuple[str, ...]] = {"ann": ("i1", "i2", "gone"), "new": ()}
+        return [known.get(user_id) for user_id in user_ids]
 
 
 @pytest.fixture
@@ -110,6 +143,7 @@ def made() -> Iterator[Any]:
         recommenders.append(
             Recommender(CATALOGUE, COUNTS, retriever or FakeRetriever(), explorer=explorer, **arguments)
         )
+        recommenders[-1].ready = True
         return recommenders[-1]
 
     yield make
@@ -117,9 +151,9 @@ def made() -> Iterator[Any]:
         recommender.close()
 
 
-def recommend(recommender: Recommender, **request: Any) -> dict[str, Any]:
+def recommend(recommender: Recommender, on_step: Any = None, **request: Any) -> dict[str, Any]:
     checked = RecommendRequest.model_validate(request, context=recommender.serving)
-    return asyncio.run(recommender.recommend(checked))
+    return asyncio.run(recommender.recommend(checked, on_step))
 
 
 def ids(response: dict[str, Any]) -> list[str]:
@@ -151,37 +185,44 @@ def test_smaller_k_cuts_the_answer_and_larger_k_is_padded_by_the_trm(made: Any) 
 
 
 def test_the_trm_answers_when_the_policy_is_late(made: Any) -> None:
-    release = threading.Event()
-    recommender = made(FakeExplorer(wait=release))
-    started = time.monotonic()
-    try:
-        response = recommend(recommender, user_id="ann", k=3, deadline_ms=100)
-        assert time.monotonic() - started < 10
-    finally:
-        release.set()
+    explorer = FakeExplorer(seconds=FOR_EVER)
+    response = recommend(made(explorer), user_id="ann", k=3, deadline_ms=100)
     assert response["path"] == "trm"
     assert response["reason"] == "the policy did not finish within 100 ms"
     assert ids(response) == ["i29", "i28", "i27"]
+    assert explorer.cancelled == 1
 
 
-def test_late_policies_do_not_hold_up_other_requests(made: Any) -> None:
-    release = threading.Event()
-    recommender = made(FakeExplorer(wait=release), serving=ServingConfig(workers=1))
-    request = RecommendRequest(user_id="ann", deadline_ms=50)
+def test_a_late_trm_does_not_hold_up_the_policy_and_popularity_takes_its_place(made: Any) -> None:
+    asleep = FakeRetriever(seconds=FOR_EVER)
+    response = recommend(made(FakeExplorer(), asleep), user_id="ann", k=3, deadline_ms=30_000)
+    assert response["path"] == "policy"
+    assert "trm" not in response["milliseconds"]
+    longer = recommend(made(FakeExplorer(), asleep), user_id="ann", k=5, deadline_ms=100)
+    assert (longer["path"], ids(longer)) == ("policy", ["i5", "i6", "i7", "i0", "i3"])
+    alone = recommend(made(None, asleep), user_id="ann", k=2, deadline_ms=100)
+    assert (alone["path"], ids(alone)) == ("popularity", ["i0", "i3"])
+    assert alone["reason"] == "the TRM failed to answer within 100 ms"
+    both = recommend(made(FakeExplorer(seconds=FOR_EVER), asleep), user_id="ann", k=2, deadline_ms=100)
+    assert both["path"] == "popularity"
+    assert both["reason"] == "the policy did not finish within 100 ms; the TRM failed to answer within 100 ms"
+    limits = ServingConfig(deadline_ms=100)
+    trm = made(None, asleep, serving=limits)
+    assert asyncio.run(trm.retrieve(TrmOnlyRequest(history=("i1",))))["path"] == "popularity"
 
-    async def many() -> list[dict[str, Any]]:
-        return await asyncio.wait_for(asyncio.gather(*(recommender.recommend(request) for _ in range(20))), 20)
 
-    try:
-        assert {response["path"] for response in asyncio.run(many())} == {"trm"}
-    finally:
-        release.set()
+def test_a_late_feature_store_is_a_note(made: Any) -> None:
+    response = recommend(made(FakeExplorer(), histories=FakeHistories(seconds=2.0)), user_id="ann", deadline_ms=100)
+    assert (response["path"], response["user_known"]) == ("popularity", False)
+    assert response["reason"].startswith("the feature store failed to answer within 100 ms")
+    assert response["milliseconds"]["total"] < 1900
 
 
 @pytest.mark.parametrize(
     ("explorer", "reason"),
     [
         (FakeExplorer(error=RuntimeError("secret")), "the policy failed"),
+        (FakeExplorer(error=Unavailable("the policy is busy")), "the policy is busy"),
         (FakeExplorer(violations=("answer_length",)), "answer_length"),
         (FakeExplorer(end=EndReason.CALL_LIMIT), "call_limit"),
         (FakeExplorer(end=EndReason.DEADLINE), "did not finish"),
@@ -210,6 +251,19 @@ def test_a_policy_that_answers_what_the_user_has_had_is_refused(made: Any) -> No
 def test_nothing_foreign_repeated_or_had_comes_from_a_careless_trm(made: Any) -> None:
     response = recommend(made(None, FakeRetriever(careless=True)), user_id="ann", k=5, exclude=["i28"])
     assert ids(response) == ["i29"]
+
+
+def test_nothing_filtered_out_comes_from_a_careless_trm_or_policy(made: Any) -> None:
+    filters = [{"column": "year", "operator": "<=", "value": 2008}]
+    for explorer in (None, FakeExplorer()):
+        response = recommend(made(explorer, FakeRetriever()), user_id="ann", k=4, filters=filters)
+        assert "i29" not in ids(response)
+        assert "i28" in ids(response)
+    odd = [{"column": "genres", "operator": "=", "value": "Comedy"}]
+    response = recommend(made(FakeExplorer()), user_id="ann", k=3, filters=odd)
+    assert response["path"] == "trm", "i6 is no comedy"
+    assert "filtered out" in response["reason"]
+    assert ids(response) == ["i29", "i27"], "of the three that the TRM gave"
 
 
 def test_without_a_policy_the_answer_says_why(made: Any) -> None:
@@ -258,21 +312,154 @@ def test_conditions_reach_the_trm_and_the_explorer(made: Any) -> None:
         assert not query.allow_seen
 
 
-def test_explain_lists_the_calls_even_of_a_failed_exploration(made: Any) -> None:
+def test_explain_shows_the_calls_even_of_a_failed_exploration_and_the_trms_own_list(made: Any) -> None:
     for explorer in (FakeExplorer(), FakeExplorer(violations=("one",))):
-        calls = recommend(made(explorer), user_id="ann", explain=True)["calls"]
-        assert [(call["turn"], call["preference"]) for call in calls] == [(1, "anything"), (2, "comedy; 1980s")]
-        assert calls[1]["items"][1] == {"id": "i7", "title": "Title 7", "score": 0.6}
-    assert recommend(made(None), user_id="ann", explain=True)["calls"] == []
+        response = recommend(made(explorer), user_id="ann", k=2, explain=True)
+        assert [(call["turn"], call["thought"], call["preference"]) for call in response["calls"]] == [
+            (1, "A look.", "anything"),
+            (2, "Closer.", "comedy; 1980s"),
+        ]
+        assert response["calls"][1]["items"] == [
+            {"id": "i6", "title": "Title 6", "score": 0.7, "new": False},
+            {"id": "i7", "title": "Title 7", "score": 0.6, "new": True},
+        ]
+        assert response["trm"] == [
+            {"id": "i29", "title": "Title 29", "rank": 1, "score": 0.9},
+            {"id": "i28", "title": "Title 28", "rank": 2, "score": 0.89},
+        ]
+    alone = recommend(made(None), user_id="ann", k=2, explain=True)
+    assert (alone["calls"], [item["id"] for item in alone["trm"]]) == ([], ["i29", "i28"])
+    assert recommend(made(None), history=[], explain=True)["trm"] == []
+    assert not {"calls", "trm"} & recommend(made(FakeExplorer()), user_id="ann").keys()
+
+
+def test_steps_come_in_order_however_late_the_trm_is(made: Any) -> None:
+    for seconds in (0.0, 0.2):
+        told: list[dict[str, Any]] = []
+        recommend(made(FakeExplorer(seconds=0.5), FakeRetriever(seconds=seconds)), told.append, user_id="ann", k=2)
+        assert [(step["event"], step.get("turn")) for step in told] == [
+            ("trm", None),
+            ("turn", 1),
+            ("call", 1),
+            ("turn", 2),
+            ("call", 2),
+            ("turn", 3),
+        ]
+        assert [item["id"] for item in told[0]["items"]] == ["i29", "i28"]
+        assert told[4] == {
+            "event": "call",
+            "turn": 2,
+            "thought": "Closer.",
+            "preference": "comedy; 1980s",
+            "items": [
+                {"id": "i6", "title": "Title 6", "score": 0.7, "new": False},
+                {"id": "i7", "title": "Title 7", "score": 0.6, "new": True},
+            ],
+        }
+
+
+def test_observers_are_told_of_every_answer_and_cannot_break_one(made: Any) -> None:
+    told: list[Served] = []
+
+    def broken(served: Served) -> None:
+        raise RuntimeError("observer")
+
+    recommender = made(FakeExplorer(), observers=(broken, told.append))
+    before = time.time()
+    recommend(recommender, user_id="ann", k=4, deadline_ms=900)
+    recommend(recommender, history=[], k=1)
+    asyncio.run(recommender.retrieve(TrmOnlyRequest(history=("i29",), k=2)))
+    recommender.explorer.violations = ("one",)
+    recommend(recommender, user_id="ann", k=1)
+    policy, popular, trm, invalid = told
+    assert (policy.model, policy.user_id, policy.path, policy.reason) == ("deeprec", "ann", "policy", None)
+    assert policy.items == ("i5", "i6", "i7", "i29")
+    assert policy.trm_items == ("i29", "i28", "i27", "i26")
+    assert policy.policy_items == ("i5", "i6", "i7")
+    assert (policy.turns, policy.deadline_ms, policy.k, policy.version) == ((1.0, 2.0, 3.0), 900, 4, "v1")
+    assert before <= policy.at <= time.time()
+    assert 0 < policy.milliseconds < 60_000
+    assert (popular.path, popular.user_id, popular.trm_items, popular.policy_items) == ("popularity", None, (), ())
+    assert (trm.model, trm.path, trm.items, trm.trm_items) == ("deeprec-trm", "trm", ("i28", "i27"), ("i28", "i27"))
+    assert (invalid.path, invalid.policy_items, invalid.turns) == ("trm", (), (1.0, 2.0, 3.0))
+    assert not any(served.shadow for served in told)
+
+
+def test_observers_are_not_told_of_what_comes_before_it_is_ready(made: Any) -> None:
+    told: list[Served] = []
+    recommender = made(FakeExplorer(), observers=(told.append,))
+    recommender.ready = False
+    recommend(recommender, user_id="ann")
+    assert told == []
+
+
+def test_in_shadow_mode_too_what_comes_before_it_is_ready_is_not_told(made: Any) -> None:
+    told: list[Served] = []
+    recommender = made(FakeExplorer(seconds=0.05), observers=(told.append,), serving=ServingConfig(shadow=True))
+
+    async def warm_up() -> None:
+        recommender.ready = False
+        await recommender.recommend(RecommendRequest(user_id="ann", k=3))
+        recommender.ready = True
+        await recommender.recommend(RecommendRequest(user_id="ann", k=2))
+        while not told:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+
+    asyncio.run(asyncio.wait_for(warm_up(), 30))
+    assert [served.k for served in told] == [2]
+
+
+@pytest.mark.parametrize("explorer", [FakeExplorer(seconds=0.3), FakeExplorer(error=Unavailable("busy"))])
+def test_in_shadow_mode_the_trm_answers_and_the_policy_is_told_of_later(made: Any, explorer: FakeExplorer) -> None:
+    told: list[Served] = []
+    steps: list[dict[str, Any]] = []
+    recommender = made(explorer, observers=(told.append,), serving=ServingConfig(shadow=True))
+
+    async def answer() -> dict[str, Any]:
+        response = await recommender.recommend(RecommendRequest(user_id="ann", k=3, explain=True), steps.append)
+        assert told == []
+        while not told:
+            await asyncio.sleep(0.01)
+        return response
+
+    response = asyncio.run(asyncio.wait_for(answer(), 30))
+    assert (response["path"], response["reason"], ids(response)) == ("trm", SHADOW, ["i29", "i28", "i27"])
+    assert response["calls"] == []
+    assert [step["event"] for step in steps] == ["trm"]
+    [served] = told
+    assert (served.shadow, served.path) == (True, "trm")
+    assert served.reason == ("busy" if explorer.error else SHADOW)
+    assert served.items == served.trm_items == ("i29", "i28", "i27")
+    assert served.policy_items == (() if explorer.error else ("i5", "i6", "i7"))
+    assert served.milliseconds == pytest.approx(response["milliseconds"]["total"], abs=50)
 
 
 def test_failures_below_fall_to_the_next_path(made: Any) -> None:
-    broken = recommend(made(FakeExplorer(), FakeRetriever(error=RuntimeError("secret"))), user_id="ann", k=2)
-    assert (broken["path"], broken["reason"], ids(broken)) == ("popularity", "the TRM failed", ["i0", "i3"])
-    store = recommend(made(FakeExplorer(), histories=FakeHistories(FeatureError("secret"))), user_id="ann")
-    assert (store["path"], store["user_known"]) == ("popularity", False)
-    assert "feature store failed" in store["reason"]
+    for error in (RuntimeError("secret"), TrmError("secret")):
+        broken = recommend(made(None, FakeRetriever(error=error)), user_id="ann", k=2)
+        assert (broken["path"], broken["reason"], ids(broken)) == ("popularity", "the TRM failed", ["i0", "i3"])
+    without = recommend(made(FakeExplorer(), FakeRetriever(error=TrmError("secret"))), user_id="ann", k=2)
+    assert (without["path"], ids(without)) == ("policy", ["i5", "i6"])
+    other = recommend(made(None, FakeRetriever(error=OtherBundle("bundles a and b"))), user_id="ann", k=2)
+    assert (other["path"], other["reason"]) == ("popularity", "the TRM failed: bundles a and b")
+    for error in (FeatureError("secret"), RuntimeError("secret")):
+        store = recommend(made(FakeExplorer(), histories=FakeHistories(error)), user_id="ann")
+        assert (store["path"], store["user_known"]) == ("popularity", False)
+        assert "feature store failed" in store["reason"]
     assert "no feature store" in recommend(made(FakeExplorer(), histories=None), user_id="ann")["reason"]
+
+
+def test_a_caller_that_goes_takes_its_exploration_along(made: Any) -> None:
+    explorer = FakeExplorer(seconds=FOR_EVER)
+
+    async def leave() -> None:
+        request = RecommendRequest(user_id="ann", deadline_ms=30_000)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(made(explorer).recommend(request), 0.2)
+
+    asyncio.run(leave())
+    assert explorer.cancelled == 1
 
 
 def test_the_trm_model_can_be_asked_for_seen_items(made: Any) -> None:

@@ -1,0 +1,274 @@
+"""Requests per second and latency of the servers: ``python -m benchmarks.serving BUNDLE --features FEATURES``.
+
+Three servers, one after the other, each in a process of its own as an operator starts it: a bare KServe model that
+returns a constant, ``deeprec serve trm`` and ``deeprec serve recommender``. Callers in another process keep so many
+requests under way (``--at-once``); each names a user at random, or without ``--features`` gives a random history. The
+table shows requests per second, p50, p99 and the worst in milliseconds as the callers see them, answers that were not
+200, and the recommender's share of path ``policy``. The ratio to the bare model is our own share of a request.
+
+``--soak MINUTES`` instead keeps the recommender under steady load (``--rate`` requests per second) and prints memory of
+all its processes and latency by minute: neither may grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from deeprec.serving.bundle import Bundle
+from deeprec.types import JsonDict
+
+START_SECONDS = 300.0
+WARM_UP_SECONDS = 3.0
+HISTORY = (5, 20, 50, 100, 200)
+"""Lengths of random histories."""
+BARE = """
+import sys
+port, sys.argv = int(sys.argv[1]), sys.argv[:1]
+import kserve
+class Constant(kserve.Model):
+    async def predict(self, payload, headers=None, response_headers=None):
+        return {"predictions": [{"items": []}]}
+model = Constant("constant")
+model.load()
+kserve.ModelServer(http_port=port, enable_grpc=False, enable_latency_logging=False, workers=1).start([model])
+"""
+
+
+@dataclass
+class Tally:
+    """What the callers saw."""
+
+    seconds: float
+    milliseconds: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    paths: Counter[str] = field(default_factory=Counter)
+
+    def figures(self) -> JsonDict:
+        """One row of the table."""
+        ordered = sorted(self.milliseconds) or [0.0]
+        paths = self.paths.total()
+        return {
+            "per second": self.statuses[200] / self.seconds,
+            "p50": ordered[len(ordered) // 2],
+            "p99": ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
+            "worst": ordered[-1],
+            "not 200": self.statuses.total() - self.statuses[200],
+            "policy": self.paths["policy"] / paths if paths else None,
+        }
+
+
+class Connection:
+    """One HTTP/1.1 connection that is kept: as little client as can be, since it shares the machine's cores."""
+
+    def __init__(self, url: str, path: str) -> None:
+        parts = urlsplit(url)
+        self._address = (parts.hostname, parts.port)
+        self._head = f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post(self, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(*self._address)
+        reader, writer = self._streams
+        writer.write(f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+        answer = await reader.readexactly(length)
+        if b"connection: close" in head:
+            writer.close()
+            self._streams = None
+        return int(head.split(b" ")[1]), answer
+
+
+async def load(url: str, path: str, bodies: Sequence[bytes], at_once: int, seconds: float) -> Tally:
+    """Keep ``at_once`` requests under way for so long; the first seconds are not counted."""
+    started = time.perf_counter() + WARM_UP_SECONDS
+    tally = Tally(seconds)
+    generator = random.Random(at_once)
+
+    async def caller() -> None:
+        connection = Connection(url, path)
+        while (began := time.perf_counter()) < started + seconds:
+            status, answer = await connection.post(generator.choice(bodies))
+            if began >= started:
+                count(tally, 1000 * (time.perf_counter() - began), status, answer)
+
+    await asyncio.gather(*(caller() for _ in range(at_once)))
+    return tally
+
+
+async def steady(url: str, path: str, bodies: Sequence[bytes], rate: float, seconds: float) -> Tally:
+    """Ask ``rate`` times a second, whether or not the answers come."""
+    tally, idle, tasks = Tally(seconds), [Connection(url, path)], set()
+    generator = random.Random(0)
+
+    async def one() -> None:
+        connection = idle.pop() if idle else Connection(url, path)
+        began = time.perf_counter()
+        status, answer = await connection.post(generator.choice(bodies))
+        count(tally, 1000 * (time.perf_counter() - began), status, answer)
+        idle.append(connection)
+
+    began = time.perf_counter()
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, began + number / rate - time.perf_counter()))
+        task = asyncio.create_task(one())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    await asyncio.gather(*tasks)
+    return tally
+
+
+def count(tally: Tally, milliseconds: float, status: int, answer: bytes) -> None:
+    """Take one answer into account."""
+    tally.milliseconds.append(milliseconds)
+    tally.statuses[status] += 1
+    if status == 200 and (path := json.loads(answer)["predictions"][0].get("path")):
+        tally.paths[path] += 1
+
+
+@contextmanager
+def serving(command: Sequence[str], port: int) -> Iterator[tuple[str, int]]:
+    """A server from its readiness to its end: address and process id."""
+    import httpx
+
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            end = time.monotonic() + START_SECONDS
+            while not _ready(httpx, url):
+                if process.poll() is not None or time.monotonic() > end:
+                    log.seek(0)
+                    raise SystemExit(f"the server did not start: {' '.join(command)}\n{log.read()[-2000:]}")
+                time.sleep(0.3)
+            yield url, process.pid
+        finally:
+            process.terminate()
+
+
+def _ready(httpx: object, url: str) -> bool:
+    try:
+        answer = httpx.get(f"{url}/v2/health/ready", timeout=5)  # type: ignore[attr-defined]
+    except Exception:
+        return False
+    return bool(answer.status_code == 200 and answer.json().get("ready"))
+
+
+def memory(pid: int) -> float:
+    """MiB of a process and those that it started."""
+    import psutil
+
+    process = psutil.Process(pid)
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 2**20
+
+
+def requests(bundle: Bundle, features: Path | None, count: int) -> list[bytes]:
+    """Bodies that name users of the feature store, or give random histories."""
+    generator = random.Random(0)
+    if features is not None:
+        from deeprec.features.users import UserDirectory
+
+        users = UserDirectory(features).find("", limit=10**6)
+        asked: list[JsonDict] = [{"user_id": generator.choice(users).user_id, "k": 10} for _ in range(count)]
+    else:
+        ids = [item.item_id for item in bundle.catalogue.items]
+        sizes = [min(len(ids) // 2, generator.choice(HISTORY)) for _ in range(count)]
+        asked = [{"history": generator.sample(ids, size), "k": 10} for size in sizes]
+    return [json.dumps({"instances": [one]}).encode() for one in asked]
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = _arguments()
+    from deeprec.serving.server import free_port
+
+    bodies = requests(Bundle.load(arguments.bundle), arguments.features, 5000)
+    port = free_port("127.0.0.1", 0)
+    program = [sys.executable, "-c", "from deeprec.cli import main; main()", "serve"]
+    place = [str(arguments.bundle), *(["--features", str(arguments.features)] if arguments.features else [])]
+    options = ["--port", str(port), *(part for one in arguments.set or () for part in ("--set", one))]
+    recommender = [*program, "recommender", *place, "--policy", "--deadline-ms", str(arguments.deadline_ms), *options]
+    servers = {
+        "bare KServe": ([sys.executable, "-c", BARE, str(port)], "constant"),
+        "trm": ([*program, "trm", *place, *options], "deeprec-trm"),
+        "recommender": (recommender, "deeprec"),
+    }
+    if arguments.soak:
+        figures = _soak(recommender, port, bodies, arguments)
+    else:
+        figures = {name: _measure(name, *server, port, bodies, arguments) for name, server in servers.items()}
+    if arguments.out:
+        arguments.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _measure(
+    name: str, command: Sequence[str], model: str, port: int, bodies: Sequence[bytes], arguments: argparse.Namespace
+) -> JsonDict:
+    rows: JsonDict = {}
+    with serving(command, port) as (url, pid):
+        for at_once in arguments.at_once:
+            path = f"/v1/models/{model}:predict"
+            row = asyncio.run(load(url, path, bodies, at_once, arguments.seconds)).figures()
+            rows[str(at_once)] = row | {"MiB": memory(pid)}
+            share = "" if row["policy"] is None else f"  policy {row['policy']:.1%}"
+            print(
+                f"{name:12} {at_once:3} at once: {row['per second']:7.1f} requests/s  p50 {row['p50']:6.1f}  "
+                f"p99 {row['p99']:6.1f}  worst {row['worst']:7.1f} ms  not 200: {row['not 200']}"
+                f"  {rows[str(at_once)]['MiB']:.0f} MiB{share}",
+                flush=True,
+            )
+    return rows
+
+
+def _soak(command: Sequence[str], port: int, bodies: Sequence[bytes], arguments: argparse.Namespace) -> JsonDict:
+    minutes: list[JsonDict] = []
+    with serving(command, port) as (url, pid):
+        for minute in range(1, arguments.soak + 1):
+            row = asyncio.run(steady(url, "/v1/models/deeprec:predict", bodies, arguments.rate, 60)).figures()
+            minutes.append(row | {"MiB": memory(pid)})
+            print(
+                f"minute {minute:3}: p50 {row['p50']:6.1f}  p99 {row['p99']:6.1f} ms  not 200: {row['not 200']}  "
+                f"policy {row['policy'] or 0:.1%}  {minutes[-1]['MiB']:.0f} MiB",
+                flush=True,
+            )
+    third = max(1, len(minutes) // 3)
+    for name in ("p50", "p99", "MiB"):
+        early, late = (sum(row[name] for row in part) / third for part in (minutes[:third], minutes[-third:]))
+        print(f"{name}: last third / first third {late / early:.3f}")
+    return {"minutes": minutes}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  python -m benchmarks.serving runs/ml-1m/bundle --features runs/ml-1m/features",
+    )
+    parser.add_argument("bundle", type=Path, help="a bundle, of MovieLens-1M for the figures that are quoted")
+    parser.add_argument("--features", type=Path, help="the feature store of its users")
+    parser.add_argument("--at-once", type=int, nargs="+", default=[1, 8, 32], help="requests under way at a time")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each row")
+    parser.add_argument("--deadline-ms", type=int, default=1000, help="of the recommender")
+    parser.add_argument("--soak", type=int, default=0, metavar="MINUTES", help="steady load instead; 30 for the figure")
+    parser.add_argument("--rate", type=float, default=20.0, help="requests per second of --soak")
+    parser.add_argument("--set", action="append", help="serving.KEY=VALUE of both servers; repeatable")
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+"""``deeprec serve …``: one command per model server, each on one local port with KServe's V1 and V2 protocols."""
+
+from __future__ import annotations
+
+import typer
+
+from deeprec.cli.serve import events, policy, recommender, trm
+
+app = typer.Typer(help="Serve a bundle: the recommender, or one of its parts.", no_args_is_help=True)
+for command in (recommender, trm, policy, events):
+    command.register(app)

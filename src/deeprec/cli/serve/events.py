@@ -1,0 +1,87 @@
+"""``deeprec serve events``: a server that puts interactions into the feature store's histories."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, read_serving
+
+if TYPE_CHECKING:
+    from deeprec.config import ServingConfig
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("events")(serve)
+
+
+def serve(
+    features: Annotated[
+        Path, typer.Option("--features", help="Directory of the feature store, such as runs/quickstart/features.")
+    ],
+    host: HostOption = None,
+    port: PortOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Accept events: `POST /v1/events` and the model `deeprec-events`. The next recommendation reflects them.
+
+    Every accepted event is kept in `events/` of the feature store's directory, and outlives its next publication. The
+    same event id is accepted once. Ends with Ctrl-C or SIGTERM, when every accepted request has been answered.
+
+    Examples:
+
+        deeprec serve events --features runs/quickstart/features
+
+        deeprec serve events --features /data/features --host 0.0.0.0 --port 9001
+    """
+    from deeprec.serving.events_model import events_parts
+    from deeprec.serving.server import free_port, run
+
+    serving = read_serving(config, overrides, host=host, port=port)
+    serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
+    model, router, close = events_parts(features, serving, alone=True)
+
+    async def closing() -> None:
+        close()
+
+    typer.echo(introduction(features, serving))
+    run([model], serving, routers=[router], close=closing)
+
+
+def introduction(features: Path, serving: ServingConfig) -> str:
+    """What is served, and lines to try it with."""
+    at = f"http://{serving.host}:{serving.port}"
+    user, item = _example(features)
+    events = [{"event_id": f"try-{number}", "user_id": user, "item_id": item} for number in (1, 2, 3)]
+    tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": [json.dumps(events[2])]}
+    lines = [
+        f"events into {features}",
+        "",
+        "try (each id is accepted once):",
+        _curl(f"{at}/v1/events", {"events": events[:1]}),
+        _curl(f"{at}/v1/models/deeprec-events:predict", {"instances": events[1:2]}),
+        _curl(f"{at}/v2/models/deeprec-events/infer", {"inputs": [tensor]}),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _example(features: Path) -> tuple[str, str]:
+    """A user of the store and an item of its history."""
+    from deeprec.features.online import HistoryStore
+    from deeprec.features.users import UserDirectory
+
+    [user, *_] = [*UserDirectory(features).find("", 1), None]
+    if user is None:
+        return "a-user", "an-item"
+    return user.user_id, (HistoryStore(features).history(user.user_id) or ("an-item",))[-1]
+
+
+def _curl(url: str, body: dict[str, object]) -> str:
+    quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
+    return f"  curl -s {url} -H 'Content-Type: application/json' -d '{quoted}'"

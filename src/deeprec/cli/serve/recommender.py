@@ -1,0 +1,173 @@
+"""``deeprec serve recommender``: a bundle's recommender and all that belongs to it, on one local port."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deeprec.cli.places import features_beside, find_bundle
+from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, open_histories, read_serving
+from deeprec.errors import DeepRecError
+
+if TYPE_CHECKING:
+    from deeprec.config import ServingConfig
+    from deeprec.serving.bundle import Bundle
+    from deeprec.serving.model import JsonModel
+
+BUNDLE_HELP = "Directory of a bundle or of a run that has one, or s3://bucket/prefix."
+FEATURES_HELP = "Directory of the feature store. Default: `features` beside the bundle."
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("recommender")(serve)
+
+
+def serve(
+    bundle: Annotated[str, typer.Argument(help=BUNDLE_HELP)],
+    features: Annotated[Path | None, typer.Option("--features", help=FEATURES_HELP)] = None,
+    trm_url: Annotated[
+        str | None, typer.Option("--trm-url", help="Address of a TRM server. Default: the TRM runs in this process.")
+    ] = None,
+    policy_url: Annotated[
+        str | None,
+        typer.Option("--policy-url", help="Address of a policy server. Default: the policy runs beside this process."),
+    ] = None,
+    policy: Annotated[
+        bool, typer.Option("--policy", help="Run the policy even where the bundle says that its TRM alone does better.")
+    ] = False,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Answer with the TRM; run the policy beside it, and only log its answers.")
+    ] = False,
+    log: Annotated[
+        Path | None, typer.Option("--log", help="Directory to keep the answers in, as Parquet. Default: none are kept.")
+    ] = None,
+    deadline_ms: Annotated[
+        int | None,
+        typer.Option("--deadline-ms", help="After this many milliseconds the TRM answers. Default: 1000.", min=1),
+    ] = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Serve a bundle: the models `deeprec` and `deeprec-trm` over KServe's V1 and V2 protocols, and the page at `/`.
+
+    With a feature store it also accepts events: the model `deeprec-events` and `POST /v1/events`. What appears at the
+    bundle's address later is put to use without a failed request; SIGHUP looks at once. Ends with Ctrl-C or SIGTERM,
+    when every accepted request has been answered. Health: /v2/health/ready; figures: /metrics; all paths:
+    /openapi.json.
+
+    Examples:
+
+        deeprec serve recommender runs/quickstart
+
+        deeprec serve recommender s3://models/deeprec --features /data/features --port 9000 --set serving.threads=2
+
+        deeprec serve recommender runs/shop --trm-url http://trm:8080 --policy-url http://policy:8080
+
+        deeprec serve recommender runs/shop --shadow --log /var/log/deeprec
+    """
+    serving = read_serving(
+        config,
+        overrides,
+        host=host,
+        port=port,
+        deadline_ms=deadline_ms,
+        trm_url=trm_url,
+        policy_url=policy_url,
+        shadow=shadow or None,
+        **{"log.path": None if log is None else str(log)},
+    )
+    address = find_bundle(bundle)
+    _serve(address, serving, features if features is not None else features_beside(address), policy)
+
+
+def _serve(address: str, serving: ServingConfig, features: Path | None, force_policy: bool) -> None:
+    from deeprec.features.users import UserDirectory
+    from deeprec.serving.bundle_server import BundleServer
+    from deeprec.serving.events_model import events_parts
+    from deeprec.serving.page import Sources, router
+    from deeprec.serving.recommender_model import RecommenderModel
+    from deeprec.serving.server import free_port, limit_threads
+    from deeprec.serving.trm_model import TrmModel
+
+    serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
+    limit_threads(serving)
+    histories = open_histories(features)
+    server = BundleServer(address, serving, histories=histories, force_policy=force_policy)
+    releases = server.releases
+    sources = Sources(
+        served=server.served,
+        bundle=lambda: releases.bundle,
+        measures=server.measures,
+        histories=histories,
+        directory=None if features is None else UserDirectory(features),
+        refused=lambda: releases.refused,
+    )
+    models: list[JsonModel] = [RecommenderModel(server.served, serving), TrmModel(server.served, serving)]
+    routers, closing, no_events = [router(sources)], [], "there is no feature store"
+    if features is not None:
+        try:
+            model, events, close = events_parts(features, serving)
+        except DeepRecError as error:
+            no_events = str(error)
+        else:
+            models, routers, closing, no_events = [*models, model], [*routers, events], [close], ""
+    typer.echo(introduction(releases.bundle, features, serving, no_events))
+    server.run(models, routers, closing)
+
+
+def introduction(bundle: Bundle, features: Path | None, serving: ServingConfig, no_events: str = "") -> str:
+    """What is served, and lines to try it with; ``no_events`` says why events are not accepted."""
+    histories = (
+        f"histories from {features}"
+        if features is not None
+        else "no feature store (name one with --features), so every user is unknown; give histories in requests"
+    )
+    at = f"http://{serving.host}:{serving.port}"
+    user = bundle.info.get("example_user") if features is not None else None
+    history = popular(bundle)
+    phrase = next(iter(bundle.catalogue.phrases), "anything")
+    lines = [f"bundle {bundle.version}: {bundle.why}", histories, f"page {at}/"]
+    if features is not None and no_events:
+        lines.append(f"events are not accepted: {no_events}")
+    lines += ["", "try:"]
+    if user is not None:
+        lines.append(curl(at, "deeprec", {"user_id": user, "k": 5, "explain": True}))
+    lines += [
+        curl(at, "deeprec", {"history": history, "k": 5}),
+        curl(at, "deeprec", {"user_id": "a-new-user", "k": 5}),
+        curl(at, "deeprec-trm", {"history": history, "preference": phrase, "k": 5}),
+        curl_v2(at, "deeprec", {"history": history, "k": 5}),
+    ]
+    if not no_events:
+        event = {"event_id": "try-1", "user_id": "a-new-user", "item_id": history[0]}
+        lines.append(_line(f"{at}/v1/events", json.dumps({"events": [event]}, ensure_ascii=False)))
+    return "\n".join([*lines, ""])
+
+
+def popular(bundle: Bundle) -> list[str]:
+    """Ids of the three most popular items."""
+    rows = bundle.counts.argsort(kind="stable")[::-1][:3]
+    return [bundle.catalogue.items[row].item_id for row in rows]
+
+
+def curl(at: str, model: str, request: dict[str, object]) -> str:
+    """A line that asks ``model`` over V1."""
+    body = json.dumps({"instances": [request]}, ensure_ascii=False)
+    return _line(f"{at}/v1/models/{model}:predict", body)
+
+
+def curl_v2(at: str, model: str, request: dict[str, object]) -> str:
+    """A line that asks ``model`` over V2."""
+    tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": [json.dumps(request)]}
+    return _line(f"{at}/v2/models/{model}/infer", json.dumps({"inputs": [tensor]}))
+
+
+def _line(url: str, body: str) -> str:
+    quoted = body.replace("'", "'\\''")
+    return f"  curl -s {url} -H 'Content-Type: application/json' -d '{quoted}'"

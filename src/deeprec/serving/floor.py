@@ -1,0 +1,99 @@
+"""What answers without the policy: the TRM, and popularity where there is nothing to ask it or it does not answer.
+
+Contract: nothing here fails for what a model does, and everything obeys the query's exclusions and filters. Models and
+masks over the catalogue are computed in threads, never in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeprec.errors import DeepRecError, RequestError, TrmError
+from deeprec.serving.batching import AsyncRetriever
+from deeprec.serving.clock import RequestClock
+from deeprec.serving.outcome import Answer, Permitted, Recommended
+from deeprec.serving.remote import OtherBundle
+from deeprec.trm.filters import filter_mask
+from deeprec.types import Catalogue, Filter, Query
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class Floor:
+    """The TRM and the order by popularity, (items,) training counts in catalogue order."""
+
+    def __init__(self, catalogue: Catalogue, popularity: NDArray[np.int64], retriever: AsyncRetriever) -> None:
+        self._catalogue, self._retriever = catalogue, retriever
+        self._order = np.argsort(-popularity, kind="stable")
+        self._scores = np.log1p(popularity) / np.log1p(max(int(popularity.max(initial=0)), 1))
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="catalogue")
+
+    def close(self) -> None:
+        """Let running work end and start none."""
+        self._retriever.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def mask(self, conditions: Sequence[Filter]) -> NDArray[np.bool_] | None:
+        """(items,) whether an item satisfies all filters; None for no filter.
+
+        Raises:
+            RequestError: no item has the column, or an order is asked of something that is no number.
+        """
+        if not conditions:
+            return None
+        try:
+            return await self._in_thread(partial(self._mask, conditions))
+        except TrmError as error:
+            raise RequestError(f"filters: {error}") from error
+
+    async def answer(self, query: Query, permitted: Permitted, k: int, reason: str | None) -> Answer:
+        """The TRM's answer, with ``reason`` for its not being the policy's; popularity's where the TRM fails."""
+        if not query.history and not query.preference:
+            return await self._popular(permitted, k, reason)
+        try:
+            found = await self._retriever.retrieve(query, k)
+        except OtherBundle as error:
+            return await self._popular(permitted, k, f"the TRM failed: {error}")
+        except DeepRecError as error:
+            logger.warning("the TRM failed: %s", error)
+            return await self._popular(permitted, k, "the TRM failed")
+        except Exception:
+            logger.exception("the TRM failed")
+            return await self._popular(permitted, k, "the TRM failed")
+        preference = "; ".join(query.preference) or None
+        items = (Recommended(item.item_id, item.score, 0, preference) for item in found)
+        return Answer(permitted.first(items, k), "trm", reason)
+
+    async def in_time(self, asked: asyncio.Task[Answer], permitted: Permitted, k: int, clock: RequestClock) -> Answer:
+        """What ``answer`` gives where it is there by the deadline, else popularity's answer."""
+        await asyncio.wait({asked}, timeout=clock.left)
+        if asked.done():
+            return asked.result()
+        return await self._popular(permitted, k, f"the TRM failed to answer within {clock.deadline_ms} ms")
+
+    async def _popular(self, permitted: Permitted, k: int, reason: str | None) -> Answer:
+        rows, mask = self._order, permitted.mask
+        if mask is not None:
+            rows = await self._in_thread(lambda: self._order[mask[self._order]])
+        items = (Recommended(self._catalogue.items[row].item_id, float(self._scores[row])) for row in rows)
+        return Answer(permitted.first(items, k), "popularity", reason)
+
+    def _mask(self, conditions: Sequence[Filter]) -> NDArray[np.bool_]:
+        """(items,) whether an item satisfies all conditions."""
+        mask = np.ones(len(self._catalogue), dtype=bool)
+        for condition in conditions:
+            mask &= filter_mask(self._catalogue, condition)
+        return mask
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)

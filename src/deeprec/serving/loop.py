@@ -1,0 +1,259 @@
+"""The worker process: a policy, a retriever, and the rollouts of all requests that wait, in one batch.
+
+Contract: ``run`` is the whole life of the process. It loads (``make``), says so, and then answers everything it is
+asked over the connection until its other end closes. Each answer is sent as soon as its own rollout has ended. What is
+late before it begins is not begun. An error of the policy is an answer, not an end: a batch that fails is tried again
+request by request. Pickle crosses the connection, between a process and the child it started.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import logging
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing.connection import Connection
+
+from deeprec.config import ExploreConfig
+from deeprec.errors import DeepRecError
+from deeprec.explore.protocol import TitleBook
+from deeprec.explore.rollout import rollout
+from deeprec.explore.written import thought_of
+from deeprec.rewards.format import format_violations
+from deeprec.serving.exploration import Exploration, Step
+from deeprec.types import Call, Conditions, Example, Policy, Query, Retriever, Trajectory
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_NICE = 5
+"""Where cores are scarce the server, which keeps the deadlines, comes before the policy."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What explores.
+
+    Args:
+        batch: requests that advance together at most.
+        threads: rollouts side by side, each of one batch; for a policy that other machines run.
+        until: the same for work that is of no use after a deadline (``time.monotonic`` seconds), where calls of other
+            machines can be told of one.
+    """
+
+    policy: Policy
+    retriever: Retriever
+    titles: TitleBook
+    config: ExploreConfig
+    batch: int = 64
+    threads: int = 1
+    until: Callable[[float], Loop] | None = None
+
+
+Make = Callable[[], Loop]
+"""Loads what explores; has to be picklable, since it is called in the worker process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Explore; ``steps``: tell of every step."""
+
+    number: int
+    user_id: str
+    query: Query
+    deadline: float
+    steps: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Answer when nothing is before this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Loading has ended: in order, or with the sentence that says why not."""
+
+    refusal: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """These requests are explored now."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A step of one request."""
+
+    number: int
+    step: Step
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of one request: an exploration, or the sentence that says why there is none."""
+
+    number: int
+    exploration: Exploration | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer to ``Ping``."""
+
+
+Answer = Loaded | Begun | Told | Done | Pong
+
+
+def run(connection: Connection, make: Make) -> None:
+    """Load, answer until the other end closes, and end the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(_NICE)
+    faulthandler.enable()
+    _die_with_parent()
+    asked: queue.SimpleQueue[Ask | Ping] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(connection, asked), name="asked", daemon=True).start()
+    lock = threading.Lock()
+
+    def send(answer: Answer) -> None:
+        with lock:
+            connection.send(answer)
+
+    try:
+        loop = make()
+    except Exception as error:
+        if not isinstance(error, DeepRecError):
+            logger.exception("the policy cannot be loaded")
+        send(Loaded(str(error) or type(error).__name__))
+        return
+    send(Loaded())
+    threads = [threading.Thread(target=_Turns(loop, asked, send).run, daemon=True) for _ in range(loop.threads - 1)]
+    for thread in threads:
+        thread.start()
+    _Turns(loop, asked, send).run()
+
+
+def _read(connection: Connection, asked: queue.SimpleQueue[Ask | Ping]) -> None:
+    try:
+        while True:
+            asked.put(connection.recv())
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """On Linux a process that holds the interpreter's lock for ever ends with its parent too."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class _Turns:
+    """Takes what waits and explores it, again and again."""
+
+    def __init__(self, loop: Loop, asked: queue.SimpleQueue[Ask | Ping], send: Callable[[Answer], None]) -> None:
+        self._loop, self._asked, self._send = loop, asked, send
+        self._most = loop.batch if loop.threads == 1 else 1
+        self._last = ""
+
+    def run(self) -> None:
+        while True:
+            gathered = [self._asked.get()]
+            while len(gathered) < self._most:
+                try:
+                    gathered.append(self._asked.get_nowait())
+                except queue.Empty:
+                    break
+            asks = [one for one in gathered if isinstance(one, Ask)]
+            for _ in range(len(gathered) - len(asks)):
+                self._send(Pong())
+            self._begin(asks)
+
+    def _begin(self, asks: Sequence[Ask]) -> None:
+        now = time.monotonic()
+        for ask in asks:
+            if ask.deadline <= now:
+                self._send(Done(ask.number, None, "the policy was busy until the deadline"))
+        begun = [ask for ask in asks if ask.deadline > now]
+        if not begun:
+            return
+        self._send(Begun(tuple(ask.number for ask in begun)))
+        open_ = self._explore(begun)
+        if len(begun) > 1:
+            open_ = [ask for one in open_ for ask in self._explore([one])]
+        for ask in open_:
+            self._send(Done(ask.number, None, "the policy failed"))
+
+    def _log(self, error: Exception) -> None:
+        """With its traces when it is another error than the last."""
+        known, self._last = self._last, repr(error)
+        logger.error("the policy failed: %s", self._last, exc_info=self._last != known)
+
+    def _explore(self, asks: Sequence[Ask]) -> list[Ask]:
+        """Explore together; returns those that an error has left without an answer."""
+        loop, watch = self._loop, _Watch(asks, self._loop.config, self._send)
+        if loop.until is not None:
+            loop = loop.until(max(ask.deadline for ask in asks))
+        try:
+            rollout(
+                loop.policy,
+                loop.retriever,
+                loop.titles,
+                [Example(ask.user_id, ask.query.history, target="") for ask in asks],
+                loop.config,
+                temperature=0.0,
+                seed=0,
+                conditions=[_conditions(ask) for ask in asks],
+                on_turn=watch.on_turn,
+                on_call=watch.on_call,
+                on_end=watch.on_end,
+            )
+        except Exception as error:
+            self._log(error)
+        return [ask for row, ask in enumerate(asks) if row not in watch.ended]
+
+
+class _Watch:
+    """Turns the rollout's events into what each request is told."""
+
+    def __init__(self, asks: Sequence[Ask], config: ExploreConfig, send: Callable[[Answer], None]) -> None:
+        self._asks, self._config, self._send = asks, config, send
+        self._marks: list[list[float]] = [[] for _ in asks]
+        self.ended: set[int] = set()
+
+    def on_turn(self, turn: int, rows: Sequence[int]) -> None:
+        for row in rows:
+            self._marks[row].append(time.monotonic())
+            self._tell(row, Step(turn))
+
+    def on_call(self, row: int, call: Call, text: str) -> None:
+        self._tell(row, Step(len(self._marks[row]), call, thought_of(text)))
+
+    def on_end(self, row: int, trajectory: Trajectory) -> None:
+        marks = [*self._marks[row], time.monotonic()]
+        turns = tuple(round(1000 * (after - before), 2) for before, after in pairwise(marks))
+        violations = format_violations(trajectory, self._config, strict=True)
+        self.ended.add(row)
+        self._send(Done(self._asks[row].number, Exploration(trajectory, violations, turns)))
+
+    def _tell(self, row: int, step: Step) -> None:
+        if self._asks[row].steps:
+            self._send(Told(self._asks[row].number, step))
+
+
+def _conditions(ask: Ask) -> Conditions:
+    query = ask.query
+    return Conditions(query.preference, query.exclude, query.filters, query.allow_seen, ask.deadline)

@@ -1,0 +1,36 @@
+"""What was answered, for whoever watches: measures, the request log, the comparison of policy and TRM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One answer of the recommender (``deeprec``) or of the TRM alone (``deeprec-trm``).
+
+    ``path`` is ``policy``, ``trm`` or ``popularity``, ``reason`` why it was not the policy. Item ids: ``items`` as
+    answered, ``trm_items`` the TRM's own list where it was there in time, ``policy_items`` the policy's answer where
+    it was valid and in time. ``milliseconds`` is the whole answer, ``turns`` the policy's turns; ``at`` is in seconds
+    since 1970. ``shadow``: given in shadow mode, where the TRM answers and the policy runs beside.
+    """
+
+    model: str
+    user_id: str | None
+    path: str
+    reason: str | None
+    items: tuple[str, ...]
+    trm_items: tuple[str, ...]
+    policy_items: tuple[str, ...]
+    milliseconds: float
+    turns: tuple[float, ...]
+    deadline_ms: int
+    k: int
+    version: str
+    at: float
+    shadow: bool = False
+
+
+Observer = Callable[[Served], None]
+"""Told of every answer, in the event loop; it has to be quick, and what it raises is logged."""

@@ -1,0 +1,83 @@
+"""Who asks: a request's user and history, from the request itself or from the feature store, within its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from deeprec.errors import FeatureError
+from deeprec.serving.batching import Gathering
+from deeprec.serving.clock import RequestClock
+from deeprec.serving.request import TrmRequest
+from deeprec.types import Catalogue
+
+logger = logging.getLogger(__name__)
+
+
+class Histories(Protocol):
+    """Port: users' complete histories. Implemented by ``features.online.HistoryStore``; several threads may ask."""
+
+    def history(self, user_id: str) -> tuple[str, ...] | None:
+        """Item ids, oldest first; None for a user never seen."""
+        ...
+
+    def histories(self, user_ids: Sequence[str]) -> list[tuple[str, ...] | None]:
+        """``history`` of several users, in their order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """The history that models read (catalogue items only), everything had, and where it came from.
+
+    ``note`` says why there is no history, should there be none.
+    """
+
+    user_id: str
+    history: tuple[str, ...] = ()
+    had: frozenset[str] = frozenset()
+    known: bool = False
+    note: str | None = None
+
+
+class Users:
+    """Finds users; those of concurrent requests are read together, at most ``most`` at a time."""
+
+    def __init__(self, catalogue: Catalogue, histories: Histories | None, most: int) -> None:
+        self._catalogue = catalogue
+        self._store: Gathering[str, tuple[str, ...] | None] | None = None
+        if histories is not None:
+            self._store = Gathering(histories.histories, most, "histories", alone=False)
+
+    def close(self) -> None:
+        """Read nothing more."""
+        if self._store is not None:
+            self._store.close()
+
+    async def find(self, request: TrmRequest, clock: RequestClock) -> User:
+        """The user of a request. A store that fails or is late is a note, not an error."""
+        name = request.user_id or "unknown"
+        if request.history is not None:
+            return User(name, request.history, frozenset(request.history), note="the request's history is empty")
+        if request.user_id is None:
+            return User(name, note="the request names no user and gives no history")
+        if self._store is None:
+            return User(name, note="this server has no feature store, so users are unknown; give a history")
+        try:
+            history = await asyncio.wait_for(self._store.ask(request.user_id), clock.left)
+        except TimeoutError:
+            late = f"the feature store failed to answer within {clock.deadline_ms} ms"
+            return User(name, note=f"{late}, so the user's history is unknown")
+        except FeatureError as error:
+            logger.warning("the feature store failed: %s", error)
+            return User(name, note="the feature store failed, so the user's history is unknown")
+        except Exception:
+            logger.exception("the feature store failed")
+            return User(name, note="the feature store failed, so the user's history is unknown")
+        if history is None:
+            return User(name, note="the user is unknown")
+        usable = tuple(item_id for item_id in history if item_id in self._catalogue)
+        return User(name, usable, frozenset(history), known=True, note="the user's history holds no catalogue item")

@@ -1,0 +1,89 @@
+"""A server of one made-up model, run as a script by the tests of the server itself.
+
+``python echo_server.py GATE [section.key=value …]``. The model waits as long as a request says and answers how many
+requests it had at a time. ``start`` waits for the file GATE, and fails when that holds a text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from deeprec.cli.serve.options import read_serving
+from deeprec.errors import ArtifactError, RequestError
+from deeprec.serving.model import JsonModel
+from deeprec.serving.server import free_port, run
+from deeprec.types import JsonDict
+
+
+class Wait(BaseModel):
+    """Milliseconds to wait."""
+
+    ms: int = Field(0, ge=0)
+
+
+class Waited(BaseModel):
+    """Most requests that were waiting at a time."""
+
+    beside: int
+
+
+class EchoModel(JsonModel):
+    """Waits."""
+
+    NAME = "echo"
+    REQUEST = Wait
+    ANSWER = Waited
+    now = most = 0
+
+    def read(self, raw: Any) -> int:
+        if not isinstance(raw, dict) or not isinstance(raw.get("ms", 0), int):
+            raise RequestError('write {"ms": 10}')
+        return int(raw.get("ms", 0))
+
+    async def answer(self, request: int) -> JsonDict:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(request / 1000)
+            if request == 13:
+                raise RuntimeError("a secret of the server")
+            return {"beside": self.most}
+        finally:
+            self.now -= 1
+
+
+router = APIRouter()
+
+
+@router.get("/")
+def page() -> str:
+    """A page before KServe's own answer at this path."""
+    return "page"
+
+
+def main(gate: Path, *overrides: str) -> None:
+    """Serve until told to stop."""
+    serving = read_serving(None, list(overrides))
+    serving = serving.model_copy(update={"port": free_port(serving.host, 0)})
+
+    async def start() -> None:
+        while not gate.exists():
+            await asyncio.sleep(0.05)
+        if gate.read_text():
+            raise ArtifactError(gate.read_text())
+
+    async def close() -> None:
+        print("closed", flush=True)
+
+    print(f"http://{serving.host}:{serving.port}", flush=True)
+    run([EchoModel(serving)], serving, routers=[router], start=start, close=close)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

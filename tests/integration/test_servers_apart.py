@@ -1,0 +1,266 @@
+"""TRM, policy and recommender as servers of their own: the same answers as in one process, and what a loss means."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from deeprec.client import Client, Recommendation
+from deeprec.config import EngineConfig, ServingConfig
+from deeprec.data.dataset import Dataset, read_dataset
+from deeprec.errors import PolicyError
+from deeprec.explore.loading import load_policy, open_policy
+from deeprec.explore.protocol import TitleBook
+from deeprec.explore.rollout import rollout
+from deeprec.serving.bundle import Bundle
+from deeprec.serving.remote import BlockingRetriever, OtherBundle, RemoteRetriever
+from deeprec.trm.retriever import TrmRetriever
+from deeprec.types import Catalogue, EndReason, Example, Filter, Query, RetrievedItem, Trajectory
+from tests.integration.parts import make_bundle
+from tests.integration.servers import ServerProcess, deeprec, started, until
+
+DEADLINE_MS = 20_000
+
+
+@pytest.fixture(scope="module")
+def bundle(taught_run: Path) -> Bundle:
+    return Bundle.load(taught_run / "bundle")
+
+
+@pytest.fixture(scope="module")
+def retriever(bundle: Bundle) -> TrmRetriever:
+    """The bundle's TRM in this process."""
+    return TrmRetriever.load(bundle.path / "trm")
+
+
+@pytest.fixture(scope="module")
+def users(small_run: Path) -> Dataset:
+    return read_dataset(small_run / "dataset")
+
+
+@pytest.fixture(scope="module")
+def policy_server(taught_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """``deeprec serve policy``, ended with SIGTERM."""
+    log = tmp_path_factory.mktemp("policy") / "server.log"
+    with started(deeprec("serve", "policy", taught_run, "--port", 0), log) as server:
+        yield server
+        assert server.stop() == 0
+        assert "Traceback" not in server.printed
+
+
+@pytest.fixture(scope="module")
+def trm_server(taught_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """``deeprec serve trm``."""
+    log = tmp_path_factory.mktemp("trm") / "server.log"
+    with started(deeprec("serve", "trm", taught_run, "--port", 0), log) as server:
+        yield server
+
+
+def explored(policy: object, retriever: object, bundle: Bundle, users: Dataset, temperature: float) -> list[Trajectory]:
+    """Rollouts of ten users."""
+    examples = [Example(user, history, "") for user, history in list(users.sequences.items())[:10]]
+    titles = TitleBook(bundle.catalogue)
+    return rollout(policy, retriever, titles, examples, bundle.explore, temperature=temperature, seed=3)  # type: ignore[arg-type]
+
+
+def test_the_printed_lines_of_the_policy_server_work(policy_server: ServerProcess) -> None:
+    lines = [line for line in policy_server.printed.splitlines() if line.startswith("  curl ")]
+    models, completion, prediction = lines
+    assert httpx.get(models.split()[-1]).json()["data"][0]["max_model_len"] == 4096
+    for line in (completion, prediction):
+        url = re.search(r"http://\S+", line)
+        body = re.search(r"-d '(.*)'$", line)
+        assert url
+        assert body
+        content = body[1].replace("'\\''", "'")
+        found = httpx.post(url[0], content=content, headers={"Content-Type": "application/json"}, timeout=30).json()
+        assert list(found) in (["predictions"], [*found])
+        [answer] = found.get("choices") or found["predictions"]
+        assert answer["finish_reason"] == "stop", answer
+        assert "anything" in answer["text"]
+
+
+def test_kserves_protocols_of_the_policy_server(policy_server: ServerProcess) -> None:
+    requests = [{"prompt": "History:\n", "max_tokens": 3}, {"prompt": "\n1. ", "temperature": 0.5, "max_tokens": 2}]
+    at = f"{policy_server.url}/v2/models/deeprec-policy"
+    tensor = {"name": "request", "shape": [2], "datatype": "BYTES", "data": [json.dumps(one) for one in requests]}
+    v2 = httpx.post(f"{at}/infer", json={"inputs": [tensor]}, timeout=30).json()
+    answers = [json.loads(text) for text in v2["outputs"][0]["data"]]
+    assert [answer["tokens"] for answer in answers] == [3, 2]
+    with Client(policy_server.url) as client:
+        assert client.ready("deeprec-policy")
+        v1 = client.predict("deeprec-policy", requests[:1])
+    assert v1 == answers[:1]
+    assert set(v1[0]) == {"text", "finish_reason", "tokens"}
+    wrong = httpx.post(f"{policy_server.url}/v1/models/deeprec-policy:predict", json={"instances": [{"text": "a"}]})
+    assert wrong.status_code == 400
+    assert "prompt" in wrong.json()["error"]
+
+
+def test_greedy_rollouts_are_the_same_token_for_token(
+    policy_server: ServerProcess, bundle: Bundle, retriever: TrmRetriever, users: Dataset
+) -> None:
+    place = bundle.path / "policy"
+    here = explored(load_policy(place), retriever, bundle, users, 0.0)
+    remote = open_policy(place, EngineConfig(kind="server", url=policy_server.url, timeout=60))
+    there = explored(remote, retriever, bundle, users, 0.0)
+    assert [one.completion_ids for one in there] == [one.completion_ids for one in here]
+    assert [one.answer for one in there] == [one.answer for one in here]
+    for one, other in zip(here, there, strict=True):
+        assert one.end is EndReason.ANSWERED
+        assert np.allclose(one.logprobs, other.logprobs, atol=1e-4)
+
+
+def test_sampled_rollouts_are_fixed_by_their_seed_whoever_else_asks(
+    policy_server: ServerProcess, bundle: Bundle, retriever: TrmRetriever, users: Dataset
+) -> None:
+    engine = EngineConfig(kind="server", url=policy_server.url, timeout=60)
+    policy = open_policy(bundle.path / "policy", engine)
+    first, again = (explored(policy, retriever, bundle, users, 1.0) for _ in range(2))
+    assert [one.completion_ids for one in first] == [one.completion_ids for one in again]
+    assert len({one.completion_ids for one in first}) == len(first)
+    answered = [one for one in first if one.end is EndReason.ANSWERED]
+    assert answered
+    for one in answered:
+        assert set(one.answer) <= {item.item_id for call in one.calls for item in call.items}
+
+
+def test_a_server_of_another_policy_is_refused(small_run: Path, policy_server: ServerProcess) -> None:
+    engine = EngineConfig(kind="server", url=policy_server.url, timeout=60)
+    with pytest.raises(PolicyError, match="serve the same artifact"):
+        open_policy(small_run / "bundle" / "policy", engine)
+
+
+def queries(catalogue: Catalogue, users: Dataset, count: int) -> list[Query]:
+    """Queries of every kind: with and without history, preference, filters, exclusions, and items seen before."""
+    rng = np.random.default_rng(0)
+    ids = [item.item_id for item in catalogue.items]
+    histories = [(), *users.sequences.values()]
+    conditions = (
+        Filter("year", ">=", 1990.0),
+        Filter("year", "<=", 2005),
+        Filter("title", "!=", catalogue.items[3].title),
+    )
+    return [
+        Query(
+            history=tuple(histories[rng.integers(len(histories))]) if rng.random() < 0.8 else (),
+            preference=tuple(rng.choice(catalogue.phrases, rng.integers(0, 4), replace=False).tolist()),
+            exclude=frozenset(rng.choice(ids, rng.integers(0, 8), replace=False).tolist()),
+            filters=tuple(one for one in conditions if rng.random() < 0.3),
+            allow_seen=bool(rng.random() < 0.3),
+        )
+        for _ in range(count)
+    ]
+
+
+Lists = Sequence[Sequence[RetrievedItem]]
+
+
+def same(found: Lists, wanted: Lists) -> None:
+    """Equal items, and scores that no rounding for display tells apart."""
+    assert [[item.item_id for item in items] for items in found] == [
+        [item.item_id for item in items] for items in wanted
+    ]
+    for items, others in zip(found, wanted, strict=True):
+        assert [item.score for item in items] == pytest.approx([item.score for item in others], abs=1e-6)
+
+
+def test_the_remote_trm_answers_as_the_one_in_this_process(
+    trm_server: ServerProcess, bundle: Bundle, retriever: TrmRetriever, users: Dataset
+) -> None:
+    serving = ServingConfig()
+    asked = queries(bundle.catalogue, users, 120)
+    wanted = retriever.retrieve(asked, 7)
+    blocking = BlockingRetriever(trm_server.url, bundle.version, serving)
+    same(blocking.retrieve(asked, 7), wanted)
+    awaited = RemoteRetriever(trm_server.url, bundle.version, serving)
+
+    async def run() -> Lists:
+        return await asyncio.gather(*(awaited.retrieve(query, 7) for query in asked))
+
+    same(asyncio.run(run()), wanted)
+    other = BlockingRetriever(trm_server.url, "another", serving)
+    with pytest.raises(OtherBundle, match=f"has bundle {bundle.version} and this recommender another"):
+        other.retrieve(asked[:1], 7)
+
+
+def test_the_loops_own_words_mean_the_same_over_http(
+    trm_server: ServerProcess, bundle: Bundle, retriever: TrmRetriever
+) -> None:
+    """A policy may write phrases that a user's request would be refused or cleaned for."""
+    history = (bundle.catalogue.items[0].item_id,)
+    phrases = tuple(f"phrase {number} | <b> {'x' * 250}" for number in range(20))
+    asked = [Query(history, phrases), Query(history, ("1. comedy", "ü ‮ 喜剧"))]
+    blocking = BlockingRetriever(trm_server.url, bundle.version, ServingConfig())
+    same(blocking.retrieve(asked, 5), retriever.retrieve(asked, 5))
+
+
+def recommend(url: str, **question: object) -> Recommendation:
+    with Client(url, timeout=30) as client:
+        return client.recommend(deadline_ms=DEADLINE_MS, k=5, **question)  # type: ignore[arg-type]
+
+
+def test_a_recommender_of_two_servers_and_what_their_loss_means(
+    taught_run: Path, small_run: Path, bundle: Bundle, retriever: TrmRetriever, users: Dataset, tmp_path: Path
+) -> None:
+    here = explored(load_policy(bundle.path / "policy"), retriever, bundle, users, 0.0)
+    with (
+        started(deeprec("serve", "policy", taught_run, "--port", 0), tmp_path / "policy.log") as policy,
+        started(deeprec("serve", "trm", taught_run, "--port", 0), tmp_path / "trm.log") as trm,
+        started(
+            deeprec("serve", "recommender", taught_run, "--port", 0, "--trm-url", trm.url, "--policy-url", policy.url),
+            tmp_path / "recommender.log",
+        ) as recommender,
+    ):
+        user = here[0].user_id
+        until(lambda: recommend(recommender.url, user_id=user).path == "policy", "the policy is not asked")
+        for one in here[:4]:
+            found = recommend(recommender.url, user_id=one.user_id)
+            assert (found.path, found.reason) == ("policy", None)
+            assert [item.id for item in found.items] == list(one.answer)
+        alone = retriever.retrieve([Query(users.sequences[user])], 5)[0]
+
+        policy.stop()
+        without_policy = recommend(recommender.url, user_id=user)
+        assert without_policy.path == "trm"
+        assert "policy" in str(without_policy.reason)
+        assert [item.id for item in without_policy.items] == [item.item_id for item in alone]
+
+        trm.stop()
+        popular = recommend(recommender.url, user_id=user)
+        assert popular.path == "popularity"
+        assert "the TRM failed" in str(popular.reason)
+        assert len(popular.items) == 5
+
+        other = make_bundle(small_run, tmp_path / "other", max_calls=2)
+        with started(deeprec("serve", "trm", other, "--port", trm.port), tmp_path / "other.log"):
+            mixed = recommend(recommender.url, user_id=user)
+            assert mixed.path == "popularity"
+            assert re.search("has bundle .* and this recommender", str(mixed.reason))
+        with started(deeprec("serve", "trm", taught_run, "--port", trm.port), tmp_path / "again.log"):
+            again = recommend(recommender.url, user_id=user)
+            assert again.path == "trm"
+
+
+def test_what_cannot_be_served_is_said_at_once(taught_run: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from deeprec.cli import app
+
+    for arguments, part in (
+        ((taught_run / "bundle", "--engine", "tensorrt"), "there is no engine 'tensorrt'"),
+        ((taught_run / "bundle", "--engine", "vllm"), "install deeprec[gpu]"),
+        ((taught_run / "policy" / "model.safetensors",), "neither a bundle nor"),
+        ((taught_run / "features" / "current",), "neither a bundle nor"),
+        ((tmp_path,), "neither a bundle nor"),
+    ):
+        result = CliRunner().invoke(app, ["serve", "policy", "--port", "0", *map(str, arguments)])
+        assert result.exit_code != 0
+        assert part in str(result.exception), result.output

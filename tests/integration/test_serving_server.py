@@ -1,0 +1,255 @@
+"""The server process around a made-up model: readiness, overload, slow clients, batches and shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.integration.servers import STOP_SECONDS, ServerProcess, started, until
+
+PREDICT = "/v1/models/echo:predict"
+ECHO = Path(__file__).with_name("echo_server.py")
+Start = Callable[..., AbstractContextManager[ServerProcess]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """``start(*overrides, ready=True)``: the echo server; with ``ready=False`` its gate stays closed."""
+
+    def begin(*overrides: str, ready: bool = True) -> AbstractContextManager[ServerProcess]:
+        gate = tmp_path / "gate"
+        if ready:
+            gate.write_text("")
+        return started([sys.executable, str(ECHO), str(gate), *overrides], tmp_path / "log", ready=ready)
+
+    return begin
+
+
+@pytest.fixture
+def echo(start: Start) -> Iterator[ServerProcess]:
+    with start("serving.max_waiting=8", "serving.max_deadline_ms=5000") as server:
+        yield server
+
+
+def ask(server: ServerProcess, ms: int = 0, **more: Any) -> httpx.Response:
+    return httpx.post(server.url + PREDICT, json={"instances": [{"ms": ms}]}, timeout=60, **more)
+
+
+async def crowd(server: ServerProcess, count: int, ms: int) -> list[httpx.Response | Exception]:
+    """``count`` requests at once, each with a connection of its own."""
+    limits = httpx.Limits(max_connections=count)
+    async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
+        calls = [client.post(PREDICT, json={"instances": [{"ms": ms}]}) for _ in range(count)]
+        return await asyncio.gather(*calls, return_exceptions=True)  # type: ignore[return-value]
+
+
+def test_ready_means_that_what_serves_has_been_prepared(start: Start, tmp_path: Path) -> None:
+    with start(ready=False) as server:
+        until(lambda: _live(server), "the port is not open", server.process)
+        for path in ("/v2/health/ready", "/v1/models/echo", "/v2/models/echo/ready"):
+            answer = httpx.get(server.url + path)
+            assert (answer.status_code, list(answer.json())) == (503, ["error"])
+        assert ask(server).status_code == 503
+        (tmp_path / "gate").write_text("")
+        server.wait_ready()
+        assert ask(server).json() == {"predictions": [{"beside": 1}]}
+        assert httpx.get(f"{server.url}/v1/models/echo").json() == {"name": "echo", "ready": True}
+        assert httpx.get(f"{server.url}/").json() == "page"
+
+
+def _live(server: ServerProcess) -> bool:
+    try:
+        return httpx.get(f"{server.url}/v2/health/live").json() == {"live": True}
+    except httpx.TransportError:
+        return False
+
+
+def test_a_server_that_cannot_be_prepared_ends_with_the_reason(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "gate").write_text("the vectors are gone")
+    with start(ready=False) as server:
+        assert server.process.wait(STOP_SECONDS) != 0
+        assert "ArtifactError: the vectors are gone" in server.printed
+        assert "closed" in server.printed
+
+
+def test_the_requests_of_a_body_are_answered_side_by_side(echo: ServerProcess) -> None:
+    instances = [{"ms": 200}] * 5
+    answer = httpx.post(echo.url + PREDICT, json={"instances": instances}, timeout=60)
+    assert answer.json() == {"predictions": [{"beside": 5}] * 5}
+    body = {"instances": [{"ms": 1}, {"ms": "x"}, {"ms": 1}]}
+    refused = httpx.post(echo.url + PREDICT, json=body, timeout=60)
+    assert (refused.status_code, refused.json()) == (400, {"error": 'request 2 of this body: write {"ms": 10}'})
+
+
+def test_a_fault_of_the_server_is_told_without_its_trace(echo: ServerProcess) -> None:
+    answer = ask(echo, 13)
+    assert (answer.status_code, list(answer.json())) == (500, ["error"])
+    assert "secret" not in answer.text
+    assert "a secret of the server" in echo.printed
+    assert ask(echo).status_code == 200
+
+
+def test_beyond_capacity_it_sheds_and_recovers(echo: ServerProcess) -> None:
+    process = psutil.Process(echo.process.pid)
+    before = process.memory_info().rss
+    for _ in range(3):
+        answers = asyncio.run(crowd(echo, 200, 500))
+        codes = [answer.status_code for answer in answers if isinstance(answer, httpx.Response)]
+        assert len(codes) == 200
+        assert set(codes) == {200, 429}
+        refused = [answer for answer in answers if isinstance(answer, httpx.Response) and answer.status_code == 429]
+        assert all(answer.headers["retry-after"] == "1" for answer in refused)
+        assert all(list(answer.json()) == ["error"] for answer in refused)
+        ended = time.monotonic()
+        until(lambda: ask(echo).status_code == 200, "it does not recover", echo.process)
+        assert time.monotonic() - ended < 5
+    assert ask(echo).json()["predictions"][0]["beside"] <= 8
+    assert process.memory_info().rss - before < 50_000_000
+
+
+def test_health_and_metrics_are_answered_while_every_place_is_taken(echo: ServerProcess) -> None:
+    async def main() -> None:
+        busy = asyncio.ensure_future(crowd(echo, 8, 1500))
+        async with httpx.AsyncClient(base_url=echo.url, timeout=60) as client:
+            while (await client.post(PREDICT, json={"instances": [{"ms": 0}]})).status_code != 429:
+                await asyncio.sleep(0.02)
+            for path in ("/v2/health/live", "/v2/health/ready", "/v1/models/echo", "/metrics", "/openapi.json"):
+                assert (await client.get(path)).status_code == 200
+        answers = await busy
+        assert all(isinstance(answer, httpx.Response) for answer in answers)
+
+    asyncio.run(main())
+
+
+def test_bodies_that_do_not_come_keep_no_place(echo: ServerProcess) -> None:
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{{"
+    slow = [socket.create_connection(("127.0.0.1", echo.port), timeout=30) for _ in range(8)]
+    try:
+        for connection in slow:
+            connection.sendall(head.encode())
+        until(lambda: ask(echo).status_code == 429, "the slow bodies take no place", echo.process)
+        until(lambda: ask(echo).status_code == 200, "the slow bodies keep their places", echo.process)
+        for connection in slow:
+            answer = connection.makefile("rb").read()
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert b'{"error": "the body did not arrive within 5 s"}' in answer
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def test_a_body_that_is_too_large_is_answered_before_it_is_there(echo: ServerProcess) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(200):
+            yield b" " * 100_000
+
+    for body in (b" " * 1_000_000, endless()):
+        answer = httpx.post(echo.url + PREDICT, content=body, headers={"Content-Type": "application/json"}, timeout=60)
+        assert answer.status_code == 413
+        assert "262144 bytes" in answer.json()["error"]
+
+
+def test_sigterm_under_load_answers_every_accepted_request(echo: ServerProcess) -> None:
+    async def client(number: int) -> list[int]:
+        codes = []
+        async with httpx.AsyncClient(base_url=echo.url, timeout=60) as connection:
+            while True:
+                try:
+                    answer = await connection.post(PREDICT, json={"instances": [{"ms": 20 + 37 * (number % 8)}]})
+                except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                    return codes
+                codes.append(answer.status_code)
+
+    async def main() -> list[int]:
+        clients = [asyncio.ensure_future(client(number)) for number in range(12)]
+        held = [asyncio.ensure_future(crowd(echo, 1, 3000)) for _ in range(2)]
+        await asyncio.sleep(1.0)
+        echo.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.3)
+        async with httpx.AsyncClient(base_url=echo.url, timeout=60) as probe:
+            answer = await probe.get("/v2/health/ready")
+            assert (answer.status_code, answer.json()) == (503, {"error": "the server is shutting down"})
+        for [late] in await asyncio.gather(*held):
+            assert isinstance(late, httpx.Response)
+            assert late.status_code in (200, 429)
+            codes.append(late.status_code)
+        for found in await asyncio.gather(*clients):
+            codes.extend(found)
+        return codes
+
+    codes: list[int] = []
+    asyncio.run(main())
+    assert echo.process.wait(STOP_SECONDS) == 0
+    assert set(codes) <= {200, 429}
+    assert f"stopped after answering {codes.count(200)} requests" in echo.printed
+    assert codes.count(200) > 20
+    assert "closed" in echo.printed
+    assert "Traceback" not in echo.printed
+
+
+def test_a_second_sigterm_ends_the_wait(echo: ServerProcess) -> None:
+    echo.process.send_signal(signal.SIGTERM)
+    until(lambda: not echo.ready(), "it stays ready")
+    echo.process.send_signal(signal.SIGTERM)
+    assert echo.process.wait(STOP_SECONDS) == 0
+
+
+def test_errors_of_routes_are_one_sentence(echo: ServerProcess) -> None:
+    for method, path, status in (
+        ("GET", "/nowhere", 404),
+        ("PUT", PREDICT, 405),
+        ("DELETE", "/v1/models", 405),
+        ("POST", "/v1/models/other:predict", 404),
+        ("POST", "/v1/models/echo:explain", 404),
+        ("POST", "/v2/models/echo/versions/1/infer", 404),
+        ("GET", "/v2/models/echo/versions/1", 404),
+        ("POST", "/v2/repository/models/echo/unload", 404),
+    ):
+        answer = httpx.request(method, echo.url + path, json={} if method == "POST" else None)
+        assert (answer.status_code, list(answer.json())) == (status, ["error"]), path
+    assert httpx.request("HEAD", echo.url + PREDICT).status_code == 405
+    assert "allow" in httpx.put(echo.url + PREDICT).headers
+
+
+def test_the_server_names_itself_and_offers_no_loading_of_models(echo: ServerProcess) -> None:
+    found = httpx.get(f"{echo.url}/v2").json()
+    assert (found["name"], found["extensions"]) == ("deeprec", [])
+
+
+def test_the_document_names_each_model_with_its_fields_and_limits(echo: ServerProcess) -> None:
+    found = httpx.get(f"{echo.url}/openapi.json").json()
+    paths = found["paths"]
+    assert set(paths[PREDICT]) == {"post"}
+    assert "/v2/models/echo/infer" in paths
+    assert not [path for path in paths if "{model_name}:" in path or "repository" in path]
+    body = paths[PREDICT]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["properties"]["instances"]["items"] == {"$ref": "#/components/schemas/Wait"}
+    assert found["components"]["schemas"]["Wait"]["properties"]["ms"]["minimum"] == 0
+    assert paths["/"]["get"]["operationId"].startswith("page")
+    for path, item in paths.items():
+        for operation in item.values():
+            assert "422" not in operation["responses"], path
+
+
+def test_torch_gets_the_threads_that_the_configuration_names() -> None:
+    script = (
+        "import torch; from deeprec.config import ServingConfig; from deeprec.serving.server import limit_threads; "
+        "limit_threads(ServingConfig(threads=3)); print(torch.get_num_threads())"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert json.loads(done.stdout) == 3

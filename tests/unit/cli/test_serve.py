@@ -1,0 +1,81 @@
+"""What the serve commands share: the configuration that files and options make together, and refusals."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from deeprec.cli import app
+from deeprec.cli.serve.options import open_histories, read_serving
+from deeprec.cli.serve.recommender import introduction
+from deeprec.config import ServingConfig
+from deeprec.errors import ArtifactError, ConfigError, FeatureError
+from deeprec.serving.bundle import Bundle
+
+run = CliRunner().invoke
+
+
+def test_options_win_over_keys_and_keys_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("serving: {port: 1, threads: 2, deadline_ms: 300, log: {sample: 0.5}}\n")
+    found = read_serving(
+        str(file), ["serving.port=7", "serving.max_k=9"], deadline_ms=400, host=None, **{"log.path": "/logs"}
+    )
+    expected = {"port": 7, "threads": 2, "deadline_ms": 400, "max_k": 9, "host": "127.0.0.1"}
+    assert {name: getattr(found, name) for name in expected} == expected
+    assert (found.log.path, found.log.sample) == ("/logs", 0.5)
+    assert read_serving(None, None) == ServingConfig()
+
+
+def test_mistakes_name_the_key() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key serving\.colour"):
+        read_serving(None, ["serving.colour=red"])
+    with pytest.raises(ConfigError, match=r"port.*got 70000"):
+        read_serving(None, None, port=70000)
+
+
+@pytest.mark.parametrize("command", ["recommender", "trm"])
+def test_what_cannot_be_served_is_refused_with_one_sentence(command: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="neither a bundle nor the directory of a run"):
+        run(app, ["serve", command, str(tmp_path)], catch_exceptions=False)
+    (tmp_path / "bundle.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="has no manifest"):
+        run(app, ["serve", command, str(tmp_path), "--port", "0"], catch_exceptions=False)
+    with pytest.raises(FeatureError, match="no feature store"):
+        run(app, ["serve", command, str(tmp_path), "--port", "0", "--features", "/nowhere"], catch_exceptions=False)
+
+
+def test_a_port_in_use_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "bundle.json").write_text("{}")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+            run(app, ["serve", "trm", str(tmp_path), "--port", port], catch_exceptions=False)
+
+
+def test_without_a_feature_store_there_are_no_histories() -> None:
+    assert open_histories(None) is None
+
+
+def test_what_is_printed_says_what_there_is_to_try(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = Bundle.load(make_bundle(tmp_path / "bundle", ["A"]))
+    serving = ServingConfig(port=9000)
+    alone = introduction(bundle, None, serving, "there is no feature store")
+    assert bundle.version in alone
+    assert "page http://127.0.0.1:9000/" in alone
+    assert "no feature store (name one with --features)" in alone
+    assert len(re.findall(r"^  curl ", alone, re.MULTILINE)) == 4
+    assert "events" not in alone
+    whole = introduction(bundle, tmp_path, serving)
+    assert len(re.findall(r"^  curl ", whole, re.MULTILINE)) == 6
+    assert "/v1/events" in whole
+    read_only = introduction(bundle, tmp_path, serving, "the log cannot be written")
+    assert "events are not accepted: the log cannot be written" in read_only
+    assert "/v1/events" not in read_only

@@ -1,0 +1,118 @@
+"""From a bundle to a recommender that has answered once: what is started, what is refused, what is held."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+import socket
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deeprec.config import ServingConfig
+from deeprec.data.dataset import Dataset
+from deeprec.errors import ArtifactError
+from deeprec.explore.protocol import TitleBook
+from deeprec.serving.bundle import Bundle
+from deeprec.serving.loading import BundleLoop, load_recommender, settle_memory, warm_up
+from deeprec.serving.recommender import Recommender
+from deeprec.serving.request import RecommendRequest, TrmOnlyRequest
+from deeprec.serving.served import Served
+
+
+@pytest.fixture
+def bundle(make_bundle: Callable[..., Path], dataset: Dataset, tmp_path: Path) -> Callable[[str], Bundle]:
+    """A bundle of the toy TRM, whose policy has no weights."""
+    titles = list(TitleBook(dataset.catalogue).titles)
+    return lambda serve: Bundle.load(make_bundle(tmp_path / serve, titles, serve))
+
+
+@pytest.fixture
+def load() -> Iterator[Callable[..., Recommender]]:
+    loaded: list[Recommender] = []
+
+    def make(*given: Any, **other: Any) -> Recommender:
+        loaded.append(load_recommender(*given, **other))
+        return loaded[-1]
+
+    yield make
+    for recommender in loaded:
+        recommender.close()
+
+
+def test_a_bundle_that_serves_its_trm_starts_no_process(bundle: Any, load: Any) -> None:
+    told: list[Served] = []
+    recommender = load(bundle("trm"), observers=(told.append,))
+    assert recommender.explorer is None
+    assert not recommender.ready
+    asyncio.run(warm_up(recommender))
+    assert recommender.ready
+    assert told == [], "what warms it up was asked by nobody"
+    history = (recommender.catalogue.items[0].item_id,)
+    answer = asyncio.run(recommender.retrieve(TrmOnlyRequest(history=history, k=4)))
+    assert (answer["path"], len(answer["items"]), answer["bundle"]) == ("trm", 4, recommender.version)
+    assert [served.model for served in told] == ["deeprec-trm"]
+
+
+@pytest.mark.parametrize(
+    ("serve", "options", "limits"),
+    [("policy", {}, {}), ("trm", {"force_policy": True}, {}), ("trm", {}, {"shadow": True})],
+)
+def test_a_policy_that_cannot_be_loaded_is_refused(
+    bundle: Any, load: Any, serve: str, options: dict[str, Any], limits: dict[str, Any]
+) -> None:
+    recommender = load(bundle(serve), None, ServingConfig(**limits), **options)
+    with pytest.raises(ArtifactError, match="cannot be served: cannot load the policy"):
+        asyncio.run(warm_up(recommender))
+    assert not recommender.ready
+
+
+def test_a_policy_server_that_is_down_is_waited_for_while_the_trm_answers(bundle: Any, load: Any) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        limits = ServingConfig(policy_url=url, max_deadline_ms=500, deadline_ms=400)
+        recommender = load(bundle("policy"), None, limits)
+        asyncio.run(warm_up(recommender))
+        assert recommender.ready
+        history = (recommender.catalogue.items[0].item_id,)
+        answer = asyncio.run(recommender.recommend(RecommendRequest(history=history)))
+    assert answer["path"] == "trm"
+    assert answer["reason"].startswith("the policy is being")
+
+
+class Ring:
+    """An object that keeps itself."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_what_is_loaded_is_left_out_of_collections_and_an_old_ring_is_not_kept() -> None:
+    try:
+        ring = Ring()
+        settle_memory()
+        assert gc.get_freeze_count() > 0
+        gone = weakref.ref(ring)
+        del ring
+        gc.collect()
+        assert gone() is not None
+        settle_memory()
+        assert gone() is None
+    finally:
+        gc.unfreeze()
+
+
+def test_what_crosses_to_the_process_is_a_path_and_the_bundle_is_held(bundle: Any) -> None:
+    held = bundle("policy")
+    make = BundleLoop(held, ServingConfig())
+    assert len(pickle.dumps(make)) < 10_000
+    assert not hasattr(pickle.loads(pickle.dumps(make)), "_bundle")
+    place = weakref.ref(held)
+    del held
+    gc.collect()
+    assert place() is not None, "a bundle from object storage takes its files along when it goes"

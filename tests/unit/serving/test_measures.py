@@ -1,0 +1,152 @@
+"""Figures of the last hour and Prometheus' instruments, from answers made up here."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from deeprec.serving.measures import REASONS, Measures, reason_class
+from deeprec.serving.served import Served
+
+NOON = 1_700_000_040
+"""The first second of a minute."""
+
+
+class Clock:
+    now = float(NOON)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def served(path: str = "trm", reason: str | None = "the user is unknown", ms: float = 10.0, **fields: object) -> Served:
+    values: dict[str, object] = {
+        "model": "deeprec",
+        "user_id": "1",
+        "path": path,
+        "reason": reason,
+        "items": ("a",),
+        "trm_items": (),
+        "policy_items": (),
+        "milliseconds": ms,
+        "turns": (),
+        "deadline_ms": 1000,
+        "k": 1,
+        "version": "v",
+        "at": 0.0,
+    }
+    return Served(**{**values, **fields})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def measures(clock: Clock, registry: CollectorRegistry) -> Measures:
+    return Measures(registry, clock)
+
+
+def test_an_hour_without_requests_has_no_percentiles(measures: Measures) -> None:
+    hour = measures.last_hour()
+    assert hour == {
+        "minutes": [],
+        "paths": {},
+        "reasons": {},
+        "p50": None,
+        "p95": None,
+        "p99": None,
+        "requests": 0,
+        "shed": 0,
+    }
+
+
+def test_an_hour_is_summed_by_minute_path_and_reason(measures: Measures, clock: Clock) -> None:
+    for ms in range(1, 101):
+        measures.observe(served(ms=float(ms)))
+    clock.now += 60
+    measures.observe(served("policy", None, 1000.0))
+    measures.shed()
+    hour = measures.last_hour()
+    assert [minute["minute"] for minute in hour["minutes"]] == [NOON, NOON + 60]
+    assert [minute["requests"] for minute in hour["minutes"]] == [100, 1]
+    assert hour["paths"] == {"trm": 100, "policy": 1}
+    assert hour["reasons"] == {"unknown_user": 100}
+    assert (hour["requests"], hour["shed"]) == (101, 1)
+    assert hour["minutes"][0]["p50"] == pytest.approx(50, rel=0.03)
+    assert hour["minutes"][0]["p99"] == pytest.approx(99, rel=0.03)
+    assert hour["minutes"][1]["p50"] == pytest.approx(1000, rel=0.03)
+    assert hour["p50"] == pytest.approx(51, rel=0.03)
+    assert hour["p95"] == pytest.approx(96, rel=0.03)
+    assert hour["p99"] == pytest.approx(100, rel=0.03)
+
+
+def test_what_is_older_than_an_hour_is_forgotten(measures: Measures, clock: Clock) -> None:
+    measures.observe(served())
+    clock.now += 59 * 60
+    measures.observe(served())
+    assert measures.last_hour()["requests"] == 2
+    clock.now += 60
+    assert measures.last_hour()["requests"] == 1
+    clock.now += 24 * 3600
+    assert measures.last_hour()["minutes"] == []
+
+
+def test_memory_does_not_grow_with_requests(measures: Measures, clock: Clock) -> None:
+    for number in range(20_000):
+        clock.now += 1
+        measures.observe(served(ms=0.01 * 1.001 ** (number % 20_000)))
+    assert len(measures._minutes) <= 60
+    assert sum(len(minute.latencies) for minute in measures._minutes) <= 60 * 60
+
+
+def test_labels_take_few_values(measures: Measures, registry: CollectorRegistry) -> None:
+    for number in range(300):
+        measures.observe(served(model=f"m{number}", reason=f"a sentence that nobody foresaw, {number}"))
+        measures.observe(served(reason=f"the policy did not finish within {number} ms"))
+        measures.serves(f"version-{number}", "trm")
+    text = generate_latest(registry).decode()
+    assert len([line for line in text.splitlines() if line.startswith("deeprec_requests_total{")]) == 2
+    assert 'deeprec_requests_total{model="other",path="trm",reason="other"} 300.0' in text
+    assert 'deeprec_requests_total{model="deeprec",path="trm",reason="late"} 300.0' in text
+    assert text.count("deeprec_bundle_info{") == 1
+    assert 'version="version-299"' in text
+
+
+def test_explorations_are_counted_by_their_end(measures: Measures, registry: CollectorRegistry) -> None:
+    measures.observe(served("policy", None, turns=(1.0, 2.0), policy_items=("a",)))
+    measures.observe(served(reason="the policy did not finish within 5 ms", turns=(1.0,)))
+    measures.observe(served(reason="the policy is busy with other requests"))
+    found = {
+        sample.labels["end"]: sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name == "deeprec_explorations_total"
+    }
+    assert found == {"answered": 1.0, "late": 1.0}
+
+
+def test_levels_are_read_when_asked_for(measures: Measures, registry: CollectorRegistry) -> None:
+    level = {"waiting": 1}
+    measures.watch(
+        waiting=lambda: level["waiting"], refusing=lambda: False, policy_down=lambda: True, restarts=lambda: 7
+    )
+    level["waiting"] = 5
+    assert registry.get_sample_value("deeprec_waiting") == 5
+    assert registry.get_sample_value("deeprec_policy_down") == 1
+    assert registry.get_sample_value("deeprec_policy_restarts") == 7
+    assert registry.get_sample_value("deeprec_bundle_refused") == 0
+    measures.refuses()
+    assert registry.get_sample_value("deeprec_bundles_refused_total") == 1
+    assert registry.get_sample_value("deeprec_shed_total") == 0
+
+
+def test_no_reason_has_a_class_of_its_own() -> None:
+    assert reason_class(None) == "none"
+    assert "none" not in REASONS
