@@ -36,7 +36,7 @@ EXPLORE = ExploreConfig(
 )
 POLICY = PolicyConfig(
     tiny=TinyConfig(width=32, layers=1, heads=2, inner=32),
-    warm_start=WarmStartConfig(trajectories=200, epochs=4, batch_size=16, learning_rate=1e-2),
+    warm_start=WarmStartConfig(trajectories=200, epochs=8, batch_size=16, learning_rate=1e-2),
     select=SelectConfig(candidates=8, rollouts=2),
     stage1=StageConfig(
         steps=1, prompts_per_step=4, rollouts=4, sequences_per_update=16, micro_batch=4, learning_rate=1e-3
