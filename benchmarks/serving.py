@@ -194,7 +194,7 @@ def requests(bundle: Bundle, features: Path | None, count: int) -> list[bytes]:
 def main() -> None:
     """Measure and print."""
     arguments = _arguments()
-    from deeprec.serving.server import free_port
+    from deeprec.serving.http.server import free_port
 
     bodies = requests(Bundle.load(arguments.bundle), arguments.features, 5000)
     port = free_port("127.0.0.1", 0)

@@ -37,8 +37,8 @@ from typing import Any
 from deeprec.config import ServingConfig
 from deeprec.serving import loading
 from deeprec.serving.bundle import Bundle
-from deeprec.serving.loop import Loop, Make
 from deeprec.serving.request import RecommendRequest, read_request
+from deeprec.serving.worker.loop import Loop, Make
 from deeprec.trm.filters import filter_mask
 from deeprec.types import Catalogue, Generation, JsonDict, Policy, Rule, Segment
 
@@ -324,7 +324,7 @@ def server(mode: Path, arguments: argparse.Namespace) -> Iterator[str]:
     """This program as a server, from its readiness to its end; yields its address."""
     import httpx
 
-    from deeprec.serving.server import free_port
+    from deeprec.serving.http.server import free_port
 
     port = free_port("127.0.0.1", 0)
     command = [sys.executable, "-m", "benchmarks.serving_faults", str(arguments.bundle), "--serve", str(mode)]
@@ -350,9 +350,9 @@ def server(mode: Path, arguments: argparse.Namespace) -> Iterator[str]:
 
 def serve(bundle: str, serving: ServingConfig) -> None:
     """Be the server."""
-    from deeprec.serving.bundle_server import BundleServer
-    from deeprec.serving.recommender_model import RecommenderModel
-    from deeprec.serving.server import limit_threads
+    from deeprec.serving.http.bundle_server import BundleServer
+    from deeprec.serving.http.recommender_model import RecommenderModel
+    from deeprec.serving.http.server import limit_threads
 
     limit_threads(serving)
     made = BundleServer(bundle, serving, force_policy=True)
@@ -379,7 +379,7 @@ def _measured(bundle: Bundle, serving: ServingConfig, mode: Path, arguments: arg
     if arguments.http:
         with server(mode, arguments) as url:
             return asyncio.run(over_http(bundle, url, mode, arguments))
-    from deeprec.serving.server import limit_threads
+    from deeprec.serving.http.server import limit_threads
 
     limit_threads(serving)
     make_faulty(mode)

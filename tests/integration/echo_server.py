@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field
 
 from deeprec.cli.serve.options import read_serving
 from deeprec.errors import ArtifactError, RequestError
-from deeprec.serving.model import JsonModel
-from deeprec.serving.server import free_port, run
+from deeprec.serving.http.model import JsonModel
+from deeprec.serving.http.server import free_port, run
 from deeprec.types import JsonDict
 
 

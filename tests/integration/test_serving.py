@@ -207,7 +207,7 @@ def test_refusals_are_one_sentence(
 def test_a_port_in_use_or_a_spoilt_bundle_is_refused(served: Served, run: Path) -> None:
     from deeprec.errors import ArtifactError, ConfigError
     from deeprec.serving.bundle import Bundle
-    from deeprec.serving.server import free_port
+    from deeprec.serving.http.server import free_port
 
     with pytest.raises(ConfigError, match="cannot listen"):
         free_port("127.0.0.1", int(served.url.rpartition(":")[2]))

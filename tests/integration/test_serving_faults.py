@@ -21,7 +21,7 @@ from deeprec.config import ServingConfig
 from deeprec.serving.batching import Batcher
 from deeprec.serving.recommender import Recommender
 from deeprec.serving.request import RecommendRequest, TrmOnlyRequest
-from deeprec.serving.worker import Patience, WorkerExplorer
+from deeprec.serving.worker.explorer import Patience, WorkerExplorer
 from deeprec.trm.filters import filter_mask
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.types import JsonDict

@@ -247,7 +247,8 @@ def test_the_document_names_each_model_with_its_fields_and_limits(echo: ServerPr
 
 def test_torch_gets_the_threads_that_the_configuration_names() -> None:
     script = (
-        "import torch; from deeprec.config import ServingConfig; from deeprec.serving.server import limit_threads; "
+        "import torch; from deeprec.config import ServingConfig; "
+        "from deeprec.serving.http.server import limit_threads; "
         "limit_threads(ServingConfig(threads=3)); print(torch.get_num_threads())"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -19,10 +19,10 @@ from deeprec.data.dataset import read_dataset
 from deeprec.serving.batching import Batcher
 from deeprec.serving.bundle import Bundle
 from deeprec.serving.loading import warm_up
+from deeprec.serving.log.request_log import RequestLog, read_log
 from deeprec.serving.recommender import Recommender
 from deeprec.serving.request import RecommendRequest
-from deeprec.serving.request_log import RequestLog, read_log
-from deeprec.serving.worker import WorkerExplorer
+from deeprec.serving.worker.explorer import WorkerExplorer
 from tests.integration.servers import deeprec, started, until
 from tests.unit.serving.policies import CATALOGUE, CONFIG, ListRetriever, Make
 

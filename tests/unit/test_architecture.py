@@ -8,6 +8,7 @@ below its own level, and no other room of its own level but those named in ``NEI
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +113,30 @@ def objections(root: Path) -> list[str]:
 
 def test_imports_point_one_way() -> None:
     assert objections(ROOT) == []
+
+
+def test_the_recommender_knows_no_server() -> None:
+    """Of ``serving``, only the rooms in front of it speak HTTP: what answers, the worker and the log do not."""
+    servers = ("http", "completions", "events", "page")
+    found = []
+    for path, room, module in _files(ROOT):
+        if room != "serving" or {*module.split(".")[2:3]} & {*servers}:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        imports = [name.split(".") for _, name in _imports(tree, module, path.name == "__init__.py")]
+        found += [
+            f"{module} imports {'.'.join(name)}"
+            for name in imports
+            if name[0] == "kserve" or (name[:2] == ["deeprec", "serving"] and {*name[2:3]} & {*servers})
+        ]
+    assert found == []
+
+
+def test_every_package_is_installed() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"])
+    source = ROOT / "src"
+    packages = {".".join(path.parent.relative_to(source).parts) for path in source.rglob("__init__.py")}
+    assert packages <= listed
 
 
 def test_no_tests_or_tools_are_imported_by_the_library() -> None:

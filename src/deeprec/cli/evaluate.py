@@ -68,7 +68,7 @@ def shadow(
     from deeprec.evaluation.shadow import evaluate_shadow, shadow_rows
     from deeprec.evaluation.shadow_report import render, sentences, tables
     from deeprec.serving.bundle import Bundle
-    from deeprec.serving.request_log import read_log
+    from deeprec.serving.log.request_log import read_log
     from deeprec.store import write_text
 
     served = read_log(log)
@@ -97,7 +97,7 @@ def shadow(
 
 def _later(rows: pl.DataFrame, events: Path, log: Path, k: int, window_hours: float) -> Later:
     from deeprec.evaluation.later import later_events
-    from deeprec.serving.user_hash import read_hash
+    from deeprec.serving.log.user_hash import read_hash
 
     return later_events(rows, _events(events), k=k, window_hours=window_hours, user_hash=read_hash(log))
 

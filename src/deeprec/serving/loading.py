@@ -18,13 +18,13 @@ from deeprec.errors import ArtifactError, TrmError
 from deeprec.serving.batching import AsyncRetriever, Batcher
 from deeprec.serving.bundle import Bundle
 from deeprec.serving.exploration import Explorer, Unavailable
-from deeprec.serving.loop import Loop
 from deeprec.serving.recommender import Recommender
 from deeprec.serving.remote import BlockingRetriever, RemoteRetriever
 from deeprec.serving.request import RecommendRequest
 from deeprec.serving.served import Observer
 from deeprec.serving.users import Histories
-from deeprec.serving.worker import Patience, WorkerExplorer
+from deeprec.serving.worker.explorer import Patience, WorkerExplorer
+from deeprec.serving.worker.loop import Loop
 from deeprec.types import Catalogue, JsonDict, Policy, Retriever
 
 if TYPE_CHECKING:

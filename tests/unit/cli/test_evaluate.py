@@ -17,7 +17,7 @@ from deeprec.data.dataset import Dataset
 from deeprec.errors import ConfigError, DataError, DeepRecError, FeatureError
 from deeprec.features.log import EventLog, LoggedEvent
 from deeprec.serving.bundle import Bundle
-from deeprec.serving.request_log import RequestLog
+from deeprec.serving.log.request_log import RequestLog
 from deeprec.serving.served import Served
 
 NOON = 1_763_726_400.0

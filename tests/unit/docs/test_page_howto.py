@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from deeprec.serving.page import HEARTBEAT, Sources, router
+from deeprec.serving.page.routes import HEARTBEAT, Sources, router
 from deeprec.serving.request import RecommendRequest
 from tests.unit.serving.pages import BUNDLE, Pages
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deeprec.config import RequestLogConfig
-from deeprec.serving.request_log import SCHEMA, RequestLog
+from deeprec.serving.log.request_log import SCHEMA, RequestLog
 from deeprec.serving.served import Served
 
 PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "request-log.md").read_text(encoding="utf-8")

@@ -15,13 +15,13 @@ from prometheus_client import CollectorRegistry
 
 from deeprec.config import ExploreConfig, ServingConfig, TextConfig
 from deeprec.errors import FeatureError
-from deeprec.serving.admission import Admission
 from deeprec.serving.bundle import Bundle
 from deeprec.serving.exploration import Exploration, OnStep, Step, Unavailable
+from deeprec.serving.http.admission import Admission
+from deeprec.serving.http.server import guard
 from deeprec.serving.measures import Measures
-from deeprec.serving.page import Sources, router
+from deeprec.serving.page.routes import Sources, router
 from deeprec.serving.recommender import Recommender
-from deeprec.serving.server import guard
 from deeprec.types import Call, Catalogue, EndReason, Item, Query, RetrievedItem, Trajectory
 
 ATTACKS = (

@@ -11,10 +11,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from deeprec.config import ServingConfig
-from deeprec.serving.admission import Admission
-from deeprec.serving.completer import Completer
-from deeprec.serving.completions import Completions, router
-from deeprec.serving.server import guard
+from deeprec.serving.completions.completer import Completer
+from deeprec.serving.completions.routes import Completions, router
+from deeprec.serving.http.admission import Admission
+from deeprec.serving.http.server import guard
 
 SERVING = ServingConfig(max_body_bytes=16 << 20)
 

@@ -39,8 +39,8 @@ def serve(
 
         deeprec serve events --features /data/features --host 0.0.0.0 --port 9001
     """
-    from deeprec.serving.events_model import events_parts
-    from deeprec.serving.server import free_port, run
+    from deeprec.serving.events.model import events_parts
+    from deeprec.serving.http.server import free_port, run
 
     serving = read_serving(config, overrides, host=host, port=port)
     serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})

@@ -44,8 +44,8 @@ def serve(
 
         deeprec serve policy s3://models/deeprec --engine vllm --config cluster
     """
-    from deeprec.serving.policy_model import MAX_BODY_BYTES, kind_of_engine, open_policy_server
-    from deeprec.serving.server import free_port, limit_threads
+    from deeprec.serving.completions.model import MAX_BODY_BYTES, kind_of_engine, open_policy_server
+    from deeprec.serving.http.server import free_port, limit_threads
 
     serving = read_serving(config, overrides, host=host, port=port)
     most = max(serving.max_body_bytes, MAX_BODY_BYTES)

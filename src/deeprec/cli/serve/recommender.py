@@ -15,7 +15,7 @@ from deeprec.errors import DeepRecError
 if TYPE_CHECKING:
     from deeprec.config import ServingConfig
     from deeprec.serving.bundle import Bundle
-    from deeprec.serving.model import JsonModel
+    from deeprec.serving.http.model import JsonModel
 
 BUNDLE_HELP = "Directory of a bundle or of a run that has one, or s3://bucket/prefix."
 FEATURES_HELP = "Directory of the feature store. Default: `features` beside the bundle."
@@ -88,12 +88,12 @@ def serve(
 
 def _serve(address: str, serving: ServingConfig, features: Path | None, force_policy: bool) -> None:
     from deeprec.features.users import UserDirectory
-    from deeprec.serving.bundle_server import BundleServer
-    from deeprec.serving.events_model import events_parts
-    from deeprec.serving.page import Sources, router
-    from deeprec.serving.recommender_model import RecommenderModel
-    from deeprec.serving.server import free_port, limit_threads
-    from deeprec.serving.trm_model import TrmModel
+    from deeprec.serving.events.model import events_parts
+    from deeprec.serving.http.bundle_server import BundleServer
+    from deeprec.serving.http.recommender_model import RecommenderModel
+    from deeprec.serving.http.server import free_port, limit_threads
+    from deeprec.serving.http.trm_model import TrmModel
+    from deeprec.serving.page.routes import Sources, router
 
     serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
     limit_threads(serving)

@@ -40,9 +40,9 @@ def serve(
 
         deeprec serve trm s3://models/deeprec --features /data/features --host 0.0.0.0 --set serving.batch=128
     """
-    from deeprec.serving.bundle_server import BundleServer
-    from deeprec.serving.server import free_port, limit_threads
-    from deeprec.serving.trm_model import TrmModel
+    from deeprec.serving.http.bundle_server import BundleServer
+    from deeprec.serving.http.server import free_port, limit_threads
+    from deeprec.serving.http.trm_model import TrmModel
 
     serving = read_serving(config, overrides, host=host, port=port, trm_url="", policy_url="", shadow=False)
     serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})

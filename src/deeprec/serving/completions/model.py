@@ -1,0 +1,145 @@
+"""The KServe model ``deeprec-policy``: text in, text out; and the server of a policy around it.
+
+The same engine answers KServe's two protocols and OpenAI's (``serving.completions``). A policy server has one policy
+for its life: a new one is a new server, which is not ready before its first token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel
+
+from deeprec.config import EngineConfig, ServingConfig
+from deeprec.errors import ArtifactError, ConfigError
+from deeprec.explore.loading import fingerprint, open_policy
+from deeprec.explore.prompt import PromptBuilder
+from deeprec.explore.protocol import TitleBook
+from deeprec.serving.bundle import Bundle
+from deeprec.serving.completions.completer import Completer
+from deeprec.serving.completions.routes import (
+    NAME,
+    Completions,
+    TextAnswer,
+    TextRequest,
+    finish_reason,
+    read_body,
+    router,
+)
+from deeprec.serving.http.model import JsonModel
+from deeprec.serving.http.server import run
+from deeprec.store import get_directory, read_artifact
+from deeprec.types import JsonDict
+
+EngineKind = Literal["transformers", "vllm"]
+EXAMPLE = "History:\n"
+"""A prompt for a policy that comes without a catalogue."""
+
+MAX_BODY_BYTES = 16 << 20
+"""Of a policy server at least: the prompts of a whole turn travel in one body."""
+
+
+class PolicyModel(JsonModel):
+    """The policy; see ``serving.completions.TextRequest`` for what it takes."""
+
+    NAME = NAME
+    REQUEST: ClassVar[type[BaseModel]] = TextRequest
+    ANSWER: ClassVar[type[BaseModel]] = TextAnswer
+
+    def __init__(self, completions: Completions, serving: ServingConfig) -> None:
+        super().__init__(serving)
+        self._completions = completions
+
+    def read(self, raw: Any) -> TextRequest:
+        """Check one request; see ``JsonModel.read``."""
+        return read_body(TextRequest, raw)
+
+    async def answer(self, request: TextRequest) -> JsonDict:
+        """Answer one request; see ``JsonModel.answer``."""
+        prompt = await asyncio.to_thread(self._completions.prompt_of, request)
+        [written] = await self._completions.complete([prompt])
+        return {
+            "text": self._completions.text(written),
+            "finish_reason": finish_reason(written),
+            "tokens": len(written.token_ids),
+        }
+
+    async def healthy(self) -> bool:
+        """Whether the engine writes; see ``serving.completer``."""
+        return self.ready and self._completions.completer.ready
+
+
+def kind_of_engine(name: str) -> EngineKind:
+    """The engine called ``name``; ``auto`` is vLLM where that is installed, else transformers.
+
+    Raises:
+        ConfigError: there is no such engine.
+    """
+    if name == "vllm" or (name == "auto" and importlib.util.find_spec("vllm") is not None):
+        return "vllm"
+    if name in ("auto", "transformers"):
+        return "transformers"
+    raise ConfigError(f"there is no engine {name!r}; name auto, transformers or vllm")
+
+
+@dataclass(frozen=True)
+class PolicyServer:
+    """A policy that is loaded, ready to be served; ``prompt`` is one that it understands."""
+
+    completions: Completions
+    serving: ServingConfig
+    prompt: str
+
+    def run(self) -> None:
+        """Serve ``deeprec-policy`` and the OpenAI-compatible paths until told to stop.
+
+        Raises:
+            PolicyError: the engine does not write.
+        """
+        completer = self.completions.completer
+
+        async def close() -> None:
+            await asyncio.to_thread(completer.close)
+
+        run(
+            [PolicyModel(self.completions, self.serving)],
+            self.serving,
+            routers=[router(self.completions)],
+            start=completer.started,
+            close=close,
+        )
+
+
+def open_policy_server(address: str, serving: ServingConfig, engine: EngineConfig, kind: EngineKind) -> PolicyServer:
+    """The policy of a bundle, or a policy artifact, at a local path or ``s3://…``, on an engine of a kind.
+
+    Raises:
+        ArtifactError: there is neither at ``address``, or a file differs from its hash.
+        PolicyError: the engine is not installed, or cannot read the policy.
+        StoreError: the store cannot be reached.
+    """
+    with tempfile.TemporaryDirectory(prefix="deeprec-policy-") as copy:
+        place = get_directory(address, Path(copy) / "artifact") if "://" in address else Path(address)
+        artifact = read_artifact(place, verify=False).kind
+        if artifact not in ("bundle", "policy"):
+            raise ArtifactError(f"{address} is an artifact of kind {artifact!r}; name a bundle, or a policy")
+        prompt = EXAMPLE
+        if artifact == "bundle":
+            bundle = Bundle.load(place)
+            place, prompt = bundle.path / "policy", _prompt(bundle)
+        name = fingerprint(read_artifact(place, "policy", verify=False))
+        policy = open_policy(place, engine.model_copy(update={"kind": kind, "url": ""}))
+    completer = Completer(policy, batch=serving.batch, waiting=serving.max_waiting)
+    return PolicyServer(Completions(policy, completer, serving, name), serving, prompt)
+
+
+def _prompt(bundle: Bundle) -> str:
+    """The prompt of a user who has had the three most popular items."""
+    popular = bundle.counts.argsort(kind="stable")[::-1][:3]
+    titles = TitleBook(bundle.catalogue)
+    return PromptBuilder(bundle.explore, titles).text(tuple(bundle.catalogue.items[row].item_id for row in popular))

@@ -1,0 +1,110 @@
+"""What stands behind a server of a bundle: the releases, their measures, the request log, the places for requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from deeprec.config import ServingConfig
+from deeprec.serving.bundle import Bundle
+from deeprec.serving.http.admission import Admission
+from deeprec.serving.loading import load_recommender, warm_up
+from deeprec.serving.log.request_log import RequestLog
+from deeprec.serving.measures import Measures
+from deeprec.serving.recommender import Recommender
+from deeprec.serving.releases import Releases
+from deeprec.serving.served import Observer
+from deeprec.serving.users import Histories
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from deeprec.serving.http.model import JsonModel
+
+TRM_ONLY = "this server answers with the TRM alone"
+
+
+class BundleServer:
+    """A bundle's recommender and what watches over it, loaded at once and closed by ``run``.
+
+    Args:
+        address: of the bundle; what appears there later takes its place.
+        serving: limits, and what is whose (``trm_url``, ``policy_url``, ``shadow``, ``log``).
+        histories: the feature store.
+        force_policy: run the policy even where the bundle serves its TRM alone.
+        trm_only: load no policy, whatever the bundle serves.
+
+    Raises:
+        ArtifactError: there is no bundle, or it cannot be used.
+        ConfigError, StoreError: the request log cannot be written.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        serving: ServingConfig,
+        *,
+        histories: Histories | None = None,
+        force_policy: bool = False,
+        trm_only: bool = False,
+    ) -> None:
+        self.serving = serving
+        self.measures = Measures()
+        self.admission = Admission(serving, self.measures.shed)
+        self._log = RequestLog(serving.log) if serving.log.path else None
+        observers: list[Observer] = [self.measures.observe, *([self._log] if self._log else [])]
+        load = partial(
+            load_recommender, histories=histories, serving=serving, force_policy=force_policy, observers=observers
+        )
+        self.releases = Releases(
+            address,
+            load=(lambda bundle: load(_without_policy(bundle))) if trm_only else load,
+            warm_up=warm_up,
+            settled=self.admission.settled,
+            measures=self.measures,
+            poll_seconds=serving.poll_seconds,
+        )
+        self.measures.watch(
+            waiting=lambda: self.admission.waiting,
+            refusing=lambda: self.releases.refused is not None,
+            policy_down=self._policy_down,
+            restarts=self._restarts,
+        )
+
+    def served(self) -> Recommender:
+        """The recommender that serves now; hold on to it for one request only."""
+        return self.releases.current
+
+    def run(
+        self,
+        models: Sequence[JsonModel],
+        routers: Sequence[APIRouter] = (),
+        closing: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        """Serve until told to stop, see ``server.run``; ``closing`` is called in the end, each in a thread."""
+        from deeprec.serving.http.server import run
+
+        ends = [*closing, *([self._log.close] if self._log else [])]
+
+        async def close() -> None:
+            await self.releases.close()
+            for end in ends:
+                await asyncio.to_thread(end)
+
+        self.measures.publish()
+        run(models, self.serving, routers=routers, start=self.releases.start, close=close, admission=self.admission)
+
+    def _policy_down(self) -> bool:
+        explorer = self.served().explorer
+        return explorer is not None and not explorer.available
+
+    def _restarts(self) -> int:
+        explorer = self.served().explorer
+        return 0 if explorer is None else explorer.restarts
+
+
+def _without_policy(bundle: Bundle) -> Bundle:
+    return replace(bundle, serve="trm", why=TRM_ONLY)

@@ -1,0 +1,255 @@
+"""The server process: any KServe models and FastAPI routers on one HTTP port.
+
+Contract: ``run`` opens the port, prepares what serves (``start``), and only then calls the models ready: until that,
+and again once it was told to stop, readiness answers 503. SIGTERM: not ready at once, still answering for
+``DRAIN_SECONDS`` so that whoever routes requests here looks elsewhere, then no new connection, then every accepted
+request is answered, then ``close``. SIGINT leaves the waiting out. gRPC is off; one process serves.
+
+One server per process: KServe's application is a global of its module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import signal
+import socket
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from deeprec import __version__
+from deeprec.config import ServingConfig
+from deeprec.errors import ConfigError, RequestError
+from deeprec.serving.http.admission import Admission
+from deeprec.serving.http.guard import Guard, error_body
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from deeprec.serving.http.model import JsonModel
+
+logger = logging.getLogger(__name__)
+
+Hook = Callable[[], Awaitable[None]]
+
+DRAIN_SECONDS = 1.0
+"""How long a server that was told to stop still takes new requests."""
+HELPERS = 4
+"""Threads for what may wait on a disk or a network without anybody waiting for it."""
+_SPARE_SECONDS = 5
+"""Beyond the latest deadline, for answers on their way, before a stopping server gives up on a request."""
+
+
+def free_port(host: str, port: int) -> int:
+    """The port to listen on: ``port``, or any free one for 0.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; name another --host or --port") from error
+
+
+def limit_threads(serving: ServingConfig) -> None:
+    """Let torch compute with ``serving.threads`` threads in this process."""
+    import torch
+
+    torch.set_num_threads(serving.threads)
+
+
+def run(
+    models: Sequence[JsonModel],
+    serving: ServingConfig,
+    *,
+    routers: Sequence[APIRouter] = (),
+    start: Hook | None = None,
+    close: Hook | None = None,
+    admission: Admission | None = None,
+) -> None:
+    """Serve models and routers on ``serving``'s address until told to stop.
+
+    Args:
+        models: called ready (``load``) once ``start`` has returned.
+        routers: their paths come before KServe's own, so that ``/`` can be theirs.
+        start: prepares what serves, in the server's event loop.
+        close: puts it away after the last answer.
+        admission: the server's places, for who else wants to know of them.
+
+    Raises:
+        Exception: what ``start`` raised; the server has stopped.
+    """
+    from deeprec.serving.http.model import command_line_hidden
+
+    with command_line_hidden():
+        import kserve
+        from kserve import model_server
+
+    from anyio import to_thread
+
+    from deeprec.serving.http.openapi import describe
+
+    places = admission or Admission(serving)
+
+    class Server(kserve.ModelServer):  # type: ignore[misc]
+        """KServe's server, listening on one address, with our lifecycle around it."""
+
+        async def _serve(self) -> None:
+            rest = self._rest_server
+            rest.config.host, rest.config.ws = serving.host, "none"
+            rest._add_exception_handlers = quiet_errors
+            rest._add_middlewares = lambda app: None
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(HELPERS, "deeprec-helper"))
+            to_thread.current_default_thread_limiter().total_tokens = HELPERS
+            life = _Life(rest._server, models, places, start, close)
+            rest._server.handle_exit = life.stop
+            await life.around(super()._serve())
+
+    app = model_server.app
+    guard(app, serving, places)
+    for router in routers:
+        app.include_router(router)
+    describe(app, models, serving)
+    grace = math.ceil((serving.max_deadline_ms + serving.grace_ms) / 1000) + _SPARE_SECONDS
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    server = Server(
+        http_port=serving.port,
+        workers=1,
+        max_asyncio_workers=HELPERS,
+        enable_grpc=False,
+        enable_latency_logging=False,
+        grace_period=grace,
+    )
+    server.dataplane.ready = _all_healthy(models)
+    server.dataplane.metadata = lambda: {"name": "deeprec", "version": __version__, "extensions": []}
+    _set_up_logging()
+    for model in models:
+        server.register_model(model)
+    server.start([])
+
+
+def _set_up_logging() -> None:
+    """Let our lines look as KServe's do, and leave out those that it and uvicorn write for every request."""
+    kserve, own = logging.getLogger("kserve"), logging.getLogger("deeprec")
+    own.handlers, own.propagate = list(kserve.handlers), False
+    own.setLevel(kserve.level)
+    for name in ("kserve.trace", "uvicorn.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
+
+
+def _all_healthy(models: Sequence[JsonModel]) -> Callable[[], Awaitable[bool]]:
+    async def ready() -> bool:
+        return all([await model.healthy() for model in models])
+
+    return ready
+
+
+class _Life:
+    """From the opening of the port to its closing."""
+
+    def __init__(
+        self, server: Any, models: Sequence[JsonModel], places: Admission, start: Hook | None, close: Hook | None
+    ) -> None:
+        self._server, self._models, self._places = server, models, places
+        self._start, self._close = start, close
+        self._exit = server.handle_exit
+        self._loop = asyncio.get_running_loop()
+
+    async def around(self, serving: Awaitable[None]) -> None:
+        """Serve, with ``start`` beside and ``close`` after it; raises what ``start`` raised."""
+        beginning = asyncio.create_task(self._begin())
+        try:
+            await serving
+            beginning.cancel()
+            with suppress(asyncio.CancelledError):
+                await beginning
+        finally:
+            if self._close is not None:
+                await self._close()
+            logger.info("stopped after answering %d requests", self._places.accepted)
+
+    async def _begin(self) -> None:
+        try:
+            if self._start is not None:
+                await self._start()
+            for model in self._models:
+                model.load()
+        except Exception:
+            self._server.should_exit = True
+            raise
+
+    def stop(self, number: int, frame: Any) -> None:
+        """Answer a signal: the first SIGTERM lets the server be not ready for a while, any other ends it now."""
+        wait = number == signal.SIGTERM and not self._places.closing
+        self._places.closing = True
+        delay = DRAIN_SECONDS if wait else 0.0
+        self._loop.call_soon_threadsafe(self._loop.call_later, delay, self._exit, number, frame)
+
+
+def quiet_errors(app: Any) -> None:
+    """Answer KServe's own errors as ``{"error": sentence}`` without the traces that its handlers log.
+
+    What is not listed reaches the guard, which answers 500 and logs it.
+    """
+    from kserve import errors
+
+    statuses = {
+        errors.InvalidInput: HTTPStatus.BAD_REQUEST,
+        errors.ModelNotFound: HTTPStatus.NOT_FOUND,
+        errors.ModelNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.ServerNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+        errors.ServerNotLive: HTTPStatus.SERVICE_UNAVAILABLE,
+    }
+    for kind, status in statuses.items():
+        app.add_exception_handler(kind, _answering(status))
+
+
+def _answering(status: int) -> Any:
+    async def handler(_: Any, error: Exception) -> Any:
+        return _error(str(error), status)
+
+    return handler
+
+
+def guard(app: Any, serving: ServingConfig, admission: Admission) -> None:
+    """Put our checks in front of a FastAPI application and make its errors ``{"error": sentence}``."""
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+
+    async def on_http(_: Any, error: HTTPException) -> Any:
+        sentence = str(error.detail)
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            sentence = "no such path; GET /openapi.json lists those there are"
+        return _error(sentence, error.status_code, error.headers)
+
+    async def on_shape(_: Any, error: RequestValidationError) -> Any:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in ("body", "InferenceRequest"))
+        return _error(f"the request is not as this path takes it: {where[:200]}: {first['msg']}", 400)
+
+    async def on_request(_: Any, error: RequestError) -> Any:
+        return _error(str(error), error.status)
+
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_shape)
+    app.add_exception_handler(RequestError, on_request)
+    app.add_middleware(Guard, serving=serving, admission=admission)
+
+
+def _error(sentence: str, status: int, headers: Mapping[str, str] | None = None) -> Any:
+    from fastapi.responses import Response
+
+    body = error_body(sentence)
+    return Response(body, status, headers=dict(headers) if headers else None, media_type="application/json")

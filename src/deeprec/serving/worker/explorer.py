@@ -1,0 +1,262 @@
+"""An ``Explorer`` whose loop lives in a process of its own, because a thread that is stuck cannot be cancelled.
+
+Contract: nothing waits on the policy but the future of whoever asked. A process that is stuck, dies or cannot load is
+replaced, after pauses that grow for as long as no exploration succeeds; what waited for it fails at once with
+``Unavailable``, and so does what is asked until the next one has loaded. Stuck is a process that
+
+- has not ended an exploration ``Patience.grace`` seconds after its deadline (those that it has not begun do not count
+  while it is at others),
+- is idle and gives no sign of life, or
+- loads for too long.
+
+``most`` bounds what waits, late requests included that the process has not given up yet. Callers may come from any
+event loop; one thread supervises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+
+from deeprec.serving.exploration import Exploration, OnStep, Step, Unavailable
+from deeprec.serving.worker.loop import Answer, Ask, Begun, Done, Loaded, Make, Ping, Told
+from deeprec.serving.worker.process import WorkerProcess
+from deeprec.types import Query
+
+logger = logging.getLogger(__name__)
+
+_TICK = 0.1
+"""Seconds between two looks at what is overdue."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a process is waited for, in seconds."""
+
+    grace: float = 2.0
+    """After a request's deadline."""
+    heartbeat: float = 2.0
+    """Between two signs of life of an idle process."""
+    silence: float = 10.0
+    """For a sign of life that was asked for."""
+    loading: float = 600.0
+    """For it to load."""
+    first_pause: float = 0.5
+    """Before it is replaced; doubled for each one in a row with which no exploration succeeded."""
+    longest_pause: float = 30.0
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A request without an answer; ``deadline`` in ``time.monotonic`` seconds."""
+
+    future: Future[Exploration]
+    deadline: float
+    tell: Callable[[Step], None] | None
+    begun: bool = False
+
+
+class WorkerExplorer:
+    """The policy in a supervised process, which is started at once.
+
+    Args:
+        make: loads what explores; called in the process, so it has to be picklable.
+        answer_size: items in a valid answer.
+        most: explorations waiting or running.
+        patience: when a process is given up.
+    """
+
+    def __init__(self, make: Make, answer_size: int, *, most: int = 64, patience: Patience | None = None) -> None:
+        self._make, self._size, self._most, self._patience = make, answer_size, most, patience or Patience()
+        self._lock = threading.Lock()
+        self._numbers = count()
+        self._waiting: dict[int, _Waiting] = {}
+        self._process: WorkerProcess | None = None
+        self._unavailable: str | None = "the policy is being loaded"
+        self._outcome: str | None = None
+        """How the first load ended: empty in order, else why not."""
+        self._restarts = 0
+        self._useful = False
+        self._pinged: float | None = None
+        self._closed = threading.Event()
+        threading.Thread(target=self._supervise, name="policy-supervisor", daemon=True).start()
+
+    @property
+    def answer_size(self) -> int:
+        """Items in a valid answer."""
+        return self._size
+
+    @property
+    def available(self) -> bool:
+        """Whether it can be asked now."""
+        return self._unavailable is None
+
+    @property
+    def restarts(self) -> int:
+        """Processes started after the first."""
+        return self._restarts
+
+    @property
+    def pid(self) -> int | None:
+        """The process that is asked now; None while there is none."""
+        with self._lock:
+            return self._process.pid if self._process is not None and self._unavailable is None else None
+
+    async def explore(self, user_id: str, query: Query, deadline: float, on_step: OnStep | None = None) -> Exploration:
+        """Explore in the process; see ``Explorer``. A batch that fails is tried again, and tells its steps again."""
+        waiting = _Waiting(Future(), deadline, None if on_step is None else _in_this_loop(on_step))
+        with self._lock:
+            if self._unavailable is not None or self._process is None:
+                raise Unavailable(self._unavailable or "the policy was shut down")
+            if len(self._waiting) >= self._most:
+                raise Unavailable("the policy is busy with other requests")
+            number = next(self._numbers)
+            self._waiting[number] = waiting
+            self._process.put(Ask(number, user_id, query, deadline, on_step is not None))
+        try:
+            return await asyncio.wrap_future(waiting.future)
+        finally:
+            waiting.tell = None
+
+    async def loaded(self, timeout: float) -> None:
+        """Wait until the first process has loaded.
+
+        Raises:
+            Unavailable: it could not, or not within ``timeout`` seconds.
+        """
+        end = time.monotonic() + timeout
+        while self._outcome is None and time.monotonic() < end:
+            await asyncio.sleep(_TICK / 2)
+        if self._outcome != "":
+            raise Unavailable(self._outcome or f"the policy did not load within {timeout:g} seconds")
+
+    def close(self) -> None:
+        """End the process, and what waits with Unavailable; returns at once."""
+        self._closed.set()
+        self._withdraw("the policy was shut down")
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+
+    # --------------------------------------------------------------------------------------------------- supervision
+
+    def _supervise(self) -> None:
+        pause = self._patience.first_pause
+        while not self._closed.is_set():
+            why = self._one_life()
+            if self._closed.is_set():
+                return
+            pause = self._patience.first_pause if self._useful else min(2 * pause, self._patience.longest_pause)
+            logger.error("%s; another process is started in %.1f s", why, pause)
+            self._closed.wait(pause)
+            self._restarts += 1
+
+    def _one_life(self) -> str:
+        """Start a process and stay with it; returns why it has ended, or had to."""
+        process = WorkerProcess(self._make)
+        with self._lock:
+            self._useful, self._pinged, self._process = False, None, process
+        born, why = time.monotonic(), None
+        try:
+            process.start(partial(self._on_answer, process))
+        except Exception as error:
+            why = f"the policy's process cannot be started: {error}"
+        while why is None and not self._closed.is_set():
+            ended = process.ended.wait(_TICK)
+            why = "the policy's process ended" if ended else self._overdue(process, born)
+        with self._lock:
+            self._process = None
+            self._outcome = why if self._outcome is None else self._outcome
+        self._withdraw("the policy is being restarted")
+        if not self._closed.is_set():
+            process.abort()
+        process.kill()
+        return why or "the policy was shut down"
+
+    def _overdue(self, process: WorkerProcess, born: float) -> str | None:
+        """Why the process has to be given up; None for no reason. An idle one may be asked for a sign of life."""
+        now, patience = time.monotonic(), self._patience
+        with self._lock:
+            if self._unavailable is not None:
+                late = now - born > patience.loading
+                return f"the policy did not load within {patience.loading:g} seconds" if late else None
+            begun = [waiting for waiting in self._waiting.values() if waiting.begun]
+            if any(now > waiting.deadline + patience.grace for waiting in begun or self._waiting.values()):
+                return (
+                    f"the policy did not end an exploration within {patience.grace:g} s after its deadline; "
+                    f"raise serving.grace_ms if it is only slow"
+                )
+            if self._pinged is not None and process.sign > self._pinged:
+                self._pinged = None
+            if self._pinged is None and not self._waiting and now - process.sign > patience.heartbeat:
+                self._pinged = now
+                process.put(Ping())
+        silent = self._pinged is not None and now - self._pinged > patience.silence
+        return "the policy's process gives no sign of life" if silent else None
+
+    def _withdraw(self, reason: str) -> None:
+        """From now on nothing is asked, and what waits has failed."""
+        with self._lock:
+            self._unavailable = reason
+            waiting, self._waiting = list(self._waiting.values()), {}
+        for one in waiting:
+            if one.future.set_running_or_notify_cancel():
+                one.future.set_exception(Unavailable(reason))
+
+    # ------------------------------------------------------------------------------------- what the process says
+
+    def _on_answer(self, process: WorkerProcess, answer: Answer) -> None:
+        if isinstance(answer, Loaded):
+            self._on_loaded(process, answer)
+        elif isinstance(answer, Begun):
+            with self._lock:
+                for number in answer.numbers:
+                    if number in self._waiting:
+                        self._waiting[number].begun = True
+        elif isinstance(answer, Told):
+            with self._lock:
+                waiting = self._waiting.get(answer.number)
+                tell = waiting.tell if waiting is not None else None
+            if tell is not None:
+                tell(answer.step)
+        elif isinstance(answer, Done):
+            self._on_done(answer)
+
+    def _on_loaded(self, process: WorkerProcess, answer: Loaded) -> None:
+        with self._lock:
+            if self._outcome is None:
+                self._outcome = answer.refusal or ""
+            if answer.refusal is None and process is self._process and not self._closed.is_set():
+                self._unavailable = None
+        if answer.refusal is not None:
+            logger.error("the policy cannot be loaded: %s", answer.refusal)
+
+    def _on_done(self, answer: Done) -> None:
+        with self._lock:
+            waiting = self._waiting.pop(answer.number, None)
+            self._useful |= answer.exploration is not None
+        if waiting is None or not waiting.future.set_running_or_notify_cancel():
+            return
+        if answer.exploration is None:
+            waiting.future.set_exception(Unavailable(answer.reason))
+        else:
+            waiting.future.set_result(answer.exploration)
+
+
+def _in_this_loop(on_step: OnStep) -> Callable[[Step], None]:
+    """``on_step`` for other threads: called in the event loop that runs here, in order."""
+    loop = asyncio.get_running_loop()
+
+    def tell(step: Step) -> None:
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(on_step, step)
+
+    return tell

@@ -1,0 +1,256 @@
+"""The door of the server, driven as plain ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from deeprec.config import ServingConfig
+from deeprec.errors import RequestError
+from deeprec.serving.http import guard
+from deeprec.serving.http.admission import Admission
+from deeprec.serving.http.guard import Guard, decode_json
+
+JSON = [(b"content-type", b"application/json; charset=utf-8")]
+SERVING = ServingConfig(max_body_bytes=100, max_waiting=2, retry_after=3)
+seen: dict[str, Any] = {}
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    seen["headers"] = dict(scope["headers"])
+    seen["body"] = (await receive())["body"] if scope["method"] == "POST" else b""
+    if scope["path"] == "/refuse":
+        raise RequestError("no such thing: \ud800")
+    if scope["path"] == "/break":
+        raise RuntimeError("secret")
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+class Client:
+    """One connection: the pieces of a body, and what is sent back. With ``stalls`` the body's end never comes."""
+
+    def __init__(self, body: list[bytes] | None = None, stalls: bool = False) -> None:
+        self.pieces = [b"{}"] if body is None else body
+        self.stalls = stalls
+        self.sent: list[Any] = []
+        self.read = 0
+
+    async def receive(self) -> Any:
+        if self.read < len(self.pieces):
+            self.read += 1
+            more = self.stalls or self.read < len(self.pieces)
+            return {"type": "http.request", "body": self.pieces[self.read - 1], "more_body": more}
+        if self.stalls:
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(self.sent[0]["headers"])
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        found = json.loads(b"".join(message["body"] for message in self.sent[1:]))
+        assert isinstance(found, dict)
+        return found
+
+
+def scope(path: str = "/", headers: Any = JSON, method: str = "POST", query_string: bytes = b"") -> dict[str, Any]:
+    return {"type": "http", "path": path, "method": method, "headers": headers, "query_string": query_string}
+
+
+def call(body: list[bytes] | None = None, *, stalls: bool = False, closing: bool = False, **where: Any) -> Client:
+    client, places = Client(body, stalls), Admission(SERVING)
+    places.closing = closing
+    asyncio.run(Guard(app, SERVING, places)(scope(**where), client.receive, client.send))
+    assert places.waiting == 0
+    return client
+
+
+def test_a_good_body_arrives_whole_as_plain_json() -> None:
+    headers = [*JSON, (b"ce-id", b"1"), (b"inference-header-content-length", b"9"), (b"x-request-id", b"7")]
+    client = call([b'{"a":', b"1}"], headers=headers)
+    assert (client.status, client.answer) == (200, {})
+    assert seen["body"] == b'{"a":1}'
+    assert seen["headers"] == {b"x-request-id": b"7", b"content-type": b"application/json"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "part"),
+    [
+        ({"headers": []}, 415, "Content-Type: application/json"),
+        ({"headers": [(b"content-type", b"application/octet-stream")]}, 415, "Content-Type"),
+        ({"headers": [*JSON, (b"content-encoding", b"gzip")]}, 415, "Content-Encoding"),
+        ({"headers": [*JSON, (b"content-length", b"101")]}, 413, "100 bytes"),
+        ({"headers": [*JSON, (b"content-length", b"9" * 50)]}, 413, "100 bytes"),
+        ({"body": [b" " * 60, b" " * 60]}, 413, "100 bytes"),
+        ({"body": [b"{"]}, 400, "not JSON"),
+        ({"body": [b"\xff\xfe"]}, 400, "not UTF-8"),
+        ({"body": [b'{"k": NaN}']}, 400, "not finite"),
+        ({"body": [b"[]"]}, 400, "JSON object"),
+        ({"body": [b'{"specversion":"1"}']}, 400, "CloudEvents"),
+        ({"path": "/v2/repository/models/deeprec/unload"}, 404, "cannot be changed"),
+        ({"path": "/v2/models/deeprec/versions/1/infer"}, 404, "one version"),
+        ({"path": "/v2/models/deeprec/versions/\n/ready"}, 404, "one version"),
+        ({"path": "/v2/models/deeprec/ready", "query_string": b"model_version=1"}, 404, "one version"),
+        ({"path": "/v1/models/deeprec:explain"}, 404, "no explainer"),
+        ({"path": "/refuse"}, 400, "no such thing"),
+        ({"path": "/break"}, 500, "its log says why"),
+    ],
+)
+def test_errors_are_one_sentence_of_json(arguments: dict[str, Any], status: int, part: str) -> None:
+    client = call(**arguments)
+    assert client.status == status
+    assert list(client.answer) == ["error"]
+    assert part in client.answer["error"]
+    assert "secret" not in client.answer["error"]
+
+
+def test_get_needs_no_body() -> None:
+    assert call(method="GET", headers=[]).status == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ('{"a": Infinity}', "not finite"),
+        ('["\\ud800"]', "surrogate"),
+        ("[" * 100_000, "nested"),
+        ("9" * 5000, "too long"),
+        (b"\x80", "UTF-8 at byte 0"),
+        ("\ufeff{}", "BOM"),
+        ("", "Expecting value"),
+    ],
+)
+def test_json_that_is_not_quite_json_is_refused(text: str | bytes, part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        decode_json(text)
+
+
+def test_json_of_all_kinds_of_text_is_read() -> None:
+    text = '{"a": ["\\ud83d\\ude00", "\U0001f600", "\\u0000", "\u202e"], "a": ["last", 1e400]}'
+    assert decode_json(text) == {"a": ["last", float("inf")]}
+    assert decode_json(b'"\\ud83d\\ude00"') == "\U0001f600"
+
+
+def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(guard, "LINGER_SECONDS", 0.05)
+    client = call([b"{"], stalls=True)
+    assert client.status == 408
+    assert client.headers[b"connection"] == b"close"
+    assert "0.05 s" in client.answer["error"]
+
+
+def test_the_rest_of_a_refused_body_is_read_before_the_answer_ends() -> None:
+    client = call([b" " * 60, b" " * 60, b" " * 60, b" " * 60])
+    assert client.status == 413
+    assert client.read == 4
+    assert client.headers[b"connection"] == b"close"
+    assert client.sent[1]["more_body"]
+
+
+def test_an_answer_that_is_not_read_frees_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "SEND_SECONDS", 0.05)
+    places = Admission(SERVING)
+
+    async def deaf(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    asyncio.run(Guard(app, SERVING, places)(scope(), Client().receive, deaf))
+    assert places.waiting == 0
+
+
+def together(work: Callable[[Guard, Admission, asyncio.Event], Awaitable[None]]) -> list[int]:
+    """Run ``work`` on a guard whose application answers when the event is set; returns the requests shed."""
+    shed: list[int] = []
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await done.wait()
+        await app(scope, receive, send)
+
+    async def main() -> None:
+        nonlocal done
+        done = asyncio.Event()
+        places = Admission(SERVING, lambda: shed.append(1))
+        await work(Guard(slow, SERVING, places), places, done)
+
+    done = asyncio.Event()
+    asyncio.run(main())
+    return shed
+
+
+def test_beyond_its_places_a_server_refuses_before_it_reads() -> None:
+    async def work(door: Guard, places: Admission, done: asyncio.Event) -> None:
+        clients = [Client() for _ in range(3)]
+        calls = [asyncio.ensure_future(door(scope(), client.receive, client.send)) for client in clients]
+        await asyncio.sleep(0.01)
+        assert places.waiting == 2
+        assert calls[2].done()
+        assert (clients[2].status, clients[2].headers[b"retry-after"]) == (429, b"3")
+        assert "try again in 3 s" in clients[2].answer["error"]
+        free = Client()
+        probe = asyncio.ensure_future(door(scope("/metrics", [], "GET"), free.receive, free.send))
+        done.set()
+        await asyncio.gather(*calls, probe)
+        assert [client.status for client in (*clients[:2], free)] == [200, 200, 200]
+        late = Client()
+        await door(scope(), late.receive, late.send)
+        assert late.status == 200
+        assert places.accepted == 3
+
+    assert together(work) == [1]
+
+
+def test_a_refused_client_whose_body_may_be_long_has_to_connect_anew() -> None:
+    async def work(door: Guard, places: Admission, done: asyncio.Event) -> None:
+        held = [places.enter(True), places.enter(True)]
+        short, unsaid = Client(), Client([b"{", b"}"])
+        await door(scope(headers=[*JSON, (b"content-length", b"2")]), short.receive, short.send)
+        await door(scope(), unsaid.receive, unsaid.send)
+        assert (short.read, b"connection" in short.headers) == (0, False)
+        assert unsaid.headers[b"connection"] == b"close"
+        for ticket in held:
+            places.leave(ticket)
+
+    assert together(work) == [1, 1]
+
+
+def test_settled_waits_for_those_before_and_not_for_those_after() -> None:
+    async def main() -> None:
+        places = Admission(SERVING)
+        before, free = places.enter(True), places.enter(False)
+        waiting = asyncio.ensure_future(places.settled())
+        await asyncio.sleep(0)
+        after = places.enter(True)
+        places.leave(before)
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        places.leave(free)
+        await asyncio.wait_for(waiting, 5)
+        assert places.waiting == 1
+        places.leave(after)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", ["/v2/health/ready", "/v1/models/deeprec", "/v2/models/deeprec/ready"])
+def test_a_server_that_closes_is_not_ready_and_still_answers(path: str) -> None:
+    client = call(path=path, method="GET", headers=[], closing=True)
+    assert (client.status, client.answer) == (503, {"error": "the server is shutting down"})
+    answered = call(path="/v1/models/deeprec:predict", closing=True)
+    assert (answered.status, answered.headers[b"connection"]) == (200, b"close")
+    assert call(path=path, method="GET", headers=[]).status == 200
