@@ -8,7 +8,7 @@ when they are needed. Safe to call from several threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -30,6 +30,8 @@ KEPT_HISTORIES = 20_000
 KEPT_PHRASES = 50_000
 _REFERENCE_PHRASES = 256
 _CHUNK = 65_536
+_PADDED, _SHORT = 1.25, 8
+"""Histories are encoded together whose lengths differ by no more than this factor, and a few items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,7 @@ class Encoder:
         keys = [rows.tobytes() for rows in newest]
         known = {key: self._histories.get(key) for key in set(keys) if key}
         missing = [rows for key, rows in dict(zip(keys, newest, strict=True)).items() if key and known[key] is None]
-        missing.sort(key=len)
-        for start in range(0, len(missing), ENCODE_BATCH):
-            batch = missing[start : start + ENCODE_BATCH]
+        for batch in _alike(missing):
             for rows, encoded in zip(batch, self._encode_batch(batch), strict=True):
                 known[rows.tobytes()] = encoded
                 self._histories.put(rows.tobytes(), encoded)
@@ -153,9 +153,9 @@ class Encoder:
         padded[np.arange(padded.shape[1]) < np.array([[len(rows)] for rows in batch])] = places
         with torch.inference_mode():
             chosen = torch.from_numpy(distinct).to(self._device)
-            states = self._model.encode(torch.from_numpy(padded).to(self._device), self._table(chosen))
-            last = states[torch.arange(len(batch), device=self._device), ends].cpu().numpy()
-        vectors = [np.array(vector) for vector in last]
+            table = self._table(chosen)
+            newest = self._model.encode_newest(torch.from_numpy(padded).to(self._device), table, ends).cpu().numpy()
+        vectors = [np.array(vector) for vector in newest]
         alone: list[Encoded | None] = [Encoded(vector, (0.0, 1.0)) for vector in vectors]
         means, deviations = self._references(self.users(alone, [None] * len(batch)))
         references = zip(means.tolist(), deviations.tolist(), strict=True)
@@ -180,6 +180,18 @@ class Encoder:
                 found[phrase] = vector
                 self._adapted.put(phrase, vector)
         return np.array([found[phrase] for phrase in phrases], dtype=np.float32)
+
+
+def _alike(histories: Sequence[Rows]) -> Iterator[list[Rows]]:
+    """Batches of nearly equal length, so that little of what is computed is padding."""
+    batch: list[Rows] = []
+    for rows in sorted(histories, key=len):
+        if batch and (len(batch) == ENCODE_BATCH or len(rows) > _PADDED * len(batch[0]) + _SHORT):
+            yield batch
+            batch = []
+        batch.append(rows)
+    if batch:
+        yield batch
 
 
 def clean(preference: Sequence[str]) -> tuple[str, ...]:
