@@ -122,7 +122,7 @@ def test_the_benchmark_measures_every_mode_and_finds_what_is_wrong(served: Any) 
 
     async def ask(asked: JsonDict) -> JsonDict:
         answer = await recommender.recommend(RecommendRequest.model_validate(asked))
-        if explorer.restarts and asked["k"] > 1 and next(spoilt, False):
+        if file.read_text() == "dying" and asked["k"] > 1 and next(spoilt, False):
             answer["items"].append(answer["items"][0])
         return answer
 

@@ -127,9 +127,11 @@ class MoodyGeneration:
         return segments
 
     def _misbehave(self, mood: str, rows: int) -> None:
-        """``holding`` keeps the interpreter to itself, ``together`` waits for the other threads."""
+        """``crowded`` takes time for each, ``holding`` keeps the interpreter, ``together`` waits for other threads."""
         if mood == "slow":
             time.sleep(0.4)
+        elif mood == "crowded":
+            time.sleep(0.1 * rows)
         elif mood == "sleeping":
             time.sleep(_FOR_EVER)
         elif mood == "spinning":

@@ -2,8 +2,9 @@
 
 Contract: ``run`` is the whole life of the process. It loads (``make``), says so, and then answers everything it is
 asked over the connection until its other end closes. Each answer is sent as soon as its own rollout has ended. What is
-late before it begins is not begun. An error of the policy is an answer, not an end: a batch that fails is tried again
-request by request. Pickle crosses the connection, between a process and the child it started.
+late before it begins, or would be before it ends (``worker.pace``), is not begun. An error of the policy is an answer,
+not an end: a batch that fails is tried again request by request. Pickle crosses the connection, between a process and
+the child it started.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing.connection import Connection
@@ -30,7 +32,8 @@ from deeprec.explore.rollout import rollout
 from deeprec.explore.written import thought_of
 from deeprec.rewards.format import format_violations
 from deeprec.serving.exploration import Exploration, Step
-from deeprec.types import Call, Conditions, Example, Policy, Query, Retriever, Trajectory
+from deeprec.serving.worker.pace import Pace
+from deeprec.types import Call, Conditions, EndReason, Example, Policy, Query, Retriever, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +123,8 @@ Answer = Loaded | Begun | Told | Done | Pong
 
 def run(connection: Connection, make: Make) -> None:
     """Load, answer until the other end closes, and end the process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for told in (signal.SIGINT, signal.SIGTERM):  # to the whole group: the parent answers what it has accepted first
+        signal.signal(told, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(_NICE)
     faulthandler.enable()
@@ -162,34 +166,46 @@ def _die_with_parent() -> None:
 
 
 class _Turns:
-    """Takes what waits and explores it, again and again."""
+    """Takes what waits and explores it, again and again: no more at a time than can end before its deadlines."""
 
     def __init__(self, loop: Loop, asked: queue.SimpleQueue[Ask | Ping], send: Callable[[Answer], None]) -> None:
         self._loop, self._asked, self._send = loop, asked, send
         self._most = loop.batch if loop.threads == 1 else 1
+        self._pace = Pace()
+        self._held: list[Ask] = []
+        """Asked before the batch that ran last, and left for the next."""
         self._last = ""
 
     def run(self) -> None:
         while True:
-            gathered = [self._asked.get()]
-            while len(gathered) < self._most:
-                try:
-                    gathered.append(self._asked.get_nowait())
-                except queue.Empty:
-                    break
-            asks = [one for one in gathered if isinstance(one, Ask)]
-            for _ in range(len(gathered) - len(asks)):
+            self._begin(self._gather())
+
+    def _gather(self) -> list[Ask]:
+        """What waits; one thread of several takes one, and leaves the others theirs."""
+        asks, self._held = self._held, []
+        new = [] if asks else [self._asked.get()]
+        with suppress(queue.Empty):
+            while self._loop.threads == 1 or not new:
+                new.append(self._asked.get_nowait())
+        asks += [one for one in new if isinstance(one, Ask)]
+        for one in new:
+            if isinstance(one, Ping):
                 self._send(Pong())
-            self._begin(asks)
+        return asks
 
     def _begin(self, asks: Sequence[Ask]) -> None:
         now = time.monotonic()
         for ask in asks:
             if ask.deadline <= now:
                 self._send(Done(ask.number, None, "the policy was busy until the deadline"))
-        begun = [ask for ask in asks if ask.deadline > now]
-        if not begun:
+        asks = [ask for ask in asks if ask.deadline > now]
+        if not asks:
             return
+        choice = self._pace.choose([ask.deadline - now for ask in asks], self._most)
+        for place in choice.refused:
+            self._send(Done(asks[place].number, None, "the policy is busy with other requests until the deadline"))
+        self._held = [asks[place] for place in choice.later]
+        begun = [asks[place] for place in choice.now]
         self._send(Begun(tuple(ask.number for ask in begun)))
         open_ = self._explore(begun)
         if len(begun) > 1:
@@ -204,7 +220,7 @@ class _Turns:
 
     def _explore(self, asks: Sequence[Ask]) -> list[Ask]:
         """Explore together; returns those that an error has left without an answer."""
-        loop, watch = self._loop, _Watch(asks, self._loop.config, self._send)
+        loop, watch, began = self._loop, _Watch(asks, self._loop.config, self._send), time.monotonic()
         if loop.until is not None:
             loop = loop.until(max(ask.deadline for ask in asks))
         try:
@@ -223,6 +239,8 @@ class _Turns:
             )
         except Exception as error:
             self._log(error)
+        else:
+            self._pace.saw(len(asks), time.monotonic() - began, cut=watch.cut)
         return [ask for row, ask in enumerate(asks) if row not in watch.ended]
 
 
@@ -233,6 +251,8 @@ class _Watch:
         self._asks, self._config, self._send = asks, config, send
         self._marks: list[list[float]] = [[] for _ in asks]
         self.ended: set[int] = set()
+        self.cut = False
+        """Whether a deadline has ended the last of them that ended."""
 
     def on_turn(self, turn: int, rows: Sequence[int]) -> None:
         for row in rows:
@@ -247,6 +267,7 @@ class _Watch:
         turns = tuple(round(1000 * (after - before), 2) for before, after in pairwise(marks))
         violations = format_violations(trajectory, self._config, strict=True)
         self.ended.add(row)
+        self.cut = trajectory.end is EndReason.DEADLINE
         self._send(Done(self._asks[row].number, Exploration(trajectory, violations, turns)))
 
     def _tell(self, row: int, step: Step) -> None:

@@ -1,7 +1,7 @@
 """A worker process as its parent holds it: started, asked, listened to, and ended, without ever waiting on it.
 
 A thread writes what is put and another reads what comes back, so that a process that neither reads nor writes holds up
-nobody. The process ends with its parent, however that ends: see ``serving.loop``.
+nobody. The process ends with its parent, however that ends: see ``worker.loop``.
 """
 
 from __future__ import annotations

@@ -101,6 +101,27 @@ def test_what_waits_together_is_explored_together(explorers: Any, tmp_path: Path
     assert sizes == [1, 1, 8, 8, 2, 2]
 
 
+def test_of_more_than_it_can_take_the_policy_serves_some_and_refuses_the_others(explorers: Any) -> None:
+    """All together would take 12 s: none of them would be answered within the 5 s that they have."""
+    explorer = explorers(Make("crowded"), patience=Patience())
+
+    async def explore() -> list[Exploration | BaseException]:
+        await explorer.loaded(SECONDS)
+        for _ in range(2):
+            await asyncio.gather(*(ask(explorer) for _ in range(4)))
+        return await asyncio.gather(*(ask(explorer, 5.0) for _ in range(60)), return_exceptions=True)
+
+    found = run(explore())
+    served = [one for one in found if isinstance(one, Exploration) and one.trajectory.end is EndReason.ANSWERED]
+    refused = [one for one in found if isinstance(one, Unavailable)]
+    assert len(served) >= 4
+    assert len(refused) >= 20
+    assert {str(one) for one in refused} <= {
+        "the policy is busy with other requests until the deadline",
+        "the policy was busy until the deadline",
+    }
+
+
 def test_a_passed_deadline_ends_one_exploration_while_others_go_on(explorers: Any) -> None:
     explorer = explorers(Make("slow"), patience=Patience())
 
@@ -170,7 +191,7 @@ def test_a_stuck_or_dead_process_fails_what_waits_and_is_replaced(explorers: Any
     async def explore() -> None:
         await explorer.loaded(SECONDS)
         pid = explorer.pid
-        found = await asyncio.gather(*(ask(explorer, 0.3) for _ in range(5)), return_exceptions=True)
+        found = await asyncio.gather(*(ask(explorer, 2.0) for _ in range(5)), return_exceptions=True)
         assert [str(one) for one in found] == ["the policy is being restarted"] * 5
         with pytest.raises(Unavailable, match="the policy is being restarted"):
             await ask(explorer)
@@ -239,7 +260,8 @@ def test_what_waits_is_bounded_and_counts_callers_that_have_gone(explorers: Any)
 def test_one_that_does_not_load_is_tried_again(explorers: Any, tmp_path: Path, mood: str, said: str) -> None:
     file = tmp_path / "mood"
     file.write_text(mood)
-    explorer = explorers(Make(file=file), patience=Patience(loading=3.0, first_pause=0.05, longest_pause=0.1))
+    loading = 6.0 if mood == "never" else SECONDS
+    explorer = explorers(Make(file=file), patience=Patience(loading=loading, first_pause=0.05, longest_pause=0.1))
 
     async def explore() -> None:
         with pytest.raises(Unavailable, match="being loaded"):
