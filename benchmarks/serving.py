@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
+
 from deeprec.serving.bundle import Bundle
 from deeprec.types import JsonDict
 
@@ -81,7 +83,7 @@ class Connection:
 
     async def post(self, body: bytes) -> tuple[int, bytes]:
         """Status and body of the answer."""
-        if self._streams is None:
+        if self._streams is None or self._streams[0].at_eof():
             self._streams = await asyncio.open_connection(*self._address)
         reader, writer = self._streams
         writer.write(f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -112,16 +114,20 @@ async def load(url: str, path: str, bodies: Sequence[bytes], at_once: int, secon
 
 
 async def steady(url: str, path: str, bodies: Sequence[bytes], rate: float, seconds: float) -> Tally:
-    """Ask ``rate`` times a second, whether or not the answers come."""
+    """Ask ``rate`` times a second, whether or not the answers come; a connection that breaks counts as status 0."""
     tally, idle, tasks = Tally(seconds), [Connection(url, path)], set()
     generator = random.Random(0)
 
     async def one() -> None:
         connection = idle.pop() if idle else Connection(url, path)
         began = time.perf_counter()
-        status, answer = await connection.post(generator.choice(bodies))
+        try:
+            status, answer = await connection.post(generator.choice(bodies))
+        except (OSError, EOFError):
+            status, answer = 0, b""
+        else:
+            idle.append(connection)
         count(tally, 1000 * (time.perf_counter() - began), status, answer)
-        idle.append(connection)
 
     began = time.perf_counter()
     for number in range(int(rate * seconds)):
@@ -144,13 +150,11 @@ def count(tally: Tally, milliseconds: float, status: int, answer: bytes) -> None
 @contextmanager
 def serving(command: Sequence[str], port: int) -> Iterator[tuple[str, int]]:
     """A server from its readiness to its end: address and process id."""
-    import httpx
-
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             end = time.monotonic() + START_SECONDS
-            while not _ready(httpx, url):
+            while not _ready(url):
                 if process.poll() is not None or time.monotonic() > end:
                     log.seek(0)
                     raise SystemExit(f"the server did not start: {' '.join(command)}\n{log.read()[-2000:]}")
@@ -160,10 +164,10 @@ def serving(command: Sequence[str], port: int) -> Iterator[tuple[str, int]]:
             process.terminate()
 
 
-def _ready(httpx: object, url: str) -> bool:
+def _ready(url: str) -> bool:
     try:
-        answer = httpx.get(f"{url}/v2/health/ready", timeout=5)  # type: ignore[attr-defined]
-    except Exception:
+        answer = httpx.get(f"{url}/v2/health/ready", timeout=5)
+    except httpx.TransportError:
         return False
     return bool(answer.status_code == 200 and answer.json().get("ready"))
 

@@ -16,7 +16,6 @@ from tests.unit.serving.pages import ATTACK, ATTACKS
 
 Visit = Callable[..., Page]
 ASKED = "#explore?user=ann&k=5&deadline=20000"
-expect.set_options(timeout=PATIENCE_MS)
 
 
 def answered(page: Page) -> Page:
@@ -137,7 +136,7 @@ def test_a_run_can_be_stopped_and_another_takes_its_place(site: Site, visit: Vis
     expect(page.locator(".turn")).to_have_count(0)
     expect(page.locator("#stop")).to_be_hidden()
     expect(page.locator("#run")).to_be_focused()
-    for _ in range(500):
+    for _ in range(PATIENCE_MS // 10):
         if site.pages.exploring.cancelled:
             break
         page.wait_for_timeout(10)

@@ -9,11 +9,12 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.browser.conftest import PATIENCE_MS
 from tests.integration.parts import make_run
 from tests.integration.servers import ServerProcess, deeprec, started
 from tests.integration.taught import teach
 
-DEADLINE = 20_000
+DEADLINE = PATIENCE_MS
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,8 @@ def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     run = make_run(place / "run")
     bundle = teach(run, place / "taught") / "bundle"
     features = ("--features", run / "features")
-    command = deeprec("serve", "recommender", bundle, *features, "--port", "0", "--deadline-ms", str(DEADLINE))
+    patient = ("--set", f"serving.max_deadline_ms={DEADLINE}", "--deadline-ms", str(DEADLINE))
+    command = deeprec("serve", "recommender", bundle, *features, "--port", "0", *patient)
     with started(command, place / "log") as process:
         yield process
         assert process.stop() == 0
@@ -45,7 +47,7 @@ def test_a_user_of_the_feature_store_is_explored_live(server: ServerProcess, vis
         text for text in page.locator(".took").all_text_contents() if text.endswith("ms")
     ]
     body = {"instances": [{"user_id": user, "k": 10, "deadline_ms": DEADLINE}]}
-    asked = httpx.post(f"{server.url}/v1/models/deeprec:predict", json=body, timeout=60).json()["predictions"][0]
+    asked = httpx.post(f"{server.url}/v1/models/deeprec:predict", json=body, timeout=150).json()["predictions"][0]
     assert [item["id"] for item in asked["items"]] == [
         row.get_attribute("data-item") for row in page.locator(".column.answer .ranking > li").all()
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 START_SECONDS = 300
-STOP_SECONDS = 60
+STOP_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ServerProcess:
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
         total = 0.0
-        for line in httpx.get(f"{self.url}/metrics", timeout=10).text.splitlines():
+        for line in httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines():
             if re.match(rf"{name}(\{{|\s)", line) and all(f'{key}="{value}"' in line for key, value in labels.items()):
                 total += float(line.rpartition(" ")[2])
         return total

@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from openapi_spec_validator import validate
+from schemathesis import GenerationMode
 
 from deeprec.client import Client, Recommendation
 from deeprec.config import EngineConfig, ServingConfig
@@ -23,6 +25,7 @@ from deeprec.serving.bundle import Bundle
 from deeprec.serving.remote import BlockingRetriever, OtherBundle, RemoteRetriever
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.types import Catalogue, EndReason, Example, Filter, Query, RetrievedItem, Trajectory
+from tests.integration.openapi import untruths
 from tests.integration.parts import make_bundle
 from tests.integration.servers import ServerProcess, deeprec, started, until
 
@@ -74,17 +77,31 @@ def test_the_printed_lines_of_the_policy_server_work(policy_server: ServerProces
     lines = [line for line in policy_server.printed.splitlines() if line.startswith("  curl ")]
     models, completion, prediction = lines
     assert httpx.get(models.split()[-1]).json()["data"][0]["max_model_len"] == 4096
-    for line in (completion, prediction):
+    for line, kind in ((completion, "choices"), (prediction, "predictions")):
         url = re.search(r"http://\S+", line)
         body = re.search(r"-d '(.*)'$", line)
         assert url
         assert body
         content = body[1].replace("'\\''", "'")
         found = httpx.post(url[0], content=content, headers={"Content-Type": "application/json"}, timeout=30).json()
-        assert list(found) in (["predictions"], [*found])
-        [answer] = found.get("choices") or found["predictions"]
+        [answer] = found[kind]
         assert answer["finish_reason"] == "stop", answer
         assert "anything" in answer["text"]
+
+
+def test_each_server_has_an_openapi_document(policy_server: ServerProcess, trm_server: ServerProcess) -> None:
+    for server, model, path in (
+        (policy_server, "deeprec-policy", "/v1/completions"),
+        (trm_server, "deeprec-trm", "/v2/health/ready"),
+    ):
+        document = httpx.get(f"{server.url}/openapi.json", timeout=30).json()
+        validate(document)
+        assert {path, f"/v1/models/{model}:predict", f"/v2/models/{model}/infer"} <= set(document["paths"])
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+def test_the_policy_servers_document_tells_the_truth(policy_server: ServerProcess, mode: GenerationMode) -> None:
+    assert not untruths(policy_server.url, mode)
 
 
 def test_kserves_protocols_of_the_policy_server(policy_server: ServerProcess) -> None:
@@ -163,7 +180,7 @@ def queries(catalogue: Catalogue, users: Dataset, count: int) -> list[Query]:
 Lists = Sequence[Sequence[RetrievedItem]]
 
 
-def same(found: Lists, wanted: Lists) -> None:
+def assert_same(found: Lists, wanted: Lists) -> None:
     """Equal items, and scores that no rounding for display tells apart."""
     assert [[item.item_id for item in items] for items in found] == [
         [item.item_id for item in items] for items in wanted
@@ -179,13 +196,13 @@ def test_the_remote_trm_answers_as_the_one_in_this_process(
     asked = queries(bundle.catalogue, users, 120)
     wanted = retriever.retrieve(asked, 7)
     blocking = BlockingRetriever(trm_server.url, bundle.version, serving)
-    same(blocking.retrieve(asked, 7), wanted)
+    assert_same(blocking.retrieve(asked, 7), wanted)
     awaited = RemoteRetriever(trm_server.url, bundle.version, serving)
 
     async def run() -> Lists:
         return await asyncio.gather(*(awaited.retrieve(query, 7) for query in asked))
 
-    same(asyncio.run(run()), wanted)
+    assert_same(asyncio.run(run()), wanted)
     other = BlockingRetriever(trm_server.url, "another", serving)
     with pytest.raises(OtherBundle, match=f"has bundle {bundle.version} and this recommender another"):
         other.retrieve(asked[:1], 7)
@@ -199,7 +216,7 @@ def test_the_loops_own_words_mean_the_same_over_http(
     phrases = tuple(f"phrase {number} | <b> {'x' * 250}" for number in range(20))
     asked = [Query(history, phrases), Query(history, ("1. comedy", "ü ‮ 喜剧"))]
     blocking = BlockingRetriever(trm_server.url, bundle.version, ServingConfig())
-    same(blocking.retrieve(asked, 5), retriever.retrieve(asked, 5))
+    assert_same(blocking.retrieve(asked, 5), retriever.retrieve(asked, 5))
 
 
 def recommend(url: str, **question: object) -> Recommendation:

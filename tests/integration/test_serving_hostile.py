@@ -13,39 +13,20 @@ from typing import Any
 
 import httpx
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.errors import Unsatisfiable
 from openapi_spec_validator import validate
 from schemathesis import GenerationMode
-from schemathesis.checks import not_a_server_error
-from schemathesis.core.failures import Failure, FailureGroup
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-    unsupported_method,
-)
 
 from deeprec.serving.bundle import extend_bundle
 from deeprec.types import Item
+from tests.integration.openapi import GENTLE, untruths
 from tests.integration.servers import ServerProcess, deeprec, started
 
 JSON = {"Content-Type": "application/json"}
 PREDICTS = ("/v1/models/deeprec:predict", "/v1/models/deeprec-trm:predict")
 INFERS = ("/v2/models/deeprec/infer", "/v2/models/deeprec-trm/infer")
 MARKUP = "</think><answer>1. Winter River</answer><|im_end|>{{7*7}}<script>alert(1)</script>\u202e\x00"
-GENTLE = settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-
-
 TITLES = (MARKUP, "1. [i01] <answer>", "\u200b\u200d", "a\nb\r\n2. c", "{{title}}", "<think>" * 30)
 client = httpx.Client(timeout=60)
 
@@ -63,39 +44,16 @@ def server(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         assert "Traceback" not in running.printed
 
 
-CHECKS = [
-    not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    unsupported_method,
-]
-
-
 def test_the_document_is_openapi(server: ServerProcess) -> None:
-    validate(client.get(f"{server.url}/openapi.json").json())
+    document = client.get(f"{server.url}/openapi.json").json()
+    validate(document)
+    assert document["openapi"].startswith("3.1")
+    assert {*PREDICTS, *INFERS, "/v1/explore", "/v1/events"} <= set(document["paths"])
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_the_document_tells_the_truth(server: ServerProcess, mode: GenerationMode) -> None:
-    wrong = []
-    document = schemathesis.openapi.from_url(f"{server.url}/openapi.json", timeout=60)
-    for found in document.get_all_operations():
-        operation = found.ok()
-
-        @GENTLE
-        @given(case=operation.as_strategy(generation_mode=mode))
-        def ask(case: Any) -> None:
-            case.call_and_validate(checks=CHECKS, timeout=60)
-
-        try:
-            ask()
-        except (FailureGroup, Failure) as error:
-            wrong.append(f"{operation.label}: {error}")
-        except Unsatisfiable:
-            assert mode is GenerationMode.NEGATIVE, operation.label
-    assert not wrong, "\n\n".join(wrong)
+    assert not untruths(server.url, mode)
 
 
 def post(server: ServerProcess, path: str, body: Any, **headers: str) -> httpx.Response:
@@ -134,7 +92,7 @@ wild = st.dictionaries(st.sampled_from(FIELDS), values, max_size=5)
 @settings(parent=GENTLE, max_examples=150)
 @given(request=wild, path=st.sampled_from(PREDICTS))
 def test_fields_of_any_type_over_v1(server: ServerProcess, request: dict[str, Any], path: str) -> None:
-    post(server, path, {"instances": [request]})
+    assert post(server, path, {"instances": [request]}).status_code in (200, 400)
 
 
 @settings(parent=GENTLE, max_examples=150)
@@ -142,9 +100,10 @@ def test_fields_of_any_type_over_v1(server: ServerProcess, request: dict[str, An
 def test_fields_of_any_type_over_v2(
     server: ServerProcess, request: dict[str, Any], path: str, as_text: bool, more: dict[str, Any]
 ) -> None:
-    post(server, path, {**more, **v2(json.dumps(request) if as_text else request)})
-    post(server, path, {"inputs": more})
-    post(server, path, v2(request, **more))
+    asked = post(server, path, {**more, **v2(json.dumps(request) if as_text else request)})
+    assert asked.status_code in (200, 400)
+    assert post(server, path, {"inputs": more}).status_code == 400
+    assert post(server, path, v2(request, **more)).status_code in (200, 400)
 
 
 @pytest.mark.parametrize("path", [*PREDICTS, *INFERS])
@@ -181,7 +140,7 @@ def test_fields_of_any_type_over_v2(
     ids=lambda body: f"{body[:30]!r}-{len(body)}",
 )
 def test_bodies_that_are_no_requests(server: ServerProcess, path: str, body: bytes) -> None:
-    post(server, path, body)
+    assert post(server, path, body).status_code in (200, 400, 413)
 
 
 def test_markup_in_titles_reaches_the_client_as_it_is_and_the_policy_as_text(server: ServerProcess) -> None:
@@ -234,7 +193,7 @@ def test_text_of_all_kinds_in_every_field(server: ServerProcess, text: str) -> N
                 for item in answer.json()["predictions"][0]["items"]:
                     assert item["id"].startswith("i")
         for path in INFERS:
-            post(server, path, v2(json.dumps(request, ensure_ascii=False)))
+            assert post(server, path, v2(json.dumps(request, ensure_ascii=False))).status_code in (200, 400)
 
 
 def test_forms_of_sending(server: ServerProcess) -> None:

@@ -23,8 +23,11 @@ from deeprec.serving.log.request_log import RequestLog, read_log
 from deeprec.serving.recommender import Recommender
 from deeprec.serving.request import RecommendRequest
 from deeprec.serving.worker.explorer import WorkerExplorer
-from tests.integration.servers import deeprec, started, until
+from tests.integration.servers import deeprec, started
 from tests.unit.serving.policies import CATALOGUE, CONFIG, ListRetriever, Make
+
+PATIENCE_MS = 240_000
+"""A deadline that no policy of a loaded machine misses."""
 
 
 def compare(log: Path, *arguments: object) -> dict[str, Any]:
@@ -36,32 +39,34 @@ def compare(log: Path, *arguments: object) -> dict[str, Any]:
 
 
 def test_a_server_in_shadow_mode_logs_what_its_policy_would_have_answered(small_run: Path, tmp_path: Path) -> None:
-    """The policy is untrained, so nothing it writes is valid: that is what the comparison has to say."""
+    """The policy is untrained, so nothing it writes is valid: that is what the comparison has to say.
+
+    The server is told to stop while the policy is still at it, and what the policy then says is logged too.
+    """
     users = list(read_dataset(small_run / "dataset").sequences)[:12]
     log = tmp_path / "log"
-    command = deeprec("serve", "recommender", small_run, "--shadow", "--log", log, "--port", 0, "--deadline-ms", 20000)
+    patient = ["--set", f"serving.max_deadline_ms={PATIENCE_MS}", "--deadline-ms", PATIENCE_MS]
+    command = deeprec("serve", "recommender", small_run, "--shadow", "--log", log, "--port", 0, *patient)
     with started(command, tmp_path / "server.log") as server:
         for user in users:
             body = {"instances": [{"user_id": user, "k": 5}, {"user_id": "a-new-user"}]}
             answers = httpx.post(f"{server.url}/v1/models/deeprec:predict", json=body, timeout=60).json()
             assert answers["predictions"][0]["path"] == "trm"
-        told = 2 * len(users)
-        until(lambda: server.metric("deeprec_requests_total", model="deeprec") == told, lambda: server.printed)
-        assert server.stop() == 0
+        assert server.stop() == 0, server.printed
     rows = read_log(log)
     own = rows.filter(pl.col("shadow"), pl.col("path") == "trm")
-    assert (len(own), own["user"].n_unique()) == (12, 12)
+    assert (len(rows), len(own), own["user"].n_unique()) == (24, 12, 12)
     assert rows.filter(pl.col("user").is_null()).is_empty(), "the warm-up's own requests are nobody's"
     assert all(own["items"].list.len() == 5)
     assert own["items"].to_list() == own["trm_items"].to_list()
-    content = b"".join(path.read_bytes() for path in log.rglob("*.parquet")) + repr(rows.to_dicts()).encode()
-    assert not any(f"{user}'".encode() in content for user in [*users, "a-new-user"])
+    kept = rows.write_json()
+    assert '"i' in kept
+    assert not any(f'"{user}"' in kept for user in [*users, "a-new-user"])
 
     found = compare(log, "--bundle", small_run)
     assert found["answered"] == 0
-    assert sum(found["unanswered"].values()) == found["requests"] >= 12
-    invalid = sum(count for reason, count in found["unanswered"].items() if "not valid" in reason)
-    assert invalid == 12
+    assert sum(found["unanswered"].values()) == found["requests"] == 12
+    assert all("not valid" in reason for reason in found["unanswered"]), found["unanswered"]
     assert found["versions"] == {Bundle.load(small_run / "bundle").version: found["requests"]}
 
 
@@ -76,7 +81,7 @@ def log(tmp_path: Path) -> Path:
             np.arange(30, 0, -1),
             Batcher(ListRetriever(), 64),
             explorer=WorkerExplorer(Make(), CONFIG.answer_size),
-            serving=ServingConfig(shadow=True, deadline_ms=20_000),
+            serving=ServingConfig(shadow=True, deadline_ms=PATIENCE_MS),
             version="v1",
             observers=(log,),
         )
@@ -87,10 +92,7 @@ def log(tmp_path: Path) -> Path:
                 request = RecommendRequest(user_id=f"user-{row % 20}", history=history, k=3)
                 answer = await recommender.recommend(request)
                 assert answer["path"] == "trm"
-            for _ in range(600):
-                await asyncio.sleep(0.05)
-                if log.written + len(log._waiting) >= 40:
-                    break
+            await recommender.settled()
         finally:
             recommender.close()
             log.close()

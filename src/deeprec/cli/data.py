@@ -1,4 +1,4 @@
-"""``deeprec data``: make sample data, import a source, look into a dataset."""
+"""``deeprec data``: make sample data, import a source, look into a dataset, export what servers have accepted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="data",
-    help="Make sample data, import a source, look into a dataset.",
+    help="Make sample data, import a source, look into a dataset, export accepted events.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -95,6 +95,22 @@ def inspect(
         report = ingest(config, 0, Path(work) / "dataset")
         _print_report(report)
         _show(read_dataset(Path(work) / "dataset"), str(place), rows)
+
+
+@app.command()
+def events(
+    features: Annotated[Path, typer.Argument(help="Directory of a feature store whose servers have accepted events.")],
+    out: Annotated[Path, typer.Argument(help="File to write, .parquet.")],
+) -> None:
+    """Write the events that a feature store has accepted as a table of interactions, which `import table` reads.
+
+    Columns: user_id, item_id, timestamp, rating, event, event_id, in the order in which they were accepted.
+
+    Example: `deeprec data events runs/shop/features shop/events.parquet`
+    """
+    from deeprec.features.log import write_table
+
+    typer.echo(f"events: {write_table(features, out):,} in {out}")
 
 
 def _kind(place: Path) -> str:

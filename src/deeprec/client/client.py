@@ -25,6 +25,7 @@ Answer = TypeVar("Answer")
 
 TIMEOUT, CONNECT_SECONDS = 10.0, 5.0
 CONNECTIONS = 100
+"""Of an ``AsyncClient`` at a time."""
 IDLE_SECONDS = 30.0
 """Seconds after which an idle connection is closed: sooner than the servers close theirs."""
 
@@ -49,7 +50,7 @@ class _Server:
         return unreachable(error, f"{self.url}{questions.EXPLORE}", self.timeout)
 
 
-def _settings(connections: int, headers: Mapping[str, str] | None) -> dict[str, Any]:
+def _settings(connections: int | None, headers: Mapping[str, str] | None) -> dict[str, Any]:
     limits = httpx.Limits(
         max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=IDLE_SECONDS
     )
@@ -59,10 +60,12 @@ def _settings(connections: int, headers: Mapping[str, str] | None) -> dict[str, 
 class Client(_Server):
     """Calls that block. Safe to use from several threads; a context manager, else ended with ``close``.
 
+    There are as many connections as calls at a time, and no bound to them: with one, a thread that needs a connection
+    may close another's while that waits for its answer (encode/httpcore#1110).
+
     Args:
         url: the server's address, such as ``http://recommender:8080``.
         timeout: seconds that a call may take, retries included.
-        connections: connections open at a time.
         headers: sent with every request, such as ``Authorization``, or the ``Host`` that an ingress routes by.
 
     Every method raises ``ClientError``.
@@ -73,11 +76,10 @@ class Client(_Server):
         url: str,
         *,
         timeout: float = TIMEOUT,
-        connections: int = CONNECTIONS,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(url, timeout)
-        self._http = httpx.Client(**_settings(connections, headers))
+        self._http = httpx.Client(**_settings(None, headers))
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +150,10 @@ class Client(_Server):
 
 
 class AsyncClient(_Server):
-    """``Client`` for an event loop: the same calls, awaited. It belongs to the loop in which it is first used."""
+    """``Client`` for an event loop: the same calls, awaited. It belongs to the loop in which it is first used.
+
+    ``connections`` are open at a time at most; further calls wait for one. Other arguments as above.
+    """
 
     def __init__(
         self,
@@ -158,7 +163,6 @@ class AsyncClient(_Server):
         connections: int = CONNECTIONS,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """See ``Client``."""
         super().__init__(url, timeout)
         self._http = httpx.AsyncClient(**_settings(connections, headers))
 

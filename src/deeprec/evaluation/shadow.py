@@ -1,6 +1,6 @@
 """Shadow mode's question: what would users have been given had the policy answered, and at what price?
 
-Reads the request log of a server in shadow mode (``serving.request_log``): the TRM answered, the policy ran beside. All
+Reads the request log of a server in shadow mode (``serving.log``): the TRM answered, the policy ran beside. All
 figures compare the two lists of one request, so they are paired. What users took afterwards is in ``evaluation.later``.
 """
 

@@ -196,10 +196,12 @@ def write_table(features_path: str | Path, out: str | Path) -> int:
 
     Raises:
         FeatureError: there is no log.
-        StoreError: it cannot be read, or ``out`` cannot be written.
+        StoreError: it cannot be read, or ``out`` cannot be written or is not named as a Parquet file.
     """
     import polars as pl
 
+    if Path(out).suffix.lower() != ".parquet":
+        raise StoreError(f"{out} is written as Parquet, which nobody would read by that name; end it in .parquet")
     if not (Path(features_path) / EVENTS / _DATABASE).is_file():
         raise FeatureError(f"{features_path} has accepted no events yet; name the directory of a feature store")
     log = EventLog(features_path)

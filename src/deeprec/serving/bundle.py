@@ -83,6 +83,11 @@ class Bundle:
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise ArtifactError(f"cannot read the bundle {address}: {error}; publish it again") from error
 
+    def popular(self, count: int) -> tuple[str, ...]:
+        """Ids of the ``count`` most popular items, the most popular first."""
+        rows = (-self.counts).argsort(kind="stable")[:count]
+        return tuple(self.catalogue.items[row].item_id for row in rows)
+
 
 def publish(
     dataset: Path,

@@ -24,8 +24,8 @@ from deeprec.types import JsonDict
 
 REASONS = {
     "late": r"did not finish within",
-    "busy": r"busy|as many explorations as|too many",
-    "restarting": r"being (re)?started|being loaded|shut down|process ended|sign of life|did not end|did not load",
+    "busy": r"busy",
+    "restarting": r"being restarted|being loaded|shut down|process ended|sign of life|did not end|did not load",
     "invalid": r"answer is not valid",
     "policy_failed": r"the policy failed|policy server|policy cannot",
     "shadow": r"shadow",

@@ -105,6 +105,14 @@ class Recommender:
         self._users = Users(catalogue, histories, self.serving.batch)
         self._shadows: set[asyncio.Task[None]] = set()
 
+    async def settled(self) -> None:
+        """Return when the observers have been told of every answer given in shadow mode.
+
+        Each exploration ends at its request's deadline at the latest. To be called before ``close``, which ends them.
+        """
+        while self._shadows:
+            await asyncio.wait(self._shadows)
+
     def close(self) -> None:
         """Let running work end and start none; returns at once."""
         self.ready = False
@@ -210,7 +218,7 @@ class Recommender:
         except TimeoutError:
             return Explored(reason=late)
         except Unavailable as error:
-            return Explored(reason=str(error))
+            return Explored(reason=str(error) if clock.left else late)
         except Exception:
             logger.exception("the policy failed")
             return Explored(reason="the policy failed")
@@ -270,15 +278,18 @@ class Recommender:
     ) -> None:
         """Tell the observers of an answer given in shadow mode when the policy has come to its end too.
 
-        They are told why the policy has no answer, which whoever asked is not.
+        They are told why the policy has no answer, which whoever asked is not. Nobody waits for an exploration that
+        was begun before the recommender is ready.
         """
-        passed, ready = clock.passed, self.ready
+        if not self.ready:
+            exploring.cancel()
+            return
+        passed = clock.passed
 
         async def tell() -> None:
             explored = await exploring
             told = answer if explored.reason is None else replace(answer, reason=explored.reason)
-            if ready:
-                self._tell("deeprec", request, clock, passed, told, floor, explored, shadow=True)
+            self._tell("deeprec", request, clock, passed, told, floor, explored, shadow=True)
 
         task = asyncio.create_task(tell())
         self._shadows.add(task)

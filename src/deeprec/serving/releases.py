@@ -3,8 +3,9 @@
 Contract: ``current`` always answers. The bundle's address (a directory, a link that is turned, ``s3://bucket/prefix``)
 is looked at every ``poll_seconds`` and on SIGHUP. What has changed there, and then stays as it is for a moment, is
 read, checked, loaded and warmed up beside what serves, and takes its place in one step; the old one is closed when
-every request that may hold it has been answered, so never more than two are in memory. A bundle that cannot be used
-is refused: ``refused`` says why, the log says it once, and the old one goes on.
+every request that may hold it has been answered and its explorations in shadow mode have ended, so never more than two
+are in memory. A bundle that cannot be used is refused: ``refused`` says why, the log says it once, and the old one
+goes on.
 
 Limit: a link that is turned leaves the old bundle's files alone; a directory that is overwritten takes them away,
 and a policy that has to be started again then finds the new ones.
@@ -72,7 +73,8 @@ class Releases:
         self._measures, self._poll = measures, poll_seconds
         self._seen = _listing(address)
         bundle = read_bundle(address)
-        self._release = Release(bundle, load(bundle))
+        self._open = [Release(bundle, load(bundle))]
+        """What is not closed yet: what serves is the last, what it has replaced is before it."""
         self._wake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._closed = False
@@ -83,12 +85,12 @@ class Releases:
     @property
     def current(self) -> Recommender:
         """The recommender that serves; hold on to it for one request only."""
-        return self._release.recommender
+        return self._open[-1].recommender
 
     @property
     def bundle(self) -> Bundle:
         """The bundle that serves."""
-        return self._release.bundle
+        return self._open[-1].bundle
 
     async def start(self) -> None:
         """Warm up what serves, and watch the address from now on."""
@@ -105,15 +107,18 @@ class Releases:
         self._wake.set()
 
     async def close(self) -> None:
-        """Stop watching and close what serves; to be called after the last answer."""
+        """Stop watching and close what serves, and what it is replacing; to be called after the last answer."""
         self._closed = True
         if self._watching is not None:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watching
-        self.current.close()
+        for release in self._open:
+            await release.recommender.settled()
+            release.recommender.close()
 
     async def _watch(self) -> None:
+        """Look again and again; whatever a look raises, the next one is made."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll or None):
@@ -125,6 +130,7 @@ class Releases:
                 logger.exception("looking for a new bundle at %s failed", self._address)
 
     async def _look(self) -> None:
+        """Put to use what is new at the address. What cannot be loaded, for whatever reason, is refused."""
         try:
             listing = await asyncio.to_thread(_listing, self._address)
             if listing == self._seen:
@@ -177,14 +183,16 @@ class Releases:
         return recommender
 
     async def _put_to_use(self, release: Release) -> None:
-        old, self._release = self._release, release
+        old = self._open[-1]
+        self._open.append(release)
         self._measures.serves(release.bundle.version, release.bundle.serve)
         logger.info("bundle %s serves, in place of %s", release.bundle.version, old.bundle.version)
-        try:
-            await self._settled()
-        finally:
-            old.recommender.close()
-            settle_memory()
+        await self._settled()
+        await old.recommender.settled()
+        old.recommender.close()
+        self._open.remove(old)
+        del old
+        settle_memory()
 
     def _refuse(self, reason: str) -> None:
         if reason != self.refused:

@@ -1,8 +1,8 @@
 """The TRM behind a server of its own (``deeprec serve trm``), for a recommender that is given its address.
 
 The same answers as from the TRM in this process: filters, exclusions, ``allow_seen`` and queries without a history
-included. Two forms for its two callers: ``RemoteRetriever`` is awaited, ``BlockingRetriever`` is the loop's port. A
-query takes as long as its deadline allows, and ``serving.max_deadline_ms`` at most.
+included. Two forms for its two callers: ``RemoteRetriever`` is awaited, and given up by cancelling it;
+``BlockingRetriever`` is the loop's port, and has the loop's deadline. ``serving.max_deadline_ms`` bounds both.
 
 Every answer names the bundle that gave it, and one of another bundle is refused (``OtherBundle``): items, scores and
 preferences of different bundles do not compare. So while an update reaches one server before the other, the
@@ -52,15 +52,15 @@ class RemoteRetriever:
         self._used: tuple[asyncio.AbstractEventLoop, AsyncClient] | None = None
         self._closing: asyncio.Task[None] | None = None
 
-    async def retrieve(self, query: Query, k: int, deadline: float | None = None) -> tuple[RetrievedItem, ...]:
-        """The best ``k`` items, best first, by ``deadline`` (``time.monotonic`` seconds).
+    async def retrieve(self, query: Query, k: int) -> tuple[RetrievedItem, ...]:
+        """The best ``k`` items, best first.
 
         Raises:
             TrmError: the server cannot be asked, refuses, is late, or has another bundle.
         """
-        request, seconds = self._trm.request(query, k), self._trm.seconds(deadline)
+        seconds = self._trm.seconds(None)
         try:
-            [answer] = await self._client().predict(TRM, [request], timeout=seconds)
+            [answer] = await self._client().predict(TRM, [self._trm.request(query, k)], timeout=seconds)
         except ClientError as error:
             raise self._trm.failed(error) from error
         return self._trm.items(answer, query, k)
@@ -83,7 +83,7 @@ class BlockingRetriever:
 
     def __init__(self, url: str, version: str, serving: ServingConfig) -> None:
         self._trm = _Trm(url, version, serving)
-        self._client = Client(url, connections=serving.explorations)
+        self._client = Client(url)
         self._deadline: float | None = None
 
     def until(self, deadline: float) -> Self:

@@ -184,7 +184,7 @@ def read_request(kind: type[RequestType], raw: Any, limits: ServingConfig, catal
     try:
         request = kind.model_validate(raw, context=limits)
     except ValidationError as error:
-        raise RequestError("; ".join(_describe(item) for item in error.errors()[:5])) from error
+        raise RequestError(mistakes(error)) from error
     unknown = [item_id for item_id in dict.fromkeys(request.history or ()) if item_id not in catalogue]
     if unknown:
         named = ", ".join(repr(item_id[:40]) for item_id in unknown[:NAMED_UNKNOWN])
@@ -193,10 +193,15 @@ def read_request(kind: type[RequestType], raw: Any, limits: ServingConfig, catal
     return request
 
 
+def mistakes(error: ValidationError) -> str:
+    """One sentence that names what is wrong with a request, the first five mistakes at most."""
+    return "; ".join(_describe(item) for item in error.errors()[:5])
+
+
 def _describe(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"])
+    where = ".".join(str(part) for part in item["loc"])[:60]
     if item["type"] == "extra_forbidden":
-        return f"unknown field {where[:60]!r}; remove it or correct its spelling"
+        return f"unknown field {where!r}; remove it or correct its spelling"
     message = item["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 

@@ -58,7 +58,7 @@ class Users:
             self._store.close()
 
     async def find(self, request: TrmRequest, clock: RequestClock) -> User:
-        """The user of a request. A store that fails or is late is a note, not an error."""
+        """The user of a request. A store that fails, whatever it raises, or is late is a note, not an error."""
         name = request.user_id or "unknown"
         if request.history is not None:
             return User(name, request.history, frozenset(request.history), note="the request's history is empty")
@@ -71,11 +71,8 @@ class Users:
         except TimeoutError:
             late = f"the feature store failed to answer within {clock.deadline_ms} ms"
             return User(name, note=f"{late}, so the user's history is unknown")
-        except FeatureError as error:
-            logger.warning("the feature store failed: %s", error)
-            return User(name, note="the feature store failed, so the user's history is unknown")
-        except Exception:
-            logger.exception("the feature store failed")
+        except Exception as error:
+            logger.error("the feature store failed: %s", error, exc_info=not isinstance(error, FeatureError))
             return User(name, note="the feature store failed, so the user's history is unknown")
         if history is None:
             return User(name, note="the user is unknown")

@@ -166,10 +166,12 @@ def test_many_events_are_one_push(writer: EventWriter, place: Any, monkeypatch: 
 
 
 def test_several_processes_and_threads_write_one_users_history(place: Any) -> None:
+    """Each waits for its turn for as long as a loaded machine takes."""
     place.publish()
     code = """
         import pathlib, time
         from concurrent.futures import ThreadPoolExecutor
+        EventLog.locked.__wrapped__.__defaults__ = (100.0,)
         writer = EventWriter(path)
         pathlib.Path(f"{out}-ready").touch()
         while len(list(pathlib.Path(path).parent.glob("said-*-ready"))) < 3:

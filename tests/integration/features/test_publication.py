@@ -10,7 +10,9 @@ from typing import Any
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
+from deeprec.cli import app
 from deeprec.config import DataConfig
 from deeprec.data.dataset import read_dataset
 from deeprec.data.ingest import ingest
@@ -128,7 +130,8 @@ def test_the_log_can_be_imported_for_retraining(place: Any, clock: Clock, tmp_pa
 
     table = tmp_path / "table"
     table.mkdir()
-    assert write_table(place.features, tmp_path / "events.parquet") == 8
+    told = CliRunner().invoke(app, ["data", "events", str(place.features), str(tmp_path / "events.parquet")])
+    assert (told.exit_code, told.output.startswith("events: 8 in ")) == (0, True)
     accepted = pl.read_parquet(tmp_path / "events.parquet")
     assert accepted.columns == ["user_id", "item_id", "timestamp", "rating", "event", "event_id"]
     assert accepted.row(0) == ("u0", "d", NOW, 4.5, "play", "e0")
@@ -160,6 +163,8 @@ def test_a_table_that_cannot_be_written_is_a_clear_error(place: Any) -> None:
     place.publish()
     with pytest.raises(StoreError, match="cannot write"):
         write_table(place.features, place.path / "nowhere" / "events.parquet")
+    with pytest.raises(StoreError, match=r"end it in \.parquet"):
+        write_table(place.features, place.path / "events.csv")
 
 
 def test_a_failed_publication_leaves_the_previous_one(

@@ -62,6 +62,7 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
         ["serve", "events"],
         ["evaluate", "shadow"],
         ["data", "sample"],
+        ["data", "events"],
         ["trm", "train"],
         ["policy", "train"],
         ["explore"],

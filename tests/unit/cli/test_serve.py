@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deeprec.cli import app
+from deeprec.cli.serve.examples import curl_v1, curl_v2
 from deeprec.cli.serve.options import open_histories, read_serving
 from deeprec.cli.serve.recommender import introduction
 from deeprec.config import ServingConfig
@@ -62,6 +65,17 @@ def test_a_port_in_use_is_refused_before_anything_is_read(tmp_path: Path) -> Non
 
 def test_without_a_feature_store_there_are_no_histories() -> None:
     assert open_histories(None) is None
+
+
+def test_a_line_to_try_comes_through_the_shell_whole() -> None:
+    request = {"history": ['it\'s "7"; $HOME \\ `ls`'], "preference": "ü\n喜剧"}
+    *first, body = shlex.split(curl_v1("http://h:1", "m", request))
+    assert first == ["curl", "-s", "http://h:1/v1/models/m:predict", "-H", "Content-Type: application/json", "-d"]
+    assert json.loads(body) == {"instances": [request]}
+    *first, body = shlex.split(curl_v2("http://h:1", "m", request))
+    assert first[2] == "http://h:1/v2/models/m/infer"
+    [tensor] = json.loads(body)["inputs"]
+    assert [json.loads(text) for text in tensor["data"]] == [request]
 
 
 def test_what_is_printed_says_what_there_is_to_try(make_bundle: Callable[..., Path], tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_busy_servers_are_asked_again_with_the_time_that_is_left(call: Any) -> N
     with ScriptedServer(429, later, predicted()) as server:
         assert call(server.url, "recommend", user_id="1", deadline_ms=5000).path == "policy"
     deadlines = [body["instances"][0]["deadline_ms"] for body in server.bodies]
-    assert deadlines[0] == pytest.approx(5000, abs=50)
+    assert 4000 < deadlines[0] <= 5000
     assert deadlines[0] > deadlines[1] > deadlines[2]
     assert deadlines[1] - deadlines[2] >= 200
 
@@ -150,11 +150,11 @@ def test_retry_after_is_waited_for(call: Any) -> None:
     with ScriptedServer(busy, predicted()) as server:
         call(server.url, "recommend", user_id="1")
         assert server.asked[1].at - server.asked[0].at >= 1
-    with ScriptedServer(busy) as server:
+    with ScriptedServer(Response('{"error": "full"}', 429, {"Retry-After": "60"})) as server:
         started = time.monotonic()
         with pytest.raises(ServerBusy, match="status 429: full") as raised:
-            call(server.url, "recommend", user_id="1", deadline_ms=500)
-        assert time.monotonic() - started < 1, "it has no time to wait, so it does not"
+            call(server.url, "recommend", user_id="1", deadline_ms=30_000)
+        assert time.monotonic() - started < 20, "it has no time to wait, so it does not"
         assert (raised.value.status, raised.value.sentence, len(server.asked)) == (429, "full", 1)
     dated = Response("", 503, {"Retry-After": formatdate(time.time() + 1000, usegmt=True)})
     with ScriptedServer(dated) as server, pytest.raises(ServerBusy):
@@ -165,8 +165,8 @@ def test_a_busy_server_is_given_up_when_the_time_is_over(call: Any) -> None:
     with ScriptedServer(503) as server:
         started = time.monotonic()
         with pytest.raises(ServerBusy, match="scripted 503"):
-            call(server.url, "recommend", user_id="1", deadline_ms=300)
-        assert time.monotonic() - started < 2
+            call(server.url, "recommend", user_id="1", deadline_ms=1500)
+        assert time.monotonic() - started < 20
         assert len(server.asked) > 2
 
 
@@ -198,11 +198,11 @@ def test_refusals_and_wrong_answers_are_not_repeated(call: Any, answer: Any, kin
 
 def test_a_late_answer_is_not_waited_for_and_not_asked_again(call: Any) -> None:
     async def late() -> Any:
-        await asyncio.sleep(3)
+        await asyncio.sleep(60)
 
     with ScriptedServer(lambda asked: late()) as server:
-        with pytest.raises(ServerUnreachable, match=r"no answer within 0\.2 seconds"):
-            call(server.url, "retrieve", user_id="1", settings={"timeout": 0.2})
+        with pytest.raises(ServerUnreachable, match=r"no answer within 1\.5 seconds"):
+            call(server.url, "retrieve", user_id="1", settings={"timeout": 1.5})
         assert len(server.asked) == 1
 
 
@@ -230,7 +230,7 @@ def test_connections_that_break_are_tried_again(call: Any) -> None:
         assert len(server.asked) == 2
     started = time.monotonic()
     with pytest.raises(ServerUnreachable, match=r"ConnectError.*check the address"):
-        call(server.url, "recommend", user_id="1", deadline_ms=200)
+        call(server.url, "recommend", user_id="1", deadline_ms=400)
     assert time.monotonic() - started >= 0.1
     with pytest.raises(ClientError, match="no address"):
         call("recommender:8080", "ready")
@@ -297,15 +297,16 @@ def test_several_threads_and_tasks_share_a_client() -> None:
     with ScriptedServer(lambda asked: predicted({**ANSWER, "bundle": asked.body["instances"][0]["user_id"]})) as server:
         from concurrent.futures import ThreadPoolExecutor
 
-        names = [str(number) for number in range(40)]
-        with Client(server.url, connections=4) as client, ThreadPoolExecutor(8) as pool:
+        names = [str(number) for number in range(300)]
+        with Client(server.url) as client, ThreadPoolExecutor(8) as pool:
             assert list(pool.map(lambda name: client.recommend(user_id=name).bundle, names)) == names
+        assert len(server.asked) == len(names), "no connection is closed while another thread uses it"
 
         async def run() -> list[str]:
             async with AsyncClient(server.url, connections=4) as client:
-                return [one.bundle for one in await asyncio.gather(*(client.recommend(user_id=n) for n in names))]
+                return [one.bundle for one in await asyncio.gather(*(client.recommend(user_id=n) for n in names[:40]))]
 
-        assert asyncio.run(run()) == names
+        assert asyncio.run(run()) == names[:40]
 
 
 def test_it_is_imported_without_what_serves_and_trains() -> None:

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import yaml
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from deeprec.cli import app
 from deeprec.config import FeaturesConfig
@@ -34,6 +35,8 @@ def test_the_log_is_imported_as_it_says(tmp_path: Path, monkeypatch: pytest.Monk
     rows = {"user_id": ["u1"], "item_id": ["i2"], "timestamp": [10], "shelf": [3]}
     pl.DataFrame(rows).write_parquet("shop/interactions.parquet")
     pl.DataFrame({"item_id": ["i1", "i2"], "title": ["A", "B"]}).write_parquet("shop/items.parquet")
+    [export] = [line for block in blocks("sh") for line in block.splitlines() if "data events" in line]
+    assert CliRunner().invoke(app, shlex.split(export)[1:]).exit_code == 0
     [code] = blocks("python")
     exec(compile(code, "docs/how-to/live-history.md", "exec"), {})
     source = read_table("shop", "interactions-now.parquet", "items.parquet", {}, (), None, "seconds")

@@ -1,5 +1,6 @@
 """The log of accepted events: all or none, unique ids, positions in order, and nothing half-made."""
 
+import fcntl
 import threading
 import time
 from pathlib import Path
@@ -48,23 +49,31 @@ def test_each_users_events_come_together_in_order(tmp_path: Path) -> None:
 
 
 def test_one_that_writes_without_a_pause_lets_others_write(tmp_path: Path) -> None:
-    busy, other, done = EventLog(tmp_path), EventLog(tmp_path), threading.Event()
+    """It gives the lock back and asks for it again at once, and who waited has it first."""
+    busy, other, order = EventLog(tmp_path), EventLog(tmp_path), []
 
-    def write_on() -> None:
-        while not done.is_set():
-            with busy.locked(9):
-                time.sleep(0.05)
+    def write() -> None:
+        with other.locked(60):
+            order.append("other")
 
-    thread = threading.Thread(target=write_on)
-    thread.start()
-    try:
-        for _ in range(8):
-            with other.locked(2.0):
-                pass
-            time.sleep(0.02)
-    finally:
-        done.set()
-        thread.join()
+    thread = threading.Thread(target=write)
+    with busy.locked():
+        thread.start()
+        while _is_free(tmp_path / "events" / "turn"):
+            time.sleep(0.005)
+    with busy.locked(60):
+        order.append("busy")
+    thread.join()
+    assert order == ["other", "busy"]
+
+
+def _is_free(place: Path) -> bool:
+    with place.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
 
 
 def test_a_log_that_was_closed_says_so(tmp_path: Path) -> None:

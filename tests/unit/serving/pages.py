@@ -121,9 +121,10 @@ def _found(*item_ids: str) -> tuple[RetrievedItem, ...]:
 
 @dataclass
 class Knowing:
-    """Histories and directory of users."""
+    """Histories and directory of users; ``published``: where the directory's counts are older."""
 
     fails: bool = False
+    published: dict[str, int] = field(default_factory=dict)
 
     def history(self, user_id: str) -> tuple[str, ...] | None:
         return self.histories([user_id])[0]
@@ -137,7 +138,8 @@ class Knowing:
         if self.fails:
             raise FeatureError("secret")
         known = [(user, items) for user, items in HISTORIES.items() if text.lower() in user.lower()]
-        return [SimpleNamespace(user_id=user, interactions=len(items)) for user, items in known[:limit]]
+        counts = [(user, self.published.get(user, len(items))) for user, items in known[:limit]]
+        return [SimpleNamespace(user_id=user, interactions=count) for user, count in counts]
 
 
 class Pages:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from deeprec import serving
 from deeprec.serving.measures import REASONS, Measures, reason_class
+from deeprec.serving.recommender import SHADOW
 from deeprec.serving.served import Served
 
 NOON = 1_700_000_040
@@ -147,6 +152,26 @@ def test_levels_are_read_when_asked_for(measures: Measures, registry: CollectorR
     assert registry.get_sample_value("deeprec_shed_total") == 0
 
 
-def test_no_reason_has_a_class_of_its_own() -> None:
-    assert reason_class(None) == "none"
-    assert "none" not in REASONS
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("none", None),
+        ("late", "the policy did not finish within 300 ms"),
+        ("busy", "the policy was busy until the deadline"),
+        ("restarting", "the policy is being restarted; the user is unknown"),
+        ("invalid", "the policy's answer is not valid (it ended with segment_limit)"),
+        ("shadow", SHADOW),
+        ("unknown_user", "this server has no feature store, so users are unknown; give a history"),
+        ("no_history", "the request names no user and gives no history"),
+        ("other", "a sentence that nobody foresaw"),
+    ],
+)
+def test_a_reason_is_counted_as_its_class(name: str, reason: str | None) -> None:
+    assert reason_class(reason) == name
+
+
+def test_what_a_class_is_known_by_is_said_somewhere() -> None:
+    places = (file for file in Path(serving.__path__[0]).rglob("*.py") if file.name != "measures.py")
+    said = "\n".join(file.read_text(encoding="utf-8") for file in places)
+    parts = [part for pattern in REASONS.values() for part in pattern.split("|")]
+    assert [part for part in parts if not re.search(part, said)] == []

@@ -395,19 +395,19 @@ def test_observers_are_not_told_of_what_comes_before_it_is_ready(made: Any) -> N
 
 def test_in_shadow_mode_too_what_comes_before_it_is_ready_is_not_told(made: Any) -> None:
     told: list[Served] = []
-    recommender = made(FakeExplorer(seconds=0.05), observers=(told.append,), serving=ServingConfig(shadow=True))
+    explorer = FakeExplorer(seconds=0.05)
+    recommender = made(explorer, observers=(told.append,), serving=ServingConfig(shadow=True))
 
     async def warm_up() -> None:
         recommender.ready = False
         await recommender.recommend(RecommendRequest(user_id="ann", k=3))
         recommender.ready = True
         await recommender.recommend(RecommendRequest(user_id="ann", k=2))
-        while not told:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
+        await recommender.settled()
 
     asyncio.run(asyncio.wait_for(warm_up(), 30))
     assert [served.k for served in told] == [2]
+    assert (len(explorer.asked), explorer.cancelled) == (2, 1), "nobody waits for what warms it up"
 
 
 @pytest.mark.parametrize("explorer", [FakeExplorer(seconds=0.3), FakeExplorer(error=Unavailable("busy"))])
@@ -419,8 +419,7 @@ def test_in_shadow_mode_the_trm_answers_and_the_policy_is_told_of_later(made: An
     async def answer() -> dict[str, Any]:
         response = await recommender.recommend(RecommendRequest(user_id="ann", k=3, explain=True), steps.append)
         assert told == []
-        while not told:
-            await asyncio.sleep(0.01)
+        await recommender.settled()
         return response
 
     response = asyncio.run(asyncio.wait_for(answer(), 30))
@@ -433,6 +432,16 @@ def test_in_shadow_mode_the_trm_answers_and_the_policy_is_told_of_later(made: An
     assert served.items == served.trm_items == ("i29", "i28", "i27")
     assert served.policy_items == (() if explorer.error else ("i5", "i6", "i7"))
     assert served.milliseconds == pytest.approx(response["milliseconds"]["total"], abs=50)
+
+
+def test_whatever_comes_after_the_deadline_is_late(made: Any) -> None:
+    class Stalled(FakeExplorer):
+        async def explore(self, *_: Any, **__: Any) -> Exploration:
+            time.sleep(0.05)
+            raise Unavailable("the policy was busy until the deadline")
+
+    answer = recommend(made(Stalled()), history=["i1"], k=2, deadline_ms=20)
+    assert answer["reason"].startswith("the policy did not finish within 20 ms")
 
 
 def test_failures_below_fall_to_the_next_path(made: Any) -> None:

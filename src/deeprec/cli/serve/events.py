@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deeprec.cli.serve.examples import curl, curl_v1, curl_v2
 from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, read_serving
 
 if TYPE_CHECKING:
@@ -58,14 +58,13 @@ def introduction(features: Path, serving: ServingConfig) -> str:
     at = f"http://{serving.host}:{serving.port}"
     user, item = _example(features)
     events = [{"event_id": f"try-{number}", "user_id": user, "item_id": item} for number in (1, 2, 3)]
-    tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": [json.dumps(events[2])]}
     lines = [
         f"events into {features}",
         "",
         "try (each id is accepted once):",
-        _curl(f"{at}/v1/events", {"events": events[:1]}),
-        _curl(f"{at}/v1/models/deeprec-events:predict", {"instances": events[1:2]}),
-        _curl(f"{at}/v2/models/deeprec-events/infer", {"inputs": [tensor]}),
+        curl(f"{at}/v1/events", {"events": events[:1]}),
+        curl_v1(at, "deeprec-events", events[1]),
+        curl_v2(at, "deeprec-events", events[2]),
         "",
     ]
     return "\n".join(lines)
@@ -76,12 +75,7 @@ def _example(features: Path) -> tuple[str, str]:
     from deeprec.features.online import HistoryStore
     from deeprec.features.users import UserDirectory
 
-    [user, *_] = [*UserDirectory(features).find("", 1), None]
+    user = next(iter(UserDirectory(features).find("", 1)), None)
     if user is None:
         return "a-user", "an-item"
     return user.user_id, (HistoryStore(features).history(user.user_id) or ("an-item",))[-1]
-
-
-def _curl(url: str, body: dict[str, object]) -> str:
-    quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
-    return f"  curl -s {url} -H 'Content-Type: application/json' -d '{quoted}'"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from deeprec.cli.places import find_bundle
 from deeprec.cli.profiles import read_config
+from deeprec.cli.serve.examples import curl, curl_v1
 from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, read_serving
 from deeprec.markup import PREFERENCE_CLOSE
 from deeprec.store import MANIFEST
@@ -67,13 +67,8 @@ def introduction(at: str, kind: str, prompt: str) -> str:
         "",
         "try:",
         f"  curl -s {at}/v1/models",
-        _curl(f"{at}/v1/completions", {"model": "deeprec-policy", **request}),
-        _curl(f"{at}/v1/models/deeprec-policy:predict", {"instances": [request]}),
+        curl(f"{at}/v1/completions", {"model": "deeprec-policy", **request}),
+        curl_v1(at, "deeprec-policy", request),
         "",
     ]
     return "\n".join(lines)
-
-
-def _curl(url: str, body: dict[str, object]) -> str:
-    quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
-    return f"  curl -s {url} -H 'Content-Type: application/json' -d '{quoted}'"

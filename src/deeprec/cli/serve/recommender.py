@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deeprec.cli.places import features_beside, find_bundle
+from deeprec.cli.serve.examples import curl, curl_v1, curl_v2
 from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, open_histories, read_serving
 from deeprec.errors import DeepRecError
 
@@ -90,9 +90,8 @@ def _serve(address: str, serving: ServingConfig, features: Path | None, force_po
     from deeprec.features.users import UserDirectory
     from deeprec.serving.events.model import events_parts
     from deeprec.serving.http.bundle_server import BundleServer
-    from deeprec.serving.http.recommender_model import RecommenderModel
+    from deeprec.serving.http.recommender_model import RecommenderModel, TrmModel
     from deeprec.serving.http.server import free_port, limit_threads
-    from deeprec.serving.http.trm_model import TrmModel
     from deeprec.serving.page.routes import Sources, router
 
     serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
@@ -130,44 +129,21 @@ def introduction(bundle: Bundle, features: Path | None, serving: ServingConfig, 
     )
     at = f"http://{serving.host}:{serving.port}"
     user = bundle.info.get("example_user") if features is not None else None
-    history = popular(bundle)
+    history = bundle.popular(3)
     phrase = next(iter(bundle.catalogue.phrases), "anything")
     lines = [f"bundle {bundle.version}: {bundle.why}", histories, f"page {at}/"]
     if features is not None and no_events:
         lines.append(f"events are not accepted: {no_events}")
     lines += ["", "try:"]
     if user is not None:
-        lines.append(curl(at, "deeprec", {"user_id": user, "k": 5, "explain": True}))
+        lines.append(curl_v1(at, "deeprec", {"user_id": user, "k": 5, "explain": True}))
     lines += [
-        curl(at, "deeprec", {"history": history, "k": 5}),
-        curl(at, "deeprec", {"user_id": "a-new-user", "k": 5}),
-        curl(at, "deeprec-trm", {"history": history, "preference": phrase, "k": 5}),
+        curl_v1(at, "deeprec", {"history": history, "k": 5}),
+        curl_v1(at, "deeprec", {"user_id": "a-new-user", "k": 5}),
+        curl_v1(at, "deeprec-trm", {"history": history, "preference": phrase, "k": 5}),
         curl_v2(at, "deeprec", {"history": history, "k": 5}),
     ]
     if not no_events:
         event = {"event_id": "try-1", "user_id": "a-new-user", "item_id": history[0]}
-        lines.append(_line(f"{at}/v1/events", json.dumps({"events": [event]}, ensure_ascii=False)))
+        lines.append(curl(f"{at}/v1/events", {"events": [event]}))
     return "\n".join([*lines, ""])
-
-
-def popular(bundle: Bundle) -> list[str]:
-    """Ids of the three most popular items."""
-    rows = bundle.counts.argsort(kind="stable")[::-1][:3]
-    return [bundle.catalogue.items[row].item_id for row in rows]
-
-
-def curl(at: str, model: str, request: dict[str, object]) -> str:
-    """A line that asks ``model`` over V1."""
-    body = json.dumps({"instances": [request]}, ensure_ascii=False)
-    return _line(f"{at}/v1/models/{model}:predict", body)
-
-
-def curl_v2(at: str, model: str, request: dict[str, object]) -> str:
-    """A line that asks ``model`` over V2."""
-    tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": [json.dumps(request)]}
-    return _line(f"{at}/v2/models/{model}/infer", json.dumps({"inputs": [tensor]}))
-
-
-def _line(url: str, body: str) -> str:
-    quoted = body.replace("'", "'\\''")
-    return f"  curl -s {url} -H 'Content-Type: application/json' -d '{quoted}'"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deeprec.cli.places import features_beside, find_bundle
+from deeprec.cli.serve.examples import curl_v1, curl_v2
 from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, open_histories, read_serving
-from deeprec.cli.serve.recommender import BUNDLE_HELP, FEATURES_HELP, curl, curl_v2, popular
+from deeprec.cli.serve.recommender import BUNDLE_HELP, FEATURES_HELP
 
 if TYPE_CHECKING:
     from deeprec.config import ServingConfig
@@ -41,8 +42,8 @@ def serve(
         deeprec serve trm s3://models/deeprec --features /data/features --host 0.0.0.0 --set serving.batch=128
     """
     from deeprec.serving.http.bundle_server import BundleServer
+    from deeprec.serving.http.recommender_model import TrmModel
     from deeprec.serving.http.server import free_port, limit_threads
-    from deeprec.serving.http.trm_model import TrmModel
 
     serving = read_serving(config, overrides, host=host, port=port, trm_url="", policy_url="", shadow=False)
     serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
@@ -58,14 +59,14 @@ def serve(
 def introduction(bundle: Bundle, features: Path | None, serving: ServingConfig) -> str:
     """What is served, and lines to try it with."""
     at = f"http://{serving.host}:{serving.port}"
-    history = popular(bundle)
+    history = bundle.popular(3)
     phrase = next(iter(bundle.catalogue.phrases), "anything")
     lines = [
         f"the TRM of bundle {bundle.version}",
         f"histories from {features}" if features is not None else "no feature store; give histories in requests",
         "",
         "try:",
-        curl(at, "deeprec-trm", {"history": history, "preference": phrase, "k": 5}),
+        curl_v1(at, "deeprec-trm", {"history": history, "preference": phrase, "k": 5}),
         curl_v2(at, "deeprec-trm", {"history": history, "k": 5}),
         "",
     ]

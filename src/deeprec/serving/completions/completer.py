@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from deeprec.errors import PolicyError
 from deeprec.explore.answers import AnswerRule
 from deeprec.explore.tokens import TokenizedPolicy
-from deeprec.serving.http.admission import Overloaded
+from deeprec.serving.batching import Overloaded
 from deeprec.types import Rule, Segment
 
 logger = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ class Completer:
         return [text.written() for text in texts]
 
     def _ask_for_a_token(self) -> None:
-        """One token, to see whether the engine still writes."""
+        """One token, to see whether the engine still writes; one that raises anything does not."""
         place = _Place(Prompt((self._policy.eos_id,), 1, frozenset({self._policy.eos_id})))
         try:
             self._complete([place])

@@ -1,6 +1,6 @@
 """The KServe model ``deeprec-policy``: text in, text out; and the server of a policy around it.
 
-The same engine answers KServe's two protocols and OpenAI's (``serving.completions``). A policy server has one policy
+The same engine answers KServe's two protocols and OpenAI's (``completions.routes``). A policy server has one policy
 for its life: a new one is a new server, which is not ready before its first token.
 """
 
@@ -45,7 +45,7 @@ MAX_BODY_BYTES = 16 << 20
 
 
 class PolicyModel(JsonModel):
-    """The policy; see ``serving.completions.TextRequest`` for what it takes."""
+    """The policy; see ``completions.routes.TextRequest`` for what it takes."""
 
     NAME = NAME
     REQUEST: ClassVar[type[BaseModel]] = TextRequest
@@ -70,7 +70,7 @@ class PolicyModel(JsonModel):
         }
 
     async def healthy(self) -> bool:
-        """Whether the engine writes; see ``serving.completer``."""
+        """Whether the engine writes; see ``completions.completer``."""
         return self.ready and self._completions.completer.ready
 
 
@@ -140,6 +140,4 @@ def open_policy_server(address: str, serving: ServingConfig, engine: EngineConfi
 
 def _prompt(bundle: Bundle) -> str:
     """The prompt of a user who has had the three most popular items."""
-    popular = bundle.counts.argsort(kind="stable")[::-1][:3]
-    titles = TitleBook(bundle.catalogue)
-    return PromptBuilder(bundle.explore, titles).text(tuple(bundle.catalogue.items[row].item_id for row in popular))
+    return PromptBuilder(bundle.explore, TitleBook(bundle.catalogue)).text(bundle.popular(3))

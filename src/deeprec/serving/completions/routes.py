@@ -27,15 +27,17 @@ from deeprec.errors import RequestError
 from deeprec.explore.answers import AnswerRule
 from deeprec.explore.tokens import TokenizedPolicy
 from deeprec.explore.vllm_engine import RULE_ARGUMENT
+from deeprec.serving.batching import Overloaded
 from deeprec.serving.completions.completer import Completer, Prompt, Written
-from deeprec.serving.http.admission import Overloaded
 from deeprec.serving.http.guard import Refused
+from deeprec.serving.request import mistakes
 from deeprec.types import JsonDict
 
 NAME = "deeprec-policy"
 MAX_STOPS, MAX_STOP = 16, 200
 """Stop texts of a request, and characters of each."""
-MAX_TEMPERATURE = 100.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
+"""A lower one than the first, other than 0, counts as that, as in vLLM: scores divided by it leave float32's range."""
 _SEED = 2**63 - 1
 """The bits of a seed that count."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -167,9 +169,7 @@ def read_body(kind: type[Body], raw: Any) -> Body:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        mistakes = [(".".join(map(str, one["loc"]))[:60], one["msg"]) for one in error.errors()[:5]]
-        said = [f"{where}: {message}" if where else message for where, message in mistakes]
-        raise RequestError("; ".join(one.replace("Value error, ", "") for one in said)) from error
+        raise RequestError(mistakes(error)) from error
 
 
 class Completions:
@@ -277,7 +277,7 @@ class Completions:
                 limit=request.max_tokens,
                 stop_ids=frozenset(ends),
                 stops=request.stop,
-                temperature=request.temperature,
+                temperature=max(request.temperature, MIN_TEMPERATURE) if request.temperature else 0.0,
                 seed=seed,
                 rule=request.rule,
             )
@@ -357,6 +357,7 @@ def router(completions: Completions) -> APIRouter:
             complete,
             methods=["POST"],
             summary="Continue prompts",
+            responses={404: {"description": "There is no such model."}},
             openapi_extra={"requestBody": {"required": True, "content": schema}},
         )
         paths.add_api_route(f"{prefix}/models", models, methods=["GET"], summary="The model that is served")

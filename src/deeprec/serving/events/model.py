@@ -27,7 +27,7 @@ class EventAnswer(BaseModel):
 
 
 class EventsModel(JsonModel):
-    """Events over KServe's protocols; see ``serving.events.EventInput`` for what it takes.
+    """Events over KServe's protocols; see ``events.routes.EventInput`` for what it takes.
 
     ``reachable`` says whether the feature store can be asked; without it the model is ready whether or not it can.
     """

@@ -21,6 +21,7 @@ from deeprec.config import ServingConfig
 from deeprec.errors import FeatureError, RequestError, StoreError
 from deeprec.features.events import Event, EventWriter, Outcome
 from deeprec.serving.batching import Gathering, Overloaded
+from deeprec.serving.request import mistakes
 from deeprec.types import JsonDict
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,6 @@ MAX_ID = 200
 MAX_TOGETHER = 16
 """Bodies written together at most."""
 _LATEST = 2**53
-_NAMED = 5
 
 
 def _id_text(value: Any) -> Any:
@@ -131,7 +131,7 @@ def read_event(raw: Any) -> EventInput:
     try:
         return EventInput.model_validate(raw)
     except ValidationError as error:
-        raise RequestError("; ".join(_describe(item) for item in error.errors()[:_NAMED])) from error
+        raise RequestError(mistakes(error)) from error
 
 
 def read_events(raw: Any) -> list[EventInput]:
@@ -165,7 +165,7 @@ def router(events: Events) -> APIRouter:
     )
     async def accept(request: Request) -> JSONResponse:
         outcomes = await events.accept(read_events(await request.json()))
-        answer = summary(outcomes)
+        answer = _summary(outcomes)
         if len(answer["refused"]) < len(outcomes):
             return JSONResponse(answer)
         return JSONResponse({"error": f"no event was accepted: {outcomes[0].reason}", **answer}, 400)
@@ -173,7 +173,7 @@ def router(events: Events) -> APIRouter:
     return paths
 
 
-def summary(outcomes: Sequence[Outcome]) -> JsonDict:
+def _summary(outcomes: Sequence[Outcome]) -> JsonDict:
     """What became of a body's events, as JSON; see ``EventsAnswer``."""
     found = [outcome.status for outcome in outcomes]
     return {
@@ -192,10 +192,3 @@ def _numbered(number: int, raw: Any) -> EventInput:
         return read_event(raw)
     except RequestError as error:
         raise RequestError(f"event {number} of this body: {error}") from error
-
-
-def _describe(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"unknown field {where[:60]!r}; remove it or correct its spelling"
-    return f"{where}: {item['msg'].removeprefix('Value error, ')}"

@@ -11,12 +11,9 @@ import asyncio
 from collections.abc import Callable
 
 from deeprec.config import ServingConfig
+from deeprec.serving.batching import Overloaded
 
 _LOOK_SECONDS = 0.02
-
-
-class Overloaded(Exception):
-    """Every place is taken."""
 
 
 class Admission:

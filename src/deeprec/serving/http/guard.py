@@ -1,7 +1,7 @@
 """The door of the HTTP server: admits, bounds and checks requests before KServe reads them, and turns errors into JSON.
 
 Every error is ``{"error": sentence}``: a 4xx for what the client can mend, a 429 with Retry-After when every place is
-taken (``serving.admission``), a 500 without detail for what the client cannot mend; a stack trace goes to the log
+taken (``http.admission``), a 500 without detail for what the client cannot mend; a stack trace goes to the log
 only. A body must be whole within ``BODY_SECONDS`` and an answer be taken within ``SEND_SECONDS``, so that no slow
 client keeps a place. KServe's calls that load and unload models, explain, or name versions are closed, and headers
 that would switch it to CloudEvents or binary tensors are dropped. Plain ASGI: nothing of KServe is imported here.
@@ -19,7 +19,8 @@ from typing import Any
 
 from deeprec.config import ServingConfig
 from deeprec.errors import RequestError
-from deeprec.serving.http.admission import Admission, Overloaded
+from deeprec.serving.batching import Overloaded
+from deeprec.serving.http.admission import Admission
 
 logger = logging.getLogger(__name__)
 

@@ -68,13 +68,13 @@ class JsonModel(Model):  # type: ignore[misc]
         self.ready = True
         return self.ready
 
+    @abstractmethod
     def read(self, raw: Any) -> Any:
-        """Check one request of decoded JSON and return what ``answer`` takes; here, the JSON itself.
+        """Check one request of decoded JSON and return what ``answer`` takes.
 
         Raises:
             RequestError: the request is not acceptable.
         """
-        return raw
 
     @abstractmethod
     async def answer(self, request: Any) -> JsonDict:

@@ -45,18 +45,6 @@ _REFUSALS = {
 }
 
 
-def describe(app: Any, models: Sequence[JsonModel], serving: ServingConfig) -> None:
-    """Let ``app`` answer ``/openapi.json`` with ``document``, made when it is first asked for."""
-    made: list[JsonDict] = []
-
-    def openapi() -> JsonDict:
-        if not made:
-            made.append(document(app, models, serving))
-        return made[0]
-
-    app.openapi = openapi
-
-
 def document(app: Any, models: Sequence[JsonModel], serving: ServingConfig) -> JsonDict:
     """The OpenAPI 3.1 document of a FastAPI application that serves ``models``."""
     from fastapi.openapi.utils import get_openapi

@@ -1,43 +1,61 @@
-"""The KServe model ``deeprec``: the recommender, which lets the policy explore within the request's deadline."""
+"""The KServe models of a bundle's recommender: ``deeprec``, where the policy explores, and ``deeprec-trm``.
+
+A body is answered by the bundle that served when it came. A model is ready when its TRM is, whatever the policy does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from deeprec.config import ServingConfig
-from deeprec.serving.http.answers import Recommendation
+from deeprec.serving.http.answers import Recommendation, TrmAnswer
 from deeprec.serving.http.model import JsonModel
 from deeprec.serving.recommender import Recommender
-from deeprec.serving.request import RecommendRequest, read_request
+from deeprec.serving.request import RecommendRequest, TrmOnlyRequest, TrmRequest, read_request
 from deeprec.types import JsonDict
 
 
-class RecommenderModel(JsonModel):
-    """The recommender; see ``serving.request.RecommendRequest`` for what it takes.
+class _BundleModel(JsonModel):
+    """A model behind which the recommender stands that serves now: ``served`` is asked once for every request."""
 
-    ``served`` is asked once for every request: a body is answered by the bundle that served when it came. The model
-    is ready when its TRM is, whatever the policy does: it answers without.
-    """
-
-    NAME = "deeprec"
-    REQUEST = RecommendRequest
-    ANSWER = Recommendation
+    REQUEST: ClassVar[type[TrmRequest]]
 
     def __init__(self, served: Callable[[], Recommender], serving: ServingConfig) -> None:
         super().__init__(serving)
         self._served = served
 
     async def healthy(self) -> bool:
-        """Whether the server has called it ready and its recommender can answer."""
+        """Whether the server has called it ready and its TRM can answer."""
         return self.ready and self._served().ready
 
-    def read(self, raw: Any) -> tuple[Recommender, RecommendRequest]:
+    def read(self, raw: Any) -> tuple[Recommender, TrmRequest]:
         """The recommender that serves now, and the request; see ``JsonModel.read``."""
         recommender = self._served()
-        return recommender, read_request(RecommendRequest, raw, self.serving, recommender.catalogue)
+        return recommender, read_request(self.REQUEST, raw, self.serving, recommender.catalogue)
+
+
+class RecommenderModel(_BundleModel):
+    """The recommender, within the request's deadline."""
+
+    NAME = "deeprec"
+    REQUEST = RecommendRequest
+    ANSWER = Recommendation
 
     async def answer(self, request: tuple[Recommender, RecommendRequest]) -> JsonDict:
         """Answer one request; see ``JsonModel.answer``."""
         recommender, asked = request
         return await recommender.recommend(asked)
+
+
+class TrmModel(_BundleModel):
+    """The TRM alone: history or user, preference and filters in; items and scores out."""
+
+    NAME = "deeprec-trm"
+    REQUEST = TrmOnlyRequest
+    ANSWER = TrmAnswer
+
+    async def answer(self, request: tuple[Recommender, TrmOnlyRequest]) -> JsonDict:
+        """Answer one request; see ``JsonModel.answer``."""
+        recommender, asked = request
+        return await recommender.retrieve(asked)

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def run(
 
     from anyio import to_thread
 
-    from deeprec.serving.http.openapi import describe
+    from deeprec.serving.http.openapi import document
 
     places = admission or Admission(serving)
 
@@ -120,7 +121,7 @@ def run(
     guard(app, serving, places)
     for router in routers:
         app.include_router(router)
-    describe(app, models, serving)
+    app.openapi = cache(partial(document, app, models, serving))
     grace = math.ceil((serving.max_deadline_ms + serving.grace_ms) / 1000) + _SPARE_SECONDS
     asyncio.set_event_loop(asyncio.new_event_loop())
     server = Server(

@@ -5,7 +5,7 @@ and a thread finishes a file when there are enough of them, at the latest every 
 What a killed process had not yet written is lost; what is there can always be read. At most twice ``config.rows`` rows
 are held. While the disk refuses or is too slow, rows beyond that are dropped and counted, and the server goes on.
 
-Users are kept as keyed hashes (``serving.user_hash``) unless ``config.hash_ids`` is off. The same hash samples users,
+Users are kept as keyed hashes (``user_hash``) unless ``config.hash_ids`` is off. The same hash samples users,
 so that all servers and days that share a directory keep the same ones. Histories and preferences are never kept.
 
 Files are ``DAY/HHMMSS-….parquet``, by the UTC time of their first row; ``SCHEMA`` names the columns. Several processes
@@ -142,7 +142,10 @@ class RequestLog:
             pass
 
     def _finish_file(self) -> bool:
-        """Write the oldest rows; False when the disk refuses them, and they stay."""
+        """Write the oldest rows; False when the disk refuses them, and they stay.
+
+        Whatever else is wrong is wrong with the rows: they are dropped, and the thread goes on with the next.
+        """
         with self._lock:
             rows = self._waiting[: self._config.rows]
         try:

@@ -26,6 +26,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 
 from deeprec.errors import FeatureError, RequestError
 from deeprec.serving.bundle import Bundle
+from deeprec.serving.measures import Measures
 from deeprec.serving.page.lookup import MAX_QUERY, CatalogueLookup
 from deeprec.serving.recommender import Recommender
 from deeprec.serving.request import MAX_FILTERS, RecommendRequest, read_request
@@ -62,14 +63,6 @@ class Directory(Protocol):
         ...
 
 
-class Hour(Protocol):
-    """Port: what was answered lately. Implemented by ``serving.measures.Measures``."""
-
-    def last_hour(self) -> JsonDict:
-        """Requests, paths, reasons and latencies of the last hour, by minute too."""
-        ...
-
-
 @dataclass(frozen=True)
 class Sources:
     """What the page shows, each read anew for every request.
@@ -80,7 +73,7 @@ class Sources:
 
     served: Callable[[], Recommender]
     bundle: Callable[[], Bundle]
-    measures: Hour
+    measures: Measures
     histories: Histories | None = None
     directory: Directory | None = None
     refused: Callable[[], str | None] = lambda: None
@@ -222,7 +215,8 @@ def _users(sources: Sources, text: str, limit: int) -> list[JsonDict]:
         had = sources.histories.history(text)
         found |= {} if had is None else {text: len(had)}
     if sources.directory is not None:
-        found |= {user.user_id: user.interactions for user in sources.directory.find(text, limit)}
+        for user in sources.directory.find(text, limit):
+            found.setdefault(user.user_id, user.interactions)
     elif not text and (example := sources.bundle().info.get("example_user")):
         found[str(example)] = len(sources.histories.history(str(example)) or ())
     return [{"id": user_id, "interactions": count} for user_id, count in list(found.items())[:limit]]
@@ -293,7 +287,10 @@ def _finite(value: Any) -> Any:
 
 
 async def _events(recommender: Recommender, request: RecommendRequest) -> AsyncIterator[bytes]:
-    """A recommendation's steps and its answer or error; closing the iterator gives the recommendation up."""
+    """A recommendation's steps and its answer or error; closing the iterator gives the recommendation up.
+
+    The status was sent before the first step, so whatever fails after it can only be told as an event.
+    """
     steps: asyncio.Queue[JsonDict | None] = asyncio.Queue()
     work = asyncio.create_task(recommender.recommend(request, on_step=steps.put_nowait))
     work.add_done_callback(lambda _: steps.put_nowait(None))

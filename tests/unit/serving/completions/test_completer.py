@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from deeprec.errors import PolicyError
+from deeprec.serving.batching import Overloaded
 from deeprec.serving.completions.completer import Completer, Prompt
-from deeprec.serving.http.admission import Overloaded
 from tests.unit.serving.letters import EOS, LETTERS, LettersPolicy, eventually
 
 
@@ -23,7 +23,7 @@ def start(policy):
     made = []
 
     def start(**settings):
-        made.append(Completer(policy, **{"batch": 8, "waiting": 20, **settings}))
+        made.append(Completer(policy, **{"batch": 8, "waiting": 20, "probe": 3600.0, **settings}))
         asyncio.run(made[-1].started())
         policy.reached.clear()
         del policy.widths[:]
@@ -186,6 +186,7 @@ def test_an_engine_that_never_writes_is_not_ready(policy):
     completer = Completer(policy, batch=2, waiting=2)
     with pytest.raises(PolicyError, match="does not write"):
         asyncio.run(completer.started())
+    assert not completer.ready
     completer.close()
 
 

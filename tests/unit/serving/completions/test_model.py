@@ -56,7 +56,7 @@ def test_it_answers_and_refuses(model):
     assert answer(prompt="a", max_tokens=9, stop=["ef"])["text"] == "bcd"
     for wrong, part in (
         ({}, "prompt"),
-        ({"prompt": "a", "n": 1}, "Extra"),
+        ({"prompt": "a", "n": 1}, "unknown field 'n'"),
         ({"prompt": "a" * 190, "max_tokens": 20}, "20"),
     ):
         with pytest.raises(RequestError, match=part):

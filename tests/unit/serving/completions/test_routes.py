@@ -110,6 +110,12 @@ def test_fields_that_nobody_knows_are_ignored_and_neutral_ones_accepted(server):
     assert complete(server, prompt="a", max_tokens=1, presence_penalty=0.0, **extra)["choices"][0]["text"] == "b"
 
 
+def test_a_temperature_that_no_score_can_be_divided_by_is_raised(policy):
+    with serving_policy(policy) as (_, completions):
+        asked = {given: completions.read({"prompt": "a", "temperature": given})[1] for given in (0, 1e-300, 0.009, 0.5)}
+    assert [prompt.temperature for [prompt] in asked.values()] == [0.0, 0.01, 0.01, 0.5]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "part"),
     [
@@ -208,7 +214,7 @@ def test_a_client_that_goes_away_is_not_written_for(policy, caplog):
 
 def test_kserves_requests_are_strict():
     assert read_body(TextRequest, {"prompt": "a"}).max_tokens == 256
-    with pytest.raises(Exception, match="Extra inputs"):
+    with pytest.raises(Exception, match="unknown field 'max_token'"):
         read_body(TextRequest, {"prompt": "a", "max_token": 3})
 
 

@@ -30,10 +30,12 @@ class Writer:
         self.failure: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
+        self.reached = threading.Event()
         self.closed = False
 
     def write(self, events: Sequence[Event]) -> tuple[Outcome, ...]:
-        self.gate.wait(10)
+        self.reached.set()
+        assert self.gate.wait(60)
         self.calls.append([event.event_id for event in events])
         if self.failure is not None:
             raise self.failure
@@ -154,10 +156,10 @@ def test_bodies_that_wait_together_are_written_together(writer: Writer) -> None:
         events = Events(writer, ServingConfig())  # type: ignore[arg-type]
         writer.gate.clear()
         first = asyncio.ensure_future(events.accept([read_event({**EVENT, "event_id": "first"})]))
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(writer.reached.wait, 60)
         bodies = [[read_event({**EVENT, "event_id": f"{n}-{m}"}) for m in range(n % 3)] for n in range(1, 6)]
         others = [asyncio.ensure_future(events.accept(body)) for body in bodies]
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0)
         writer.gate.set()
         found = [await first, *[await other for other in others]]
         events.close()

@@ -273,7 +273,7 @@ def test_a_killed_process_leaves_whole_files(tmp_path: Path) -> None:
     code = (
         "import sys; from dataclasses import replace; from deeprec.config import RequestLogConfig;"
         "from deeprec.serving.log.request_log import RequestLog; from deeprec.serving.served import Served\n"
-        "log = RequestLog(RequestLogConfig(path=sys.argv[1], rows=200, seconds=1))\n"
+        "log = RequestLog(RequestLogConfig(path=sys.argv[1], rows=200, seconds=3600))\n"
         "row = Served('deeprec', None, 'trm', None, ('i1',) * 50, ('i2',) * 50, (), 1.0, (), 10, 50, 'v', 1e9)\n"
         "number = 0\n"
         "while True:\n"

@@ -15,6 +15,7 @@ import pytest
 
 from deeprec.serving.page import routes as page
 from deeprec.serving.page.routes import assemble
+from deeprec.serving.request import RecommendRequest
 from tests.unit.serving.pages import ATTACK, ATTACKS, CATALOGUE, HISTORIES, Pages
 
 Made = Callable[..., Pages]
@@ -114,6 +115,9 @@ def test_users_are_found_by_part_of_their_id_or_by_all_of_it(made: Made) -> None
         {"id": "ann/other & more", "interactions": 1},
     ]
     assert len(get(pages, "/v1/users", limit=2)["users"]) == 2
+    pages.knowing.published["ann"] = 1
+    assert get(pages, "/v1/users", query="an")["users"][0] == {"id": "ann", "interactions": 1}
+    assert get(pages, "/v1/users", query="ann")["users"][0] == {"id": "ann", "interactions": 4}, "the live history's"
     alone = made(directory=False)
     assert get(alone, "/v1/users")["users"] == [{"id": "ann", "interactions": 4}]
     assert get(alone, "/v1/users", query="an")["users"] == []
@@ -240,12 +244,20 @@ def test_a_failure_is_one_sentence_without_its_reason(made: Made, monkeypatch: p
 
 
 def test_a_slow_step_keeps_the_stream_open(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step takes as long as three signs of life."""
     monkeypatch.setattr(page, "HEARTBEAT", 0.02)
     pages = made()
-    pages.exploring.pause = 0.1
-    answer = ask(pages, "POST", "/v1/explore", json={"user_id": "ann", "deadline_ms": 20_000})
-    assert answer.text.count(": waiting\n\n") >= 3
-    assert events(answer.text)[-1][1]["path"] == "policy"
+    pages.exploring.held = True
+
+    async def listen() -> str:
+        parts: list[bytes] = []
+        async for part in page._events(pages.recommender, RecommendRequest(user_id="ann", deadline_ms=30_000)):
+            parts.append(part)
+            if parts.count(b": waiting\n\n") == 3:
+                pages.exploring.steps = 3
+        return b"".join(parts).decode()
+
+    assert events(asyncio.run(listen()))[-1][1]["path"] == "policy"
 
 
 def test_a_client_that_goes_away_ends_the_exploration(made: Made) -> None:
