@@ -30,8 +30,8 @@ KEPT_HISTORIES = 20_000
 KEPT_PHRASES = 50_000
 _REFERENCE_PHRASES = 256
 _CHUNK = 65_536
-_PADDED, _SHORT = 1.25, 8
-"""Histories are encoded together whose lengths differ by no more than this factor, and a few items."""
+_PADDING, _CALL = 0.1, 100
+"""Histories are encoded together up to this share of padding, and so many positions, which cost as much as a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,8 @@ def _alike(histories: Sequence[Rows]) -> Iterator[list[Rows]]:
     """Batches of nearly equal length, so that little of what is computed is padding."""
     batch: list[Rows] = []
     for rows in sorted(histories, key=len):
-        if batch and (len(batch) == ENCODE_BATCH or len(rows) > _PADDED * len(batch[0]) + _SHORT):
+        padding = len(batch) * len(rows) - sum(map(len, batch))
+        if len(batch) == ENCODE_BATCH or padding > _CALL + _PADDING * len(batch) * len(rows):
             yield batch
             batch = []
         batch.append(rows)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeprec.config import TrmConfig
-from deeprec.trm.functions import attend, dropout_add, gather, linear, mix_recent, norm
+from deeprec.trm.functions import attend, attend_once, dropout_add, gather, linear, mix_recent, norm
 
 PAD = 0
 EXPERTS = 8
@@ -63,7 +63,10 @@ class Layer(nn.Module):
         width = states.shape[1]
         mixed = self._mixed(norm(states, self.norm_attention), self.taps_attention, batch)
         parts = linear(mixed, self.project).view(batch, -1, 3, self.heads, width // self.heads)
-        attended = attend(parts, self.nearness[:, distances]).view(-1, width)
+        if torch.is_grad_enabled():
+            attended = attend(parts, self.nearness[:, distances]).view(-1, width)
+        else:
+            attended = attend_once(parts, self.nearness).view(-1, width)
         attended = attended * torch.sigmoid(linear(mixed, self.gate_attention))
         states = dropout_add(states, linear(attended, self.merge), self.rate, self.training)
         mixed = self._mixed(norm(states, self.norm_inner), self.taps_inner, batch)
