@@ -8,7 +8,7 @@ when they are needed. Safe to call from several threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -30,8 +30,6 @@ KEPT_HISTORIES = 20_000
 KEPT_PHRASES = 50_000
 _REFERENCE_PHRASES = 256
 _CHUNK = 65_536
-_PADDING, _CALL = 0.1, 100
-"""Histories are encoded together up to this share of padding, and so many positions, which cost as much as a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,9 @@ class Encoder:
         keys = [rows.tobytes() for rows in newest]
         known = {key: self._histories.get(key) for key in set(keys) if key}
         missing = [rows for key, rows in dict(zip(keys, newest, strict=True)).items() if key and known[key] is None]
-        for batch in _alike(missing):
+        missing.sort(key=len)
+        for start in range(0, len(missing), ENCODE_BATCH):
+            batch = missing[start : start + ENCODE_BATCH]
             for rows, encoded in zip(batch, self._encode_batch(batch), strict=True):
                 known[rows.tobytes()] = encoded
                 self._histories.put(rows.tobytes(), encoded)
@@ -147,14 +147,13 @@ class Encoder:
     def _encode_batch(self, batch: Sequence[Rows]) -> list[Encoded]:
         import torch
 
-        ends = torch.tensor([len(rows) for rows in batch], device=self._device) - 1
+        from deeprec.trm.newest import encode_newest
+
         distinct, places = np.unique(np.concatenate(batch), return_inverse=True)
-        padded = np.zeros((len(batch), max(map(len, batch))), dtype=np.int64)
-        padded[np.arange(padded.shape[1]) < np.array([[len(rows)] for rows in batch])] = places
+        rows, lengths = torch.from_numpy(places), torch.tensor([len(rows) for rows in batch])
         with torch.inference_mode():
-            chosen = torch.from_numpy(distinct).to(self._device)
-            table = self._table(chosen)
-            newest = self._model.encode_newest(torch.from_numpy(padded).to(self._device), table, ends).cpu().numpy()
+            table = self._table(torch.from_numpy(distinct).to(self._device))
+            newest = encode_newest(self._model, rows.to(self._device), lengths.to(self._device), table).cpu().numpy()
         vectors = [np.array(vector) for vector in newest]
         alone: list[Encoded | None] = [Encoded(vector, (0.0, 1.0)) for vector in vectors]
         means, deviations = self._references(self.users(alone, [None] * len(batch)))
@@ -180,19 +179,6 @@ class Encoder:
                 found[phrase] = vector
                 self._adapted.put(phrase, vector)
         return np.array([found[phrase] for phrase in phrases], dtype=np.float32)
-
-
-def _alike(histories: Sequence[Rows]) -> Iterator[list[Rows]]:
-    """Batches of nearly equal length, so that little of what is computed is padding."""
-    batch: list[Rows] = []
-    for rows in sorted(histories, key=len):
-        padding = len(batch) * len(rows) - sum(map(len, batch))
-        if len(batch) == ENCODE_BATCH or padding > _CALL + _PADDING * len(batch) * len(rows):
-            yield batch
-            batch = []
-        batch.append(rows)
-    if batch:
-        yield batch
 
 
 def clean(preference: Sequence[str]) -> tuple[str, ...]:

@@ -49,8 +49,6 @@ class _Gather(torch.autograd.Function):
 
 def gather(table: Tensor, rows: Tensor, kind: torch.dtype) -> Tensor:
     """Rows of a float32 table as ``kind``; their gradients are added up in float32."""
-    if not torch.is_grad_enabled():
-        return F.embedding(rows, table.to(kind))
     return cast(Tensor, cast(Any, _Gather.apply)(table, rows, kind))
 
 
@@ -101,18 +99,14 @@ def dropout_add(residual: Tensor | None, branch: Tensor, rate: float, training: 
 # -------------------------------------------------------------------------------------------------- short convolution
 
 
-def _mix_recent(values: Tensor, taps: Tensor) -> Tensor:
-    mixed = values.clone()
-    for back, tap in enumerate(taps.to(values.dtype), start=1):
-        mixed[:, back:].addcmul_(values[:, :-back], tap)
-    return mixed
-
-
 class _MixRecent(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, taps: Tensor) -> Tensor:
+        mixed = values.clone()
+        for back, tap in enumerate(taps.to(values.dtype), start=1):
+            mixed[:, back:].addcmul_(values[:, :-back], tap)
         ctx.save_for_backward(values, taps)
-        return _mix_recent(values, taps)
+        return mixed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -132,8 +126,6 @@ def mix_recent(values: Tensor, taps: Tensor) -> Tensor:
         values: (batch, length, width).
         taps: (how many positions back, width).
     """
-    if not torch.is_grad_enabled():
-        return _mix_recent(values, taps)
     return cast(Tensor, cast(Any, _MixRecent.apply)(values, taps))
 
 
@@ -202,20 +194,6 @@ class _CausalAttention(torch.autograd.Function):
         flat_gradient[:2].mul_(1 / math.sqrt(width))
         parts_gradient = flat_gradient.view(3, batch, -1, length, width).permute(1, 3, 0, 2, 4).contiguous()
         return parts_gradient, None if to_bias is None else to_bias.to(ctx.bias[1])
-
-
-def attend_once(parts: Tensor, nearness: Tensor) -> Tensor:
-    """Causal attention without a way back: (heads, longest) ``nearness`` is added by how far back a position is.
-
-    ``parts`` and what is returned are as ``attend`` has them.
-    """
-    batch, length = parts.shape[:2]
-    query, key, value = parts.permute(2, 0, 3, 1, 4)
-    future = nearness.new_full((len(nearness), length - 1), -math.inf)
-    from_first = torch.cat([nearness[:, :length].flip(1), future], 1).to(parts.dtype)
-    mask = from_first.unfold(1, length, 1).flip(1)
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return attended.transpose(1, 2).reshape(batch, length, -1)
 
 
 def attend(parts: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -16,7 +16,6 @@ is asked for, products and the states between them are in bfloat16; parameters, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeprec.config import TrmConfig
-from deeprec.trm.functions import attend, attend_once, dropout_add, gather, linear, mix_recent, norm
+from deeprec.trm.functions import attend, dropout_add, gather, linear, mix_recent, norm
 
 PAD = 0
 EXPERTS = 8
@@ -63,40 +62,12 @@ class Layer(nn.Module):
         width = states.shape[1]
         mixed = self._mixed(norm(states, self.norm_attention), self.taps_attention, batch)
         parts = linear(mixed, self.project).view(batch, -1, 3, self.heads, width // self.heads)
-        if torch.is_grad_enabled():
-            attended = attend(parts, self.nearness[:, distances]).view(-1, width)
-        else:
-            attended = attend_once(parts, self.nearness).view(-1, width)
+        attended = attend(parts, self.nearness[:, distances]).view(-1, width)
         attended = attended * torch.sigmoid(linear(mixed, self.gate_attention))
         states = dropout_add(states, linear(attended, self.merge), self.rate, self.training)
         mixed = self._mixed(norm(states, self.norm_inner), self.taps_inner, batch)
         inner = F.silu(linear(mixed, self.gate_inner)) * linear(mixed, self.widen)
         return dropout_add(states, linear(inner, self.narrow), self.rate, self.training)
-
-    def at(self, states: Tensor, batch: int, ends: Tensor) -> Tensor:
-        """``forward`` in evaluation and float32, at one position of each sequence: (batch,) ``ends`` → (batch, width).
-
-        Keys and values are needed everywhere, the rest only there and as far back as the second convolution reads.
-        """
-        width, length = states.shape[1], len(states) // batch
-        mixed = self._mixed(norm(states, self.norm_attention), self.taps_attention, batch)
-        places = ends[:, None] - torch.arange(TAPS, -1, -1, device=ends.device)
-        before, places = (places < 0)[..., None], places.clamp(min=0)
-        rows = (torch.arange(batch, device=ends.device)[:, None] * length + places).flatten()
-        read = mixed[rows]
-        weight, bias, heads = self.project.weight, self.project.bias, (self.heads, width // self.heads)
-        query = F.linear(read, weight[:width], bias[:width]).view(batch, -1, *heads).transpose(1, 2)
-        others = F.linear(mixed, weight[width:], bias[width:]).view(batch, length, 2, *heads)
-        key, value = others.permute(2, 0, 3, 1, 4)
-        distances = places[..., None] - torch.arange(length, device=ends.device)
-        added = self.nearness[:, distances.clamp(min=0)].masked_fill_(distances < 0, -math.inf).transpose(0, 1)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=added)
-        attended = attended.transpose(1, 2).reshape(-1, width) * torch.sigmoid(linear(read, self.gate_attention))
-        near = states[rows] + linear(attended, self.merge)
-        normed = norm(near, self.norm_inner).view(batch, -1, width).masked_fill(before, 0.0)
-        mixed = mix_recent(normed, self.taps_inner)[:, -1]
-        inner = F.silu(linear(mixed, self.gate_inner)) * linear(mixed, self.widen)
-        return near.view(batch, -1, width)[:, -1] + linear(inner, self.narrow)
 
     def _mixed(self, states: Tensor, taps: Tensor, batch: int) -> Tensor:
         return mix_recent(states.view(batch, -1, states.shape[1]), taps).view_as(states)
@@ -170,36 +141,16 @@ class Trm(nn.Module):
         Returns:
             (batch, length, width) float32, or (positions, width) with ``places``.
         """
-        states = self._through(self.layers, rows, table, low)
+        states = gather(table, rows, _kind(low)) + self.positions.weight[: rows.shape[1]].to(_kind(low))
+        states = dropout_add(None, states.flatten(0, 1), self.config.dropout, self.training)
+        places_back = torch.arange(rows.shape[1], device=rows.device)
+        distances = (places_back[:, None] - places_back).clamp_(min=0)
+        for layer in self.layers:
+            states = layer(states, len(rows), distances)
         if places is not None:
             states = states.index_select(0, places)
         encoded = cast(Tensor, self.norm_history(states.float()))
         return encoded if places is not None else encoded.view(*rows.shape, -1)
-
-    def encode_newest(self, rows: Tensor, table: Tensor, ends: Tensor) -> Tensor:
-        """History encodings at one position of each sequence, in evaluation; two layers cost a little more than one.
-
-        Args:
-            rows: (batch, length) of ``table``.
-            table: (n, width) item vectors.
-            ends: (batch,) the positions.
-
-        Returns:
-            (batch, width) float32.
-        """
-        *before, last = self.layers
-        states = self._through(before, rows, table, low=False)
-        return cast(Tensor, self.norm_history(cast(Layer, last).at(states, len(rows), ends)))
-
-    def _through(self, layers: Iterable[nn.Module], rows: Tensor, table: Tensor, low: bool) -> Tensor:
-        """(batch · length, width) states after some layers."""
-        states = gather(table, rows, _kind(low)) + self.positions.weight[: rows.shape[1]].to(_kind(low))
-        states = dropout_add(None, states.flatten(0, 1), self.config.dropout, self.training)
-        places = torch.arange(rows.shape[1], device=rows.device)
-        distances = (places[:, None] - places).clamp_(min=0)
-        for layer in layers:
-            states = layer(states, len(rows), distances)
-        return states
 
     def user(self, encodings: Tensor) -> Tensor:
         """(n, width) sums of history and preference encodings → (n, width) unit-length user vectors."""

@@ -88,17 +88,6 @@ def test_chosen_positions_are_those_of_the_whole() -> None:
     assert torch.equal(some, whole[[0, 1, 2], [0, 2, 4]])
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
-def test_the_newest_positions_are_those_of_the_whole(layers: int) -> None:
-    """At every length, the shortest included, where the convolutions reach back before the beginning."""
-    model, rows = make_model(layers=layers), torch.randint(ITEMS, (9, 9))
-    ends, table = torch.arange(9), model.item_table()
-    with torch.inference_mode():
-        found = model.encode_newest(rows, table, ends)
-        expected = plain_encoding(model, rows, table)[torch.arange(9), ends]
-    torch.testing.assert_close(found, expected)
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     history=st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=6),
