@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from benchmarks import (
+    feature_store,
     policy_learning,
     rollout_throughput,
+    serving,
     trm_ablation,
     trm_accuracy,
     trm_cold,
@@ -145,3 +147,21 @@ def test_policy_learning(
     assert not (kept / "ablations" / "without-stage-1-1.0" / "stage1").exists()
     assert "ndcg@10" in whole
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items() if path.is_file()), "gone on from"
+
+
+def test_serving(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (str(small_run / "bundle"), "--features", str(small_run / "features"))
+    found = figures(serving, monkeypatch, tmp_path, *arguments, "--at-once", "2", "--seconds", "1")
+    assert list(found) == ["bare KServe", "trm", "recommender"]
+    assert list(found["trm"]) == ["first time", "2"]
+    for rows in found.values():
+        for row in rows.values():
+            assert row["per second"] > 0
+            assert row["not 200"] == 0
+            assert 0 < row["p50"] <= row["p99"] <= row["worst"]
+
+
+def test_feature_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("--stores", "sqlite", "--users", "40", "--items", "50", "--length", "10", "--reads", "2000")
+    [rows] = figures(feature_store, monkeypatch, tmp_path, *arguments).values()
+    assert all(value > 0 for value in rows.values() if isinstance(value, float))
