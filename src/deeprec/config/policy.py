@@ -57,7 +57,7 @@ class WarmStartConfig(Section):
     hasty: Share = 0.0
     """Share of trajectories that answer with the newest list as it is. Their last thought says so, so that stage 2 can
     find out which thought serves better."""
-    unaided: Annotated[float, Field(ge=0, le=0.7)] = 0.0
+    unaided: Annotated[float, Field(ge=0, le=0.6)] = 0.0
     """Share of trajectories that answer without a call, for users whose next title a judge of ``histories`` is surest
     of: no valid answer, as of a language model that trusts itself, and for stage 1 to unlearn."""
     sharpness: float = Field(1.0, gt=0)

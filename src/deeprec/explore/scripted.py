@@ -41,8 +41,9 @@ _RECENCY = 0.9
 _RECENT_ITEMS = 50
 """Newest history items whose phrases count."""
 
-_TRUST = 0.75
-"""Chance that the teacher answers a user it is sure of without a call."""
+_TRUST = 0.6
+"""Chance that the teacher answers a user it is sure of without a call: more often than not, so that the policy does so
+greedily, and seldom enough that some of a prompt's rollouts are valid; else stage 1 is not given the prompt."""
 
 _RANK_OFFSET = 5.0
 _BROAD_WEIGHT = 4.0
