@@ -78,6 +78,9 @@ class ServingConfig(Section):
     """Threads that torch computes with, in the server and in the policy's process each."""
     batch: Positive = 64
     """Most requests that share one call of a model."""
+    prepare: int = Field(10000, ge=0)
+    """Users of the feature store, those with the newest interactions first, whose histories the TRM encodes before the
+    server is ready or a new bundle serves: about 3 ms each, which their first requests would take otherwise."""
     explorations: Positive = 64
     """Explorations waiting or running; beyond, the TRM answers."""
     grace_ms: Positive = 2000

@@ -1,11 +1,13 @@
-"""Users by part of their id, read from the published histories' offline file.
+"""Users by part of their id or by their newest interactions, read from the published histories' offline file.
 
-Feast answers for users that it is named, and cannot list them. The file is scanned, one column of it, on every call:
+Feast answers for users that it is named, and cannot list them. The file is scanned, two columns of it, on every call:
 memory stays bounded, and a new publication is seen at once. Users who came with events since then are not in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,15 +44,35 @@ class UserDirectory:
         wanted = text.strip().lower()
         user = pl.col("user_id").str.to_lowercase()
         begins = user.str.starts_with(wanted)
-        try:
+        with self._reading():
             users = pl.scan_parquet(self._file.resolve(strict=True)).select("user_id", "interactions")
             found = users.filter(begins).head(limit).collect().rows()
             if wanted and len(found) < limit:
                 holds = user.str.contains(wanted, literal=True) & ~begins
                 found += users.filter(holds).head(limit - len(found)).collect().rows()
+        return tuple(KnownUser(user_id, interactions) for user_id, interactions in found)
+
+    def newest(self, limit: int) -> tuple[str, ...]:
+        """The ids of at most ``limit`` users, those with the newest interactions first.
+
+        Raises:
+            FeatureError: the file is missing or cannot be read.
+        """
+        import polars as pl
+
+        with self._reading():
+            users = pl.scan_parquet(self._file.resolve(strict=True)).select("user_id", "last_timestamp")
+            found = users.sort("last_timestamp", descending=True, maintain_order=True).head(limit).collect()
+        return tuple(found["user_id"].to_list())
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        import polars as pl
+
+        try:
+            yield
         except (OSError, pl.exceptions.PolarsError) as error:
             raise FeatureError(
                 f"the published histories {self._file} cannot be read ({type(error).__name__}); publish the features "
                 f"again"
             ) from error
-        return tuple(KnownUser(user_id, interactions) for user_id, interactions in found)

@@ -6,21 +6,23 @@ TRM and policy are the bundle's own, in this process and in one beside it, or th
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeprec.config import EngineConfig, ServingConfig, TextConfig
-from deeprec.errors import ArtifactError, TrmError
+from deeprec.errors import ArtifactError, FeatureError, TrmError
 from deeprec.serving.batching import AsyncRetriever, Batcher
 from deeprec.serving.bundle import Bundle
 from deeprec.serving.exploration import Explorer, Unavailable
 from deeprec.serving.recommender import Recommender
 from deeprec.serving.remote import BlockingRetriever, RemoteRetriever
-from deeprec.serving.request import RecommendRequest
+from deeprec.serving.request import RecommendRequest, TrmOnlyRequest
 from deeprec.serving.served import Observer
 from deeprec.serving.users import Histories
 from deeprec.serving.worker.explorer import Patience, WorkerExplorer
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 WARM_UP_MS = 30_000
 LOADING_SECONDS = 600.0
 """For a policy of the bundle's own to load."""
+_TOGETHER = 8
 REMOTE_SECONDS = 10.0
 """For a policy server to be found, before the TRM begins to answer without."""
 
@@ -77,11 +80,12 @@ def load_recommender(
     )
 
 
-async def warm_up(recommender: Recommender) -> None:
+async def warm_up(recommender: Recommender, newest: Callable[[int], Sequence[str]] | None = None) -> None:
     """Wait until the policy is loaded, answer two made-up requests, and call the recommender ready.
 
-    Where the policy is another server's, one that cannot be asked is logged: it is asked again, and the TRM answers
-    until then.
+    Of the users that ``newest`` names, as many as ``serving.prepare``, the TRM in this process encodes the histories,
+    which it keeps. Where the policy is another server's, one that cannot be asked is logged: it is asked again, and the
+    TRM answers until then.
 
     Raises:
         ArtifactError: the bundle's own policy cannot be loaded.
@@ -94,12 +98,28 @@ async def warm_up(recommender: Recommender) -> None:
             if not remote:
                 raise ArtifactError(f"the bundle's policy cannot be served: {error}") from error
             logger.warning("the policy cannot be asked yet, the TRM answers: %s", error)
-    newest = tuple(item.item_id for item in recommender.catalogue.items[:3])
+    history = tuple(item.item_id for item in recommender.catalogue.items[:3])
     deadline = min(WARM_UP_MS, recommender.serving.max_deadline_ms)
     phrases = recommender.catalogue.phrases[:1]
-    await recommender.recommend(RecommendRequest(history=newest, preference=phrases, k=1, deadline_ms=deadline))
-    await recommender.recommend(RecommendRequest(history=newest, k=1, deadline_ms=deadline))
+    await recommender.recommend(RecommendRequest(history=history, preference=phrases, k=1, deadline_ms=deadline))
+    await recommender.recommend(RecommendRequest(history=history, k=1, deadline_ms=deadline))
+    if newest is not None and recommender.serving.prepare and not recommender.serving.trm_url:
+        await _prepare(recommender, newest)
     recommender.ready = True
+
+
+async def _prepare(recommender: Recommender, newest: Callable[[int], Sequence[str]]) -> None:
+    """Ask the TRM for each user once, few at a time, since another bundle may be serving."""
+    try:
+        users = await asyncio.to_thread(newest, recommender.serving.prepare)
+    except FeatureError as error:
+        logger.warning("no user's history is encoded before it is asked for: %s", error)
+        return
+    began = time.monotonic()
+    for start in range(0, len(users), _TOGETHER):
+        asked = [TrmOnlyRequest(user_id=user_id, k=1) for user_id in users[start : start + _TOGETHER]]
+        await asyncio.gather(*map(recommender.retrieve, asked))
+    logger.info("%d users' histories encoded in %.1f s", len(users), time.monotonic() - began)
 
 
 def settle_memory() -> None:

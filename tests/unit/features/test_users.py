@@ -45,9 +45,18 @@ def test_the_limit_holds_and_a_new_file_is_seen(store: Path) -> None:
     assert users.find("", 10) == (KnownUser("new", 7),)
 
 
+def test_the_newest_come_first(store: Path) -> None:
+    users = {"user_id": ["a", "b", "c", "d"], "last_timestamp": [2, 9, 2, 5]}
+    pl.DataFrame(users).write_parquet(store / "current" / HISTORIES)
+    assert UserDirectory(store).newest(3) == ("b", "d", "a")
+    assert UserDirectory(store).newest(9) == ("b", "d", "a", "c")
+
+
 def test_a_store_that_is_not_there_is_a_feature_error(tmp_path: Path) -> None:
     with pytest.raises(FeatureError, match="publish the features again"):
         UserDirectory(tmp_path).find("a", 1)
+    with pytest.raises(FeatureError, match="publish the features again"):
+        UserDirectory(tmp_path).newest(1)
 
 
 def test_it_reads_what_is_published(sample_dataset: Path, dataset: Dataset, tmp_path: Path) -> None:
@@ -56,3 +65,4 @@ def test_it_reads_what_is_published(sample_dataset: Path, dataset: Dataset, tmp_
     assert {user.user_id: user.interactions for user in found} == {
         user: len(items) for user, items in dataset.sequences.items()
     }
+    assert len(UserDirectory(tmp_path / "features").newest(7)) == 7

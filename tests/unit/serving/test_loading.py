@@ -7,7 +7,7 @@ import gc
 import pickle
 import socket
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ import pytest
 
 from deeprec.config import ServingConfig
 from deeprec.data.dataset import Dataset
-from deeprec.errors import ArtifactError
+from deeprec.errors import ArtifactError, FeatureError
 from deeprec.explore.protocol import TitleBook
 from deeprec.serving.bundle import Bundle
 from deeprec.serving.loading import BundleLoop, load_recommender, settle_memory, warm_up
 from deeprec.serving.recommender import Recommender
 from deeprec.serving.request import RecommendRequest, TrmOnlyRequest
 from deeprec.serving.served import Served
+from deeprec.trm.encoding import Encoder
 
 
 @pytest.fixture
@@ -56,6 +57,48 @@ def test_a_bundle_that_serves_its_trm_starts_no_process(bundle: Any, load: Any) 
     answer = asyncio.run(recommender.retrieve(TrmOnlyRequest(history=history, k=4)))
     assert (answer["path"], len(answer["items"]), answer["bundle"]) == ("trm", 4, recommender.version)
     assert [served.model for served in told] == ["deeprec-trm"]
+
+
+class Store:
+    """A feature store of many users, who had one item each."""
+
+    def __init__(self, item_ids: Sequence[str]) -> None:
+        self._item_ids, self.asked = item_ids, list[str]()
+
+    def history(self, user_id: str) -> tuple[str, ...]:
+        return self.histories([user_id])[0]
+
+    def histories(self, user_ids: Sequence[str]) -> list[tuple[str, ...]]:
+        self.asked += user_ids
+        return [(self._item_ids[int(user_id) % len(self._item_ids)],) for user_id in user_ids]
+
+    def newest(self, limit: int) -> list[str]:
+        return list(map(str, range(99, 99 - limit, -1)))
+
+
+def test_the_newest_users_are_encoded_before_it_is_ready(
+    bundle: Any, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = bundle("trm")
+    store = Store([item.item_id for item in served.catalogue.items])
+    told: list[Served] = []
+    recommender = load(served, store, ServingConfig(prepare=20), observers=(told.append,))
+    asyncio.run(warm_up(recommender, store.newest))
+    assert sorted(map(int, store.asked)) == list(range(80, 100))
+    assert told == []
+    encoded: list[Any] = []
+    monkeypatch.setattr(Encoder, "_encode_batch", lambda self, batch: encoded.append(batch))
+    answer = asyncio.run(recommender.retrieve(TrmOnlyRequest(user_id="85", k=4)))
+    assert (answer["path"], len(answer["items"]), encoded) == ("trm", 4, [])
+
+
+def test_a_store_that_cannot_list_its_users_keeps_no_server_from_its_work(bundle: Any, load: Any) -> None:
+    def newest(limit: int) -> list[str]:
+        raise FeatureError("no such file")
+
+    recommender = load(bundle("trm"))
+    asyncio.run(warm_up(recommender, newest))
+    assert recommender.ready
 
 
 @pytest.mark.parametrize(

@@ -97,14 +97,16 @@ def _serve(address: str, serving: ServingConfig, features: Path | None, force_po
     serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
     limit_threads(serving)
     histories = open_histories(features)
-    server = BundleServer(address, serving, histories=histories, force_policy=force_policy)
+    directory = None if features is None else UserDirectory(features)
+    newest = None if directory is None else directory.newest
+    server = BundleServer(address, serving, histories=histories, newest=newest, force_policy=force_policy)
     releases = server.releases
     sources = Sources(
         served=server.served,
         bundle=lambda: releases.bundle,
         measures=server.measures,
         histories=histories,
-        directory=None if features is None else UserDirectory(features),
+        directory=directory,
         refused=lambda: releases.refused,
     )
     models: list[JsonModel] = [RecommenderModel(server.served, serving), TrmModel(server.served, serving)]

@@ -41,6 +41,7 @@ def serve(
 
         deeprec serve trm s3://models/deeprec --features /data/features --host 0.0.0.0 --set serving.batch=128
     """
+    from deeprec.features.users import UserDirectory
     from deeprec.serving.http.bundle_server import BundleServer
     from deeprec.serving.http.recommender_model import TrmModel
     from deeprec.serving.http.server import free_port, limit_threads
@@ -51,7 +52,8 @@ def serve(
     address = find_bundle(bundle)
     store = features if features is not None else features_beside(address)
     histories = open_histories(store)
-    server = BundleServer(address, serving, histories=histories, trm_only=True)
+    newest = None if store is None else UserDirectory(store).newest
+    server = BundleServer(address, serving, histories=histories, newest=newest, trm_only=True)
     typer.echo(introduction(server.releases.bundle, store, serving))
     server.run([TrmModel(server.served, serving)])
 

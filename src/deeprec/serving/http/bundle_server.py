@@ -34,6 +34,7 @@ class BundleServer:
         address: of the bundle; what appears there later takes its place.
         serving: limits, and what is whose (``trm_url``, ``policy_url``, ``shadow``, ``log``).
         histories: the feature store.
+        newest: its users, those with the newest interactions first, to be prepared for.
         force_policy: run the policy even where the bundle serves its TRM alone.
         trm_only: load no policy, whatever the bundle serves.
 
@@ -48,6 +49,7 @@ class BundleServer:
         serving: ServingConfig,
         *,
         histories: Histories | None = None,
+        newest: Callable[[int], Sequence[str]] | None = None,
         force_policy: bool = False,
         trm_only: bool = False,
     ) -> None:
@@ -62,7 +64,7 @@ class BundleServer:
         self.releases = Releases(
             address,
             load=(lambda bundle: load(_without_policy(bundle))) if trm_only else load,
-            warm_up=warm_up,
+            warm_up=partial(warm_up, newest=newest),
             settled=self.admission.settled,
             measures=self.measures,
             poll_seconds=serving.poll_seconds,
