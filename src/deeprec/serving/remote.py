@@ -6,7 +6,8 @@ included. Two forms for its two callers: ``RemoteRetriever`` is awaited, and giv
 
 Every answer names the bundle that gave it, and one of another bundle is refused (``OtherBundle``): items, scores and
 preferences of different bundles do not compare. So while an update reaches one server before the other, the
-recommender answers by popularity and says why; nothing is mixed, and nothing has to be restarted in order.
+recommender answers by popularity and says why; nothing is mixed, and nothing has to be restarted in order. A server
+that is away costs the first request a moment, and those after it none, until it answers again.
 
 Limits: histories hold catalogue items only. Both servers are taken to have the same ``serving.max_history``, ``max_k``,
 ``max_instances`` and ``max_body_bytes``; of an exclusion beyond that, fewer than k items may be left.
@@ -24,11 +25,14 @@ from dataclasses import asdict
 from typing import Any, Self
 
 from deeprec.client import AsyncClient, Client
+from deeprec.client.exchange import ServerUnreachable
 from deeprec.client.questions import TRM
 from deeprec.config import ServingConfig
 from deeprec.errors import ClientError, TrmError
 from deeprec.types import JsonDict, Query, RetrievedItem
 
+_AGAIN_SECONDS, _AWAY_SECONDS = 0.3, 2.0
+"""How long a call is repeated; and how long it is not, after one that got no answer."""
 _FRAME_BYTES = 64
 """Of a body, beside its requests."""
 
@@ -60,7 +64,8 @@ class RemoteRetriever:
         """
         seconds = self._trm.seconds(None)
         try:
-            [answer] = await self._client().predict(TRM, [self._trm.request(query, k)], timeout=seconds)
+            request, again = self._trm.request(query, k), self._trm.again()
+            [answer] = await self._client().predict(TRM, [request], timeout=seconds, again=again)
         except ClientError as error:
             raise self._trm.failed(error) from error
         return self._trm.items(answer, query, k)
@@ -102,7 +107,8 @@ class BlockingRetriever:
         end = time.monotonic() + self._trm.seconds(self._deadline)
         for part in self._trm.parts([self._trm.request(query, k) for query in queries]):
             try:
-                answers += self._client.predict(TRM, part, timeout=max(end - time.monotonic(), 0.001))
+                left = max(end - time.monotonic(), 0.001)
+                answers += self._client.predict(TRM, part, timeout=left, again=self._trm.again())
             except ClientError as error:
                 raise self._trm.failed(error) from error
         return [self._trm.items(answer, query, k) for answer, query in zip(answers, queries, strict=True)]
@@ -118,6 +124,12 @@ class _Trm:
     def __init__(self, url: str, version: str, serving: ServingConfig) -> None:
         self.url = url.rstrip("/")
         self._version, self._serving = version, serving
+        self._away = -math.inf
+        """When the server was last found to be away, in ``time.monotonic`` seconds."""
+
+    def again(self) -> float:
+        """Seconds for which a call may be sent again: a moment, and none while the server is known to be away."""
+        return 0.0 if time.monotonic() - self._away < _AWAY_SECONDS else _AGAIN_SECONDS
 
     def seconds(self, deadline: float | None) -> float:
         """How long may be waited now."""
@@ -174,6 +186,8 @@ class _Trm:
 
     def failed(self, error: ClientError) -> TrmError:
         """The error for a server that cannot be asked, or refuses."""
+        if isinstance(error, ServerUnreachable):
+            self._away = time.monotonic()
         return TrmError(f"the TRM cannot be asked: {error}")
 
     def _told(self, query: Query) -> tuple[tuple[str, ...], list[str]]:

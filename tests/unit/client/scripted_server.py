@@ -37,13 +37,14 @@ class ScriptedServer:
     of these; an awaitable is awaited in the server's loop.
     """
 
-    def __init__(self, *answers: Any) -> None:
+    def __init__(self, *answers: Any, port: int = 0) -> None:
+        self._port = port
         self.asked: list[Asked] = []
         self._answers = list(answers)
 
     def __enter__(self) -> Self:
         route = Route("/{path:path}", self._answer, methods=["GET", "POST"])
-        config = uvicorn.Config(Starlette(routes=[route]), port=0, log_level="error", lifespan="off")
+        config = uvicorn.Config(Starlette(routes=[route]), port=self._port, log_level="error", lifespan="off")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -160,6 +162,30 @@ def test_busy_and_absent_servers(kind: str) -> None:
         assert retrieve(kind, server.url, Query(("a",)))[0].item_id == "i"
     with pytest.raises(TrmError, match=r"cannot be asked: .*Connect"):
         retrieve(kind, server.url, Query(("a",)), serving=HASTY)
+
+
+def test_who_is_away_is_not_waited_for_and_found_again_at_once(kind: str) -> None:
+    """Each of the calls that find nobody may take 30 s."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    url, began = f"http://127.0.0.1:{port}", time.monotonic()
+
+    async def run(ask: Callable[[], Any]) -> None:
+        for _ in range(2):
+            with pytest.raises(TrmError, match="cannot be asked"):
+                await ask()
+        assert time.monotonic() - began < 20
+        with ScriptedServer(answering("i"), port=port):
+            assert [item.item_id for item in await ask()] == ["i"]
+
+    query = Query(("a",))
+    if kind == "blocking":
+        blocking = BlockingRetriever(url, "v1", SERVING)
+        asyncio.run(run(lambda: asyncio.to_thread(lambda: blocking.retrieve([query], 1)[0])))
+    else:
+        awaited = RemoteRetriever(url, "v1", SERVING)
+        asyncio.run(run(lambda: awaited.retrieve(query, 1)))
 
 
 def test_one_retriever_serves_several_event_loops() -> None:
