@@ -52,7 +52,10 @@ def client(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's directory with ``bundle`` and ``features``, see ``parts.make_run``. Read it, never write into it."""
+    """A run's directory with ``bundle`` and ``features``, see ``parts.make_run``. Read it, never write into it.
+
+    A server that accepts events writes into its features: give it a copy.
+    """
     from tests.integration.parts import make_run
 
     return make_run(tmp_path_factory.mktemp("run"))

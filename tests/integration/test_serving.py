@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,9 +37,9 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def run(small_run: Path) -> Path:
-    """A run's directory with ``bundle`` and ``features``; the policy is untrained, so its answers are not valid."""
-    return small_run
+def run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's directory of our own, since events are put into its features; the policy is untrained, never valid."""
+    return shutil.copytree(small_run, tmp_path_factory.mktemp("own") / "run", symlinks=True)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import gzip
 import http.client
 import json
 import random
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,8 @@ def server(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     items = [Item(f"i-hostile-{number}", title) for number, title in enumerate(TITLES)]
     extend_bundle(small_run / "bundle", items, place / "bundle")
     command = deeprec("serve", "recommender", place / "bundle", "--policy", "--port", "0", "--deadline-ms", "50")
-    with started([*command, "--features", str(small_run / "features")], place / "log") as running:
+    features = shutil.copytree(small_run / "features", place / "features", symlinks=True)
+    with started([*command, "--features", str(features)], place / "log") as running:
         yield running
         assert running.ready()
         assert "Traceback" not in running.printed
