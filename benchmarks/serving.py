@@ -6,7 +6,8 @@ requests under way (``--at-once``); each names a user at random, or without ``--
 histories. The table shows requests per second, p50, p99 and the worst in milliseconds as the callers see them, answers
 that were not 200, and the recommender's share of path ``policy``. The ratio to the bare model is our own share of a
 request. Of the TRM the row ``first time`` comes before the others and asks once for each user or history: the TRM keeps
-what it has encoded, so one that comes back without new items costs less.
+what it has encoded, so one that comes back without new items costs less, and one of the store was encoded before the
+server was ready (``--set serving.prepare=0``: was not).
 
 ``--soak MINUTES`` instead keeps the recommender under steady load (``--rate`` requests per second) and prints memory of
 all its processes and latency by minute: neither may grow.
