@@ -59,7 +59,8 @@ class WarmStartConfig(Section):
     find out which thought serves better."""
     unaided: Annotated[float, Field(ge=0, le=0.6)] = 0.0
     """Share of trajectories that answer without a call, for users whose next title a judge of ``histories`` is surest
-    of: no valid answer, as of a language model that trusts itself, and for stage 1 to unlearn."""
+    of: no valid answer, as of a language model that trusts itself, and for stage 1 to unlearn. At most 0.6, which is
+    the chance that the teacher trusts itself with a user it is sure of."""
     sharpness: float = Field(1.0, gt=0)
     """Exponent of the phrases' scores in the teacher's draw of narrow calls: a larger one draws the strongest more."""
     use_target: Share = 0.0

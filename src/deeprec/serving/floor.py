@@ -57,7 +57,7 @@ class Floor:
             raise RequestError(f"filters: {error}") from error
 
     async def answer(self, query: Query, permitted: Permitted, k: int, reason: str | None) -> Answer:
-        """The TRM's answer, with ``reason`` for its not being the policy's; popularity's where the TRM fails."""
+        """The TRM's answer, with ``reason`` for its not being the policy's; popularity's whatever the TRM raises."""
         if not query.history and not query.preference:
             return await self._popular(permitted, k, reason)
         try:

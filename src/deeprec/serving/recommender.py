@@ -211,6 +211,7 @@ class Recommender:
         clock: RequestClock,
         on_step: OnStep | None,
     ) -> Explored:
+        """What became of the exploration. Whatever an explorer raises is a reason why there is no answer of it."""
         late = f"the policy did not finish within {clock.deadline_ms} ms"
         work = explorer.explore(user.user_id, query, clock.deadline, on_step)
         try:
@@ -307,6 +308,7 @@ class Recommender:
         *,
         shadow: bool = False,
     ) -> None:
+        """Tell all observers; what one of them raises reaches neither the others nor whoever asked."""
         if not self.ready:
             return
         served = Served(

@@ -26,6 +26,7 @@ class Packed:
         padded: (batch, longest) the row at each position; what is beyond the end repeats the last one.
         rows_of_padded: (rows,) the other way, into batch · longest.
         near: (batch, TAPS + 1) rows of the newest positions, oldest first; the first row where there are fewer.
+        near_positions: (batch, TAPS + 1) the same in their own sequences.
         before: (batch, TAPS + 1, 1) where there are fewer.
     """
 

@@ -82,6 +82,7 @@ class Guard:
             await self._answer(scope, receive, _Answer(send, self._admission))
 
     async def _answer(self, scope: Message, receive: Receive, answer: _Answer) -> None:
+        """The edge of the server: whatever is raised behind it is logged here, and a client reads a sentence."""
         try:
             self._check_path(scope)
             ticket = self._enter(scope)

@@ -182,6 +182,7 @@ class _Life:
             logger.info("stopped after answering %d requests", self._places.accepted)
 
     async def _begin(self) -> None:
+        """Prepare what serves; whatever that raises ends the server, and is raised by ``around``."""
         try:
             if self._start is not None:
                 await self._start()

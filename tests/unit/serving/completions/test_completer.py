@@ -192,10 +192,10 @@ def test_an_engine_that_never_writes_is_not_ready(policy):
 
 def test_an_idle_engine_is_asked_again_and_again(start, policy):
     completer = start(probe=0.01)
-    policy.broken = "_"
-    eventually(lambda: not completer.ready)
-    policy.broken = ""
-    eventually(lambda: completer.ready)
+    for broken in ("_", "", "_", ""):
+        policy.broken = broken
+        eventually(lambda broken=broken: completer.ready is not bool(broken))
+        assert completer.ready is not bool(broken)
 
 
 def test_a_stuck_engine_is_not_ready_until_it_goes_on(start, policy):
