@@ -17,6 +17,7 @@ from deeprec.config.operation import (
     TaskResources,
 )
 from deeprec.config.policy import (
+    CarelessConfig,
     GenerationConfig,
     HealthConfig,
     HistoriesConfig,
@@ -35,6 +36,7 @@ from deeprec.config.trm import IndexConfig, TrmConfig, TrmGate
 
 __all__ = [
     "BundleConfig",
+    "CarelessConfig",
     "ChecksConfig",
     "Config",
     "DataConfig",

@@ -35,6 +35,22 @@ class HistoriesConfig(Section):
     """Share of the embeddings' cells that are dropped."""
 
 
+class CarelessConfig(Section):
+    """Trajectories of a careless teacher, after the careful ones: something for the stages to unlearn."""
+
+    trajectories: int = Field(0, ge=0)
+    """Scripted trajectories of a teacher who is careless at times; 0 skips them."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak of the cosine schedule."""
+    hasty: Share = 0.0
+    """Share of them that answer with the newest list as it is. Their last thought says so, so that stage 2 can find out
+    which thought serves better."""
+    unaided: Annotated[float, Field(ge=0, le=0.6)] = 0.0
+    """Share of them that answer without a call, for users whose next title a judge of ``histories`` is surest of: no
+    valid answer, as of a language model that trusts itself, and for stage 1 to unlearn. At most 0.6, which is the
+    chance that the teacher trusts itself with a user it is sure of."""
+
+
 class WarmStartConfig(Section):
     """Supervised learning on trajectories of the scripted explorer; for the tiny policy only."""
 
@@ -54,24 +70,22 @@ class WarmStartConfig(Section):
     judge: Literal["lists", "histories"] = "lists"
     """What ranks the items of the teacher's answers: ``lists`` is their merged lists alone, ``histories`` also what the
     policy itself expects to come next, once it has learnt from histories."""
-    hasty: Share = 0.0
-    """Share of trajectories that answer with the newest list as it is. Their last thought says so, so that stage 2 can
-    find out which thought serves better."""
-    unaided: Annotated[float, Field(ge=0, le=0.6)] = 0.0
-    """Share of trajectories that answer without a call, for users whose next title a judge of ``histories`` is surest
-    of: no valid answer, as of a language model that trusts itself, and for stage 1 to unlearn. At most 0.6, which is
-    the chance that the teacher trusts itself with a user it is sure of."""
     sharpness: float = Field(1.0, gt=0)
     """Exponent of the phrases' scores in the teacher's draw of narrow calls: a larger one draws the strongest more."""
     use_target: Share = 0.0
     """Chance that a narrow call of the teacher draws its phrases from the target instead of the history."""
+    careless: CarelessConfig = CarelessConfig()
 
     @model_validator(mode="after")
     def _somebody_is_sure(self) -> Self:
-        if self.unaided and self.judge != "histories":
+        if self.careless.unaided and self.judge != "histories":
             raise ValueError(
-                f"unaided is {self.unaided:g}, but only a judge can be sure of a user; set judge to 'histories', or "
-                f"unaided to 0"
+                f"careless.unaided is {self.careless.unaided:g}, but only a judge can be sure of a user; set judge to "
+                f"'histories', or careless.unaided to 0"
+            )
+        if self.careless.trajectories and not self.trajectories:
+            raise ValueError(
+                "careless.trajectories come after careful ones, of which there are none; set trajectories as well"
             )
         return self
 
@@ -85,8 +99,8 @@ class SelectConfig(Section):
     """Rollouts per example."""
     stage2: Literal["answered", "found"] = "answered"
     """What suits stage 2: ``answered``, some rollouts answer the target and some do not; ``found``, at least half of
-    them retrieve it. Where a policy ranks well already, the first leaves out what it is right about, and so teaches it
-    to prefer what is less likely."""
+    those that call retrieve it. Where a policy ranks well already, the first leaves out what it is right about, and so
+    teaches it to prefer what is less likely."""
 
 
 class StageGate(Section):

@@ -108,12 +108,26 @@ def _warm_start(
         )  # fmt: skip
     if curve and not config.trajectories:
         return curve
-    actor = TransformersPolicy(model, tokenizer)
-    lessons, allowed = scripted_lessons(setting, actor, config, explore, derived_seed(seed, 1))
-    progress(f"warm start on {len(lessons)} scripted trajectories")
-    taught = warm_start(model, lessons, config, derived_seed(seed, 2), progress, allowed=allowed)
+    careful, careless = scripted_lessons(
+        setting, TransformersPolicy(model, tokenizer), config, explore, derived_seed(seed, 1)
+    )
+    progress(f"warm start on {len(careful.trajectories)} scripted trajectories")
+    taught = warm_start(model, careful.trajectories, config, derived_seed(seed, 2), progress, allowed=careful.allowed)
+    curve = _continued(curve, taught)
+    if careless.trajectories:
+        progress(f"and on {len(careless.trajectories)} of a careless teacher")
+        slower = config.model_copy(update={"learning_rate": config.careless.learning_rate, "epochs": 1})
+        taught = warm_start(
+            model, careless.trajectories, slower, derived_seed(seed, 5), progress,
+            allowed=careless.allowed, name="careless",
+        )  # fmt: skip
+        curve = _continued(curve, taught)
+    return curve
+
+
+def _continued(curve: Sequence[JsonDict], more: Sequence[JsonDict]) -> list[JsonDict]:
     before = curve[-1]["step"] if curve else 0
-    return curve + [point | {"step": before + point["step"]} for point in taught]
+    return [*curve, *(point | {"step": before + point["step"]} for point in more)]
 
 
 def _write(

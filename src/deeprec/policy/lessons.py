@@ -8,7 +8,7 @@ own targets, which neither of the two has seen.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from deeprec.explore.engine import TransformersPolicy
     from deeprec.explore.scripted import Lesson
     from deeprec.policy.batches import Allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """Trajectories to learn from and, where answers are held to an answer rule, what each could have written."""
+
+    trajectories: Sequence[Trajectory]
+    allowed: Allowed
 
 
 def history_lessons(
@@ -74,8 +82,10 @@ def _history_lesson(
 
 def scripted_lessons(
     setting: Setting, policy: TransformersPolicy, config: WarmStartConfig, explore: ExploreConfig, seed: int
-) -> tuple[list[Trajectory], Allowed]:
-    """Scripted explorations on the policy's examples, each used about equally often, and what answers are held to.
+) -> tuple[Lessons, Lessons]:
+    """The careful teacher's lessons and the careless one's, on the policy's examples, each used about equally often.
+
+    Both are made with ``policy`` as it is, whose opinion of what comes next is lost as it learns to explore.
 
     Raises:
         PolicyError: titles are to be judged, and the tokenizer does not hold each as one token.
@@ -85,25 +95,36 @@ def scripted_lessons(
 
     examples = policy_examples(setting.dataset)
     generator = np.random.default_rng(seed)
-    order: list[Example] = []
-    while len(order) < config.trajectories:
-        order += [examples[index] for index in generator.permutation(len(examples))]
-    lessons = teach(
-        [_shortened(example, config.short_histories, generator) for example in order[: config.trajectories]],
-        setting.retriever,
-        setting.titles,
-        explore,
-        generator,
-        judge=OwnOpinion(policy.model, policy.tokenizer, setting, explore) if config.judge == "histories" else None,
-        hasty=config.hasty,
-        unaided=config.unaided,
-        call_shares=config.call_shares,
-        use_target=config.use_target,
-        sharpness=config.sharpness,
-    )
-    made = [_tokenised(lesson, policy.tokenizer) for lesson in lessons]
+    judge = OwnOpinion(policy.model, policy.tokenizer, setting, explore) if config.judge == "histories" else None
     rules = AnswerRules(policy, setting.titles, explore.answer_size) if explore.answers == "retrieved" else None
-    return made, [rules.allowed(lesson) for lesson in made] if rules else ()
+
+    def made(count: int, hasty: float, unaided: float) -> Lessons:
+        lessons = teach(
+            [_shortened(one, config.short_histories, generator) for one in _repeated(examples, count, generator)],
+            setting.retriever,
+            setting.titles,
+            explore,
+            generator,
+            judge=judge,
+            hasty=hasty,
+            unaided=unaided,
+            call_shares=config.call_shares,
+            use_target=config.use_target,
+            sharpness=config.sharpness,
+        )
+        tokens = [_tokenised(lesson, policy.tokenizer) for lesson in lessons]
+        return Lessons(tokens, [rules.allowed(lesson) for lesson in tokens] if rules else ())
+
+    careless = config.careless
+    return made(config.trajectories, 0.0, 0.0), made(careless.trajectories, careless.hasty, careless.unaided)
+
+
+def _repeated(examples: Sequence[Example], count: int, generator: np.random.Generator) -> list[Example]:
+    """``count`` examples, all of them in another random order each time round."""
+    order: list[Example] = []
+    while len(order) < count:
+        order += [examples[index] for index in generator.permutation(len(examples))]
+    return order[:count]
 
 
 class OwnOpinion:

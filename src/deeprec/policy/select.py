@@ -2,7 +2,7 @@
 
 The start model is rolled out several times on a sample of the policy's examples. A prompt suits stage 1 when the
 format holds in some of its rollouts but not in all; it suits stage 2 when some but not all answer the target or, with
-``policy.select.stage2: found``, when at least half of them retrieve it. The stages' prompts are disjoint.
+``policy.select.stage2: found``, when at least half of those that call retrieve it. The stages' prompts are disjoint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ MAX_PASSES = 4
 class Difficulty:
     """How the start model fares on one example: shares of its rollouts.
 
-    ``valid``: the format holds. ``answered``: the target is in the answer. ``found``: a call retrieved the target.
+    ``valid``: the format holds. ``answered``: the target is in the answer. ``found``: a call retrieved the target, of
+    those rollouts that call at all: the others say nothing of what a list for this user holds.
     """
 
     example: Example
@@ -190,12 +191,12 @@ def _measure(
 
 def _difficulty(example: Example, trajectories: Sequence[Trajectory]) -> Difficulty:
     target = example.target
-    found = [any(item.item_id == target for call in t.calls for item in call.items) for t in trajectories]
+    found = [any(item.item_id == target for call in t.calls for item in call.items) for t in trajectories if t.calls]
     return Difficulty(
         example,
         valid=float(np.mean([is_valid(trajectory) for trajectory in trajectories])),
         answered=float(np.mean([target in trajectory.answer for trajectory in trajectories])),
-        found=float(np.mean(found)),
+        found=float(np.mean(found)) if found else 0.0,
     )
 
 

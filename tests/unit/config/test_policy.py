@@ -88,6 +88,12 @@ def test_a_section_of_which_one_key_is_named_keeps_the_other_defaults_of_its_pla
 
 
 def test_lessons_of_who_is_sure_need_a_judge() -> None:
-    with pytest.raises(ConfigError, match=r"unaided is 0\.2, but only a judge can be sure of a user; set judge"):
-        parse_config({"policy": {"warm_start": {"unaided": 0.2}}}, "here")
-    parse_config({"policy": {"warm_start": {"unaided": 0.2, "judge": "histories"}}}, "here")
+    careless = {"unaided": 0.2}
+    with pytest.raises(ConfigError, match=r"careless.unaided is 0\.2, but only a judge can be sure of a user; set jud"):
+        parse_config({"policy": {"warm_start": {"careless": careless}}}, "here")
+    parse_config({"policy": {"warm_start": {"careless": careless, "judge": "histories"}}}, "here")
+
+
+def test_careless_lessons_come_after_careful_ones() -> None:
+    with pytest.raises(ConfigError, match="come after careful ones, of which there are none; set trajectories as well"):
+        parse_config({"policy": {"warm_start": {"trajectories": 0, "careless": {"trajectories": 8}}}}, "here")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from hypothesis import strategies as st
 
 from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, SelectConfig, StageConfig, TextConfig
 from deeprec.explore.trajectories import read_trajectories
-from deeprec.policy.select import Difficulty, select_prompts, split_stages
+from deeprec.policy.select import Difficulty, _difficulty, select_prompts, split_stages
 from deeprec.store import write_artifact
-from deeprec.types import Example, Trajectory
+from deeprec.types import Call, EndReason, Example, RetrievedItem, Trajectory
 
 SHARES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 
@@ -69,6 +70,16 @@ def test_what_was_found_suits_stage_2_whatever_is_answered_of_it_when_so_configu
     assert [one.example.user_id for one in second] == ["u0", "u1", "u4", "u5"], "in the order they were drawn"
     _, second = split_stages(rows, stage(0, 1), stage(3, 1), "found")
     assert len(second) == 3
+
+
+def test_rollouts_without_a_call_do_not_say_that_a_target_cannot_be_found() -> None:
+    example = Example("u", ("i",), "t")
+    blank = Trajectory(example.key, "u", (), (), (), (), "", (), (), EndReason.ANSWERED)
+    hit, miss = (Call("anything", (), (RetrievedItem(item, 1.0),)) for item in ("t", "x"))
+    found, missed = replace(blank, calls=(miss, hit)), replace(blank, calls=(miss,))
+    assert _difficulty(example, [blank, blank, found, found]).found == 1.0
+    assert _difficulty(example, [blank, missed, found, missed]).found == pytest.approx(1 / 3)
+    assert _difficulty(example, [blank, blank]).found == 0.0
 
 
 @settings(deadline=None)

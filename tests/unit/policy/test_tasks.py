@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deeprec.config import (
+    CarelessConfig,
     ExploreConfig,
     HistoriesConfig,
     PolicyConfig,
@@ -235,7 +236,8 @@ def test_a_model_that_is_not_there_is_one_message(sample_dataset: Path, trm: Pat
 def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path, trm: Path, tmp_path: Path) -> None:
     """Histories, then scripted explorations whose answers what was learnt from the histories has a say in."""
     histories = HistoriesConfig(passes=2, learning_rate=1e-2)
-    whole = WarmStartConfig(trajectories=40, epochs=1, judge="histories", histories=histories)
+    careless = CarelessConfig(trajectories=32, hasty=0.5, unaided=0.3)
+    whole = WarmStartConfig(trajectories=40, epochs=1, judge="histories", histories=histories, careless=careless)
 
     def policy(warm_start: WarmStartConfig) -> PolicyConfig:
         return POLICY.model_copy(update={"warm_start": warm_start})
@@ -250,7 +252,7 @@ def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path
     parts = weights(tmp_path / "second")
     assert all(torch.equal(weight, parts[name]) for name, weight in weights(tmp_path / "whole").items())
     curve = read_curves(tmp_path / "whole")
-    assert list(dict.fromkeys(point["part"] for point in curve)) == ["histories", "warm start"]
+    assert list(dict.fromkeys(point["part"] for point in curve)) == ["histories", "warm start", "careless"]
     assert [point["step"] for point in curve] == sorted({point["step"] for point in curve})
     learnt = [point["loss"] for point in curve if point["part"] == "histories"]
     assert learnt[-1] < learnt[0]
