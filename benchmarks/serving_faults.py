@@ -34,6 +34,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.serving import Connection
 from deeprec.config import ServingConfig
 from deeprec.serving import loading
 from deeprec.serving.bundle import Bundle
@@ -228,13 +229,13 @@ class Tally:
 
 
 async def load(ask: Ask, catalogue: Catalogue, requests: int, at_once: int, seed: int) -> Tally:
-    """Ask so many requests, ``at_once`` under way at a time."""
+    """Ask so many requests, ``at_once`` under way at a time; drawn before the first, looked at after the last."""
     generator, tally = random.Random(seed), Tally()
-    left = iter(range(requests))
+    drawn = [draw(catalogue, generator) for _ in range(requests)]
+    left, answers = iter(drawn), []
 
     async def caller() -> None:
-        for _ in left:
-            asked = draw(catalogue, generator)
+        for asked in left:
             began = time.perf_counter()
             try:
                 answer = await ask(asked)
@@ -242,11 +243,13 @@ async def load(ask: Ask, catalogue: Catalogue, requests: int, at_once: int, seed
                 tally.failed[f"{type(error).__name__}: {error}"[:80]] += 1
                 continue
             tally.milliseconds.append(1000 * (time.perf_counter() - began))
-            tally.own.append(answer["milliseconds"]["total"])
-            tally.paths[answer["path"]] += 1
-            tally.wrong += is_wrong(answer, asked, catalogue)
+            answers.append((asked, answer))
 
     await asyncio.gather(*(caller() for _ in range(at_once)))
+    for asked, answer in answers:
+        tally.own.append(answer["milliseconds"]["total"])
+        tally.paths[answer["path"]] += 1
+        tally.wrong += is_wrong(answer, asked, catalogue)
     return tally
 
 
@@ -304,19 +307,19 @@ async def within(bundle: Bundle, serving: ServingConfig, mode: Path, arguments: 
 
 
 async def over_http(bundle: Bundle, url: str, mode: Path, arguments: argparse.Namespace) -> JsonDict:
-    """A server at ``url``."""
-    import httpx
+    """A server at ``url``, each caller with a connection of its own."""
+    idle: list[Connection] = []
 
-    async with httpx.AsyncClient(timeout=60.0, limits=httpx.Limits(max_connections=None)) as client:
+    async def ask(asked: JsonDict) -> JsonDict:
+        connection = idle.pop() if idle else Connection(url, "/v1/models/deeprec:predict")
+        status, answer = await connection.post(json.dumps({"instances": [asked]}).encode())
+        idle.append(connection)
+        if status != 200:
+            raise RuntimeError(f"status {status}")
+        found: JsonDict = json.loads(answer)["predictions"][0]
+        return found
 
-        async def ask(asked: JsonDict) -> JsonDict:
-            answer = await client.post(f"{url}/v1/models/deeprec:predict", json={"instances": [asked]})
-            if answer.status_code != 200:
-                raise RuntimeError(f"status {answer.status_code}")
-            found: JsonDict = answer.json()["predictions"][0]
-            return found
-
-        return await measure(ask, bundle.catalogue, mode, arguments)
+    return await measure(ask, bundle.catalogue, mode, arguments)
 
 
 @contextmanager

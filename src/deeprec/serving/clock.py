@@ -1,12 +1,40 @@
-"""One request's time: when it came, and when it has to be answered."""
+"""One request's time: when it came, and when it has to be answered.
+
+A server that is busy reads a request some time before it comes to answer it, and the deadline counts that: whatever
+takes requests in says so with ``arriving``, and the clocks made within it start then.
+"""
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_right, insort
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+APART_SECONDS = 0.002
+"""What an answer takes of the event loop until it is sent, so that this many seconds lie between two ends."""
+MOST_EARLY = 0.2
+"""Share of a request's time that it may end early."""
+
+_ARRIVED: ContextVar[float | None] = ContextVar("arrived", default=None)
+
+
+@contextmanager
+def arriving(at: float | None = None) -> Iterator[None]:
+    """A request came at ``at``, ``time.monotonic`` seconds, or now: clocks made in this context started then.
+
+    Tasks begun in it have the same context.
+    """
+    token = _ARRIVED.set(time.monotonic() if at is None else at)
+    try:
+        yield
+    finally:
+        _ARRIVED.reset(token)
 
 
 class RequestClock:
-    """Starts when it is made.
+    """Starts when the request arrived, or when it is made where nobody has said that.
 
     Attributes:
         at: seconds since 1970.
@@ -15,7 +43,9 @@ class RequestClock:
     """
 
     def __init__(self, deadline_ms: int) -> None:
-        self.at, self._started = time.time(), time.monotonic()
+        now, arrived = time.monotonic(), _ARRIVED.get()
+        self._started = now if arrived is None else arrived
+        self.at = time.time() - (now - self._started)
         self.deadline_ms, self.deadline = deadline_ms, self._started + deadline_ms / 1000
 
     @property
@@ -27,3 +57,29 @@ class RequestClock:
     def left(self) -> float:
         """Seconds until it has to be answered, 0 or more."""
         return max(self.deadline - time.monotonic(), 0.0)
+
+
+class Ends:
+    """The ends of the requests under way, a little apart from one another.
+
+    Requests that come together would end together, and their answers wait for one another to be written beyond the
+    deadline. So one that finds its end taken ends before those that have it: the last of them ends on time.
+    """
+
+    def __init__(self) -> None:
+        self._taken: list[float] = []
+
+    @contextmanager
+    def kept(self, clock: RequestClock) -> Iterator[None]:
+        """Bring the clock's deadline forward to the latest end that is free, and keep that one meanwhile."""
+        earliest = clock.deadline - MOST_EARLY * clock.deadline_ms / 1000
+        end, place = clock.deadline, bisect_right(self._taken, clock.deadline + APART_SECONDS)
+        while place > 0 and end - self._taken[place - 1] < APART_SECONDS:
+            place -= 1
+            end = self._taken[place] - APART_SECONDS
+        clock.deadline = max(end, earliest)
+        insort(self._taken, clock.deadline)
+        try:
+            yield
+        finally:
+            self._taken.remove(clock.deadline)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from deeprec.config import ServingConfig
 from deeprec.serving.batching import AsyncRetriever
-from deeprec.serving.clock import RequestClock
+from deeprec.serving.clock import Ends, RequestClock
 from deeprec.serving.exploration import Exploration, Explorer, OnStep, Unavailable
 from deeprec.serving.floor import Floor
 from deeprec.serving.outcome import (
@@ -103,6 +103,7 @@ class Recommender:
         self._why_trm = why_trm
         self._floor = Floor(catalogue, popularity, retriever)
         self._users = Users(catalogue, histories, self.serving.batch)
+        self._ends = Ends()
         self._shadows: set[asyncio.Task[None]] = set()
 
     async def settled(self) -> None:
@@ -151,6 +152,12 @@ class Recommender:
             RequestError: a filter cannot be applied.
         """
         clock = RequestClock(request.deadline_ms or self.serving.deadline_ms)
+        with self._ends.kept(clock):
+            return await self._recommend(request, clock, on_step)
+
+    async def _recommend(
+        self, request: RecommendRequest, clock: RequestClock, on_step: Callable[[JsonDict], None] | None
+    ) -> JsonDict:
         mask = await self._floor.mask(request.conditions)
         user = await self._users.find(request, clock)
         query = _query(request, user)

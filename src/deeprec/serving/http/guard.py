@@ -20,6 +20,7 @@ from typing import Any
 from deeprec.config import ServingConfig
 from deeprec.errors import RequestError
 from deeprec.serving.batching import Overloaded
+from deeprec.serving.clock import arriving
 from deeprec.serving.http.admission import Admission
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
+ARRIVED = "deeprec.arrived"
+"""Key of a scope's state, where whoever read the request may say when: ``time.monotonic`` seconds."""
 BODY_SECONDS = 5.0
 """After this a body that is not whole is given up."""
 SEND_SECONDS = 10.0
@@ -65,7 +68,10 @@ class Abandoned(Exception):
 
 
 class Guard:
-    """ASGI middleware; ``max_body_bytes`` of ``serving`` bounds a request's body."""
+    """ASGI middleware; ``max_body_bytes`` of ``serving`` bounds a request's body.
+
+    A request's time counts from its arrival where the scope knows that, else from here.
+    """
 
     def __init__(self, app: App, serving: ServingConfig, admission: Admission) -> None:
         self._app = app
@@ -78,7 +84,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        with suppress(Abandoned):
+        with arriving(scope.get("state", {}).get(ARRIVED)), suppress(Abandoned):
             await self._answer(scope, receive, _Answer(send, self._admission))
 
     async def _answer(self, scope: Message, receive: Receive, answer: _Answer) -> None:

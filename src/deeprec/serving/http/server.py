@@ -97,8 +97,10 @@ def run(
         import kserve
         from kserve import model_server
 
+    import uvloop
     from anyio import to_thread
 
+    from deeprec.serving.http.arrival import ArrivalProtocol
     from deeprec.serving.http.openapi import document
 
     places = admission or Admission(serving)
@@ -108,7 +110,7 @@ def run(
 
         async def _serve(self) -> None:
             rest = self._rest_server
-            rest.config.host, rest.config.ws = serving.host, "none"
+            rest.config.host, rest.config.ws, rest.config.http = serving.host, "none", ArrivalProtocol
             rest._add_exception_handlers = quiet_errors
             rest._add_middlewares = lambda app: None
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(HELPERS, "deeprec-helper"))
@@ -123,6 +125,7 @@ def run(
         app.include_router(router)
     app.openapi = cache(partial(document, app, models, serving))
     grace = math.ceil((serving.max_deadline_ms + serving.grace_ms) / 1000) + _SPARE_SECONDS
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     asyncio.set_event_loop(asyncio.new_event_loop())
     server = Server(
         http_port=serving.port,
