@@ -307,11 +307,13 @@ async def within(bundle: Bundle, serving: ServingConfig, mode: Path, arguments: 
 
 
 async def over_http(bundle: Bundle, url: str, mode: Path, arguments: argparse.Namespace) -> JsonDict:
-    """A server at ``url``, each caller with a connection of its own."""
-    idle: list[Connection] = []
+    """A server at ``url``, each caller with a connection of its own that is open already."""
+    idle = [Connection(url, "/v1/models/deeprec:predict") for _ in range(arguments.at_once)]
+    for connection in idle:
+        await connection.open()
 
     async def ask(asked: JsonDict) -> JsonDict:
-        connection = idle.pop() if idle else Connection(url, "/v1/models/deeprec:predict")
+        connection = idle.pop()
         status, answer = await connection.post(json.dumps({"instances": [asked]}).encode())
         idle.append(connection)
         if status != 200:
