@@ -47,6 +47,8 @@ MODES = ("good", "slow", "asleep", "holding", "raising", "rubbish", "dying")
 SLACK_MS = 50.0
 SLOW_SECONDS, FOR_EVER = 0.5, 3600.0
 START_SECONDS = 180.0
+ANSWER_SECONDS = 60.0
+"""After this a request counts as failed; it is an ``OSError``, as a connection that breaks."""
 
 Ask = Callable[[JsonDict], Awaitable[JsonDict]]
 """One request to its answer; raises where there is none."""
@@ -308,14 +310,21 @@ async def within(bundle: Bundle, serving: ServingConfig, mode: Path, arguments: 
 
 async def over_http(bundle: Bundle, url: str, mode: Path, arguments: argparse.Namespace) -> JsonDict:
     """A server at ``url``, each caller with a connection of its own that is open already."""
-    idle = [Connection(url, "/v1/models/deeprec:predict") for _ in range(arguments.at_once)]
+    path = "/v1/models/deeprec:predict"
+    idle = [Connection(url, path) for _ in range(arguments.at_once)]
     for connection in idle:
         await connection.open()
 
     async def ask(asked: JsonDict) -> JsonDict:
         connection = idle.pop()
-        status, answer = await connection.post(json.dumps({"instances": [asked]}).encode())
-        idle.append(connection)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                status, answer = await connection.post(json.dumps({"instances": [asked]}).encode())
+        except (OSError, EOFError):
+            connection = Connection(url, path)
+            raise
+        finally:
+            idle.append(connection)
         if status != 200:
             raise RuntimeError(f"status {status}")
         found: JsonDict = json.loads(answer)["predictions"][0]

@@ -36,12 +36,10 @@ class HistoriesConfig(Section):
 
 
 class CarelessConfig(Section):
-    """Trajectories of a careless teacher, after the careful ones: something for the stages to unlearn."""
+    """Trajectories of a careless teacher, for the stages to unlearn: one pass over them, after the careful ones."""
 
     trajectories: int = Field(0, ge=0)
     """Scripted trajectories of a teacher who is careless at times; 0 skips them."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Peak of the cosine schedule."""
     hasty: Share = 0.0
     """Share of them that answer with the newest list as it is. Their last thought says so, so that stage 2 can find out
     which thought serves better."""
@@ -77,7 +75,7 @@ class WarmStartConfig(Section):
     careless: CarelessConfig = CarelessConfig()
 
     @model_validator(mode="after")
-    def _somebody_is_sure(self) -> Self:
+    def _careless_ones_can_be_taught(self) -> Self:
         if self.careless.unaided and self.judge != "histories":
             raise ValueError(
                 f"careless.unaided is {self.careless.unaided:g}, but only a judge can be sure of a user; set judge to "

@@ -25,6 +25,8 @@ from deeprec.types import JsonDict
 KIND = "policy"
 EXPLORE = "explore.json"
 CURVES = "curves.json"
+CARELESS_RATE = 0.5
+"""Share of the warm start's learning rate for a careless teacher's lessons, so that the careful ones are not lost."""
 
 
 def build_policy(
@@ -116,7 +118,8 @@ def _warm_start(
     curve = _continued(curve, taught)
     if careless.trajectories:
         progress(f"and on {len(careless.trajectories)} of a careless teacher")
-        slower = config.model_copy(update={"learning_rate": config.careless.learning_rate, "epochs": 1})
+        rate = CARELESS_RATE * config.learning_rate
+        slower = config.model_copy(update={"learning_rate": rate, "epochs": 1})
         taught = warm_start(
             model, careless.trajectories, slower, derived_seed(seed, 5), progress,
             allowed=careless.allowed, name="careless",

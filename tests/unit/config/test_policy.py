@@ -9,6 +9,7 @@ import pytest
 
 from deeprec.config import Config, load_config, parse_config
 from deeprec.errors import ConfigError
+from deeprec.explore.scripted import _TRUST
 
 PROFILES = Path(__file__).parents[3] / "configs"
 
@@ -92,6 +93,15 @@ def test_lessons_of_who_is_sure_need_a_judge() -> None:
     with pytest.raises(ConfigError, match=r"careless.unaided is 0\.2, but only a judge can be sure of a user; set jud"):
         parse_config({"policy": {"warm_start": {"careless": careless}}}, "here")
     parse_config({"policy": {"warm_start": {"careless": careless, "judge": "histories"}}}, "here")
+
+
+def test_as_many_lessons_without_a_call_are_asked_for_as_the_teacher_may_give() -> None:
+    def asked(share: float) -> None:
+        parse_config({"policy": {"warm_start": {"careless": {"unaided": share}, "judge": "histories"}}}, "here")
+
+    asked(_TRUST)
+    with pytest.raises(ConfigError, match="unaided"):
+        asked(_TRUST + 0.01)
 
 
 def test_careless_lessons_come_after_careful_ones() -> None:
