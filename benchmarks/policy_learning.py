@@ -172,19 +172,29 @@ class Bench:
     def _ablation(self, name: str, share: float) -> Figures:
         stages = {"stage1": self.config.policy.stage1.steps, "stage2": self.config.policy.stage2.steps}
         fewer = tuple(f"policy.{stage}.steps={round(share * steps)}" for stage, steps in stages.items())
-        config = load_config(CONFIGS / "ml-1m.yaml", (*self.overrides, *fewer, *ABLATIONS[name]))
-        place = self.root / "ablations" / f"{name} {share}".replace(" ", "-")
-        place.mkdir(parents=True, exist_ok=True)
+        changes = ABLATIONS[name]
+        config = load_config(CONFIGS / "ml-1m.yaml", (*self.overrides, *fewer, *changes))
         start = self.root / "start"
         if config.policy.stage1.steps:
-            self.timed(place / "stage1", lambda out: self.stage("stage1", config, start, out))
-            start = place / "stage1"
-        self.timed(place / "stage2", lambda out: self.stage("stage2", config, start, out))
+            before = [change for change in changes if not change.startswith("rewards.stage2.")]
+            place = self._place("stage1", share, before)
+            self.timed(place, lambda out: self.stage("stage1", config, self.root / "start", out))
+            start = place
+        place = self._place("stage2", share, changes)
+        self.timed(place, lambda out: self.stage("stage2", config, start, out))
         setting = self.setting(config, "validation")
-        figures, ranks = self.figures(setting, place / "stage2")
+        figures, ranks = self.figures(setting, place)
         pair = compare({"policy": ranks, "trm": self._trm_ranks(setting)}, [("policy", "trm")], 1000, config.seed)
         difference = pair["differences"]["policy_minus_trm"]["ndcg@10"]
         return figures | {"minus trm": difference["mean"], "low": difference["low"], "high": difference["high"]}
+
+    def _place(self, stage: str, share: float, changes: Sequence[str]) -> Path:
+        """Where a stage's policy is kept: what two ablations have in common is trained once, or by the main table."""
+        if share == 1.0 and not changes:
+            return self.root / stage
+        place = self.root / "ablations"
+        place.mkdir(exist_ok=True)
+        return place / "-".join((stage, str(share), *changes))
 
     def timed(self, name: str | Path, make: Callable[[Path], object]) -> float:
         """Make an artifact unless it is there; its minutes, which are kept beside it."""
@@ -223,7 +233,7 @@ class Bench:
         """One stage, from ``start``."""
         train_stage(
             stage, self.dataset, self.trm, start, self.root / "prompts", config.policy, config.explore, config.rewards,
-            config.text, config.seed, out, out.with_suffix(".html"), progress=tell,
+            config.text, config.seed, out, out.with_name(out.name + ".html"), progress=tell,
         )  # fmt: skip
 
     def setting(self, config: Config, split: str) -> Setting:

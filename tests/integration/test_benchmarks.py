@@ -139,13 +139,20 @@ def test_policy_learning(
     assert all(0 <= found["figures"][name]["valid_rate_free"] <= 1 for name in ("start", "stage1", "stage2"))
     assert "at least 1, aim 1.05" in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
-    ablated = figures(
-        policy_learning, monkeypatch, tmp_path, *arguments, "--only-ablations", "--ablation", "without stage 1"
-    )
-    [whole, half] = ablated["ablations"]
-    assert (whole["name"], whole["steps"], half["steps"]) == ("without stage 1", 1.0, 0.5)
-    assert not (kept / "ablations" / "without-stage-1-1.0" / "stage1").exists()
-    assert "ndcg@10" in whole
+    names = ("--ablation", "without stage 1", "--ablation", "without point-wise")
+    ablated = figures(policy_learning, monkeypatch, tmp_path, *arguments, "--only-ablations", *names)
+    rows = ablated["ablations"]
+    assert [(row["name"], row["steps"]) for row in rows] == [
+        (name, share) for name in ("without stage 1", "without point-wise") for share in (1.0, 0.5)
+    ]
+    assert all("ndcg@10" in row for row in rows)
+    assert sorted(path.name for path in (kept / "ablations").iterdir() if path.is_dir()) == [
+        "stage1-0.5",
+        "stage2-0.5-policy.stage1.steps=0",
+        "stage2-0.5-rewards.stage2.pointwise=0.0",
+        "stage2-1.0-policy.stage1.steps=0",
+        "stage2-1.0-rewards.stage2.pointwise=0.0",
+    ], "the first stage of the main table is not trained again, and none where there is none"
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items() if path.is_file()), "gone on from"
 
 
