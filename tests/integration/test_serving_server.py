@@ -19,6 +19,7 @@ import httpx
 import psutil
 import pytest
 
+from deeprec.serving.http.server import SWITCH_SECONDS
 from tests.integration.servers import STOP_SECONDS, ServerProcess, started, until
 
 PREDICT = "/v1/models/echo:predict"
@@ -250,12 +251,12 @@ def test_the_document_names_each_model_with_its_fields_and_limits(echo: ServerPr
             assert "422" not in operation["responses"], path
 
 
-def test_torch_gets_the_threads_that_the_configuration_names() -> None:
+def test_torch_gets_the_threads_that_the_configuration_names_and_python_takes_longer_turns() -> None:
     script = (
-        "import torch; from deeprec.config import ServingConfig; "
+        "import sys, torch; from deeprec.config import ServingConfig; "
         "from deeprec.serving.http.server import limit_threads; "
-        "limit_threads(ServingConfig(threads=3)); print(torch.get_num_threads())"
+        "limit_threads(ServingConfig(threads=3)); print([torch.get_num_threads(), sys.getswitchinterval()])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    assert json.loads(done.stdout) == 3
+    assert json.loads(done.stdout) == [3, SWITCH_SECONDS]

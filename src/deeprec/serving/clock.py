@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-APART_SECONDS = 0.002
+APART_SECONDS = 0.003
 """What an answer takes of the event loop until it is sent, so that this many seconds lie between two ends."""
-MOST_EARLY = 0.2
-"""Share of a request's time that it may end early."""
+SENDING_SECONDS = 0.03
+"""What an answer's way to the caller may take: so long before its deadline a request ends at the latest."""
+MOST_EARLY = 0.35
+"""Share of a request's time that it may end early, for both of these."""
 
 _ARRIVED: ContextVar[float | None] = ContextVar("arrived", default=None)
 
@@ -60,10 +62,11 @@ class RequestClock:
 
 
 class Ends:
-    """The ends of the requests under way, a little apart from one another.
+    """The ends of the requests under way: a little before their deadlines, a little apart from one another.
 
-    Requests that come together would end together, and their answers wait for one another to be written beyond the
-    deadline. So one that finds its end taken ends before those that have it: the last of them ends on time.
+    A deadline is when the answer is wanted, so that its way has to be over by then. Requests that come together would
+    end together, and their answers wait for one another to be written. So one that finds its end taken ends before
+    those that have it.
     """
 
     def __init__(self) -> None:
@@ -73,7 +76,8 @@ class Ends:
     def kept(self, clock: RequestClock) -> Iterator[None]:
         """Bring the clock's deadline forward to the latest end that is free, and keep that one meanwhile."""
         earliest = clock.deadline - MOST_EARLY * clock.deadline_ms / 1000
-        end, place = clock.deadline, bisect_right(self._taken, clock.deadline + APART_SECONDS)
+        end = clock.deadline - SENDING_SECONDS
+        place = bisect_right(self._taken, end + APART_SECONDS)
         while place > 0 and end - self._taken[place - 1] < APART_SECONDS:
             place -= 1
             end = self._taken[place] - APART_SECONDS

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeprec.serving.clock import APART_SECONDS, MOST_EARLY, Ends, RequestClock, arriving
+from deeprec.serving.clock import APART_SECONDS, MOST_EARLY, SENDING_SECONDS, Ends, RequestClock, arriving
 
 
 def clock(deadline_ms: int, began: float) -> RequestClock:
@@ -51,19 +51,20 @@ def test_requests_that_come_together_end_one_after_the_other() -> None:
     with ExitStack() as stack:
         for one in clocks:
             stack.enter_context(ends.kept(one))
-        assert clocks[0].deadline == came + 0.3, "the first ends on time"
+        assert clocks[0].deadline == came + 0.3 - SENDING_SECONDS, "the first ends when its answer can be there on time"
         gaps = [before.deadline - after.deadline for before, after in pairwise(clocks)]
         assert gaps == pytest.approx([APART_SECONDS] * 9)
     with ends.kept(again := clock(300, came)):
-        assert again.deadline == came + 0.3, "their ends are free again"
+        assert again.deadline == came + 0.3 - SENDING_SECONDS, "their ends are free again"
 
 
 def test_an_end_between_two_others_is_taken() -> None:
     ends, came = Ends(), 100.0
-    with ends.kept(clock(300, came)), ends.kept(clock(310, came)), ends.kept(between := clock(305, came)):
-        assert between.deadline == came + 0.305
-        with ends.kept(later := clock(306, came)):
-            assert later.deadline == pytest.approx(came + 0.303), "before the one it would meet, after the other"
+    with ends.kept(clock(300, came)), ends.kept(clock(316, came)), ends.kept(between := clock(308, came)):
+        assert between.deadline == came + 0.308 - SENDING_SECONDS
+        with ends.kept(later := clock(309, came)):
+            expected = came + 0.308 - SENDING_SECONDS - APART_SECONDS
+            assert later.deadline == pytest.approx(expected), "before the one it would meet, after the other"
 
 
 @given(deadlines=st.lists(st.integers(10, 400), min_size=1, max_size=120))
@@ -73,9 +74,10 @@ def test_no_end_is_late_or_much_too_early_and_none_meets_another_that_can_avoid_
     with ExitStack() as stack:
         for deadline_ms in deadlines:
             one = clock(deadline_ms, 50.0)
-            asked, earliest = one.deadline, one.deadline - MOST_EARLY * deadline_ms / 1000
+            earliest = one.deadline - MOST_EARLY * deadline_ms / 1000
+            latest = max(one.deadline - SENDING_SECONDS, earliest)
             stack.enter_context(ends.kept(one))
-            assert earliest <= one.deadline <= asked
+            assert earliest <= one.deadline <= latest
             apart = min((abs(one.deadline - other) for other in taken), default=1.0)
             assert apart > APART_SECONDS - 1e-9 or one.deadline == earliest
             taken.append(one.deadline)

@@ -15,6 +15,7 @@ import logging
 import math
 import signal
 import socket
+import sys
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,9 @@ Hook = Callable[[], Awaitable[None]]
 
 DRAIN_SECONDS = 1.0
 """How long a server that was told to stop still takes new requests."""
+SWITCH_SECONDS = 0.02
+"""How long a thread goes on in Python while another waits. With CPython's own 5 ms the event loop and the TRM's thread
+take the interpreter from each other so often that both are slower; see ``benchmarks.serving_faults``."""
 HELPERS = 4
 """Threads for what may wait on a disk or a network without anybody waiting for it."""
 _SPARE_SECONDS = 5
@@ -64,10 +68,11 @@ def free_port(host: str, port: int) -> int:
 
 
 def limit_threads(serving: ServingConfig) -> None:
-    """Let torch compute with ``serving.threads`` threads in this process."""
+    """Let torch compute with ``serving.threads`` threads in this process, and threads of Python take longer turns."""
     import torch
 
     torch.set_num_threads(serving.threads)
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def run(

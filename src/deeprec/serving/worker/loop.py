@@ -38,7 +38,7 @@ from deeprec.types import Call, Conditions, EndReason, Example, Policy, Query, R
 logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
-_NICE = 5
+_NICE = 10
 """Where cores are scarce the server, which keeps the deadlines, comes before the policy."""
 
 
