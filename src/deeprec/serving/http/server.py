@@ -42,8 +42,8 @@ Hook = Callable[[], Awaitable[None]]
 DRAIN_SECONDS = 1.0
 """How long a server that was told to stop still takes new requests."""
 SWITCH_SECONDS = 0.02
-"""How long a thread goes on in Python while another waits. With CPython's own 5 ms the event loop and the TRM's thread
-take the interpreter from each other so often that both are slower; see ``benchmarks.serving_faults``."""
+"""How long a thread goes on in Python while another waits. Longer turns than CPython's own 5 ms kept more answers in
+time, and shorter ones fewer: 32 requests at once on two cores, a slow policy, ``benchmarks.serving_faults --http``."""
 HELPERS = 4
 """Threads for what may wait on a disk or a network without anybody waiting for it."""
 _SPARE_SECONDS = 5
