@@ -180,8 +180,8 @@ class Rule(Protocol):
     """Port: what may be written in a segment, token by token. Implemented by ``explore.answers.AnswerRule``."""
 
     @property
-    def allowed(self) -> tuple[int, ...] | None:
-        """Token ids that may come next, in ascending order; None where any may."""
+    def allowed(self) -> Mapping[int, float] | None:
+        """Token ids that may come next, in ascending order → what is added to their logits; None where any may."""
         ...
 
     def take(self, token: int) -> None:

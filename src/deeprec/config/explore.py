@@ -84,6 +84,9 @@ class ExploreConfig(Section):
     answers: Literal["free", "retrieved"] = "free"
     """``retrieved``: while answering, the policy may write the titles of items it retrieved only, none twice, and has
     the lines numbered for it; ``free`` leaves the answer to it, and whether it is valid."""
+    list_weight: float = Field(0.0, ge=0)
+    """How much the order of the lists counts beside the policy's own opinion of a title, where ``answers`` is
+    ``retrieved``: this times the logarithm of its merged reciprocal rank is added to the title's logit."""
     batch_size: Positive = 256
     """Rollouts that advance together."""
     engine: EngineConfig = EngineConfig()
@@ -94,6 +97,11 @@ class ExploreConfig(Section):
             raise ValueError(
                 f"answer_size is {self.answer_size}, but {self.max_calls} calls of {self.items_per_call} items "
                 f"retrieve at most {self.items_per_call * self.max_calls}; lower answer_size or raise items_per_call"
+            )
+        if self.list_weight and self.answers == "free":
+            raise ValueError(
+                f"list_weight is {self.list_weight}, but answers are free, and only held answers can be weighed; set "
+                f"answers to 'retrieved' or list_weight to 0"
             )
         return self
 

@@ -19,7 +19,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from deeprec.errors import PolicyError
-from deeprec.explore.masks import barred
+from deeprec.explore.masks import Held, hold_
 from deeprec.explore.tokens import TokenizedPolicy
 from deeprec.types import Generation, Rule, Segment
 
@@ -265,13 +265,11 @@ class TransformersGeneration:
         grid.cached = [old + new for old, new in zip(grid.cached, real.sum(1).tolist(), strict=True)]
         return torch.as_tensor(logits)
 
-    def _choose(
-        self, logits: torch.Tensor, temperature: float, held: Mapping[int, Sequence[int]]
-    ) -> tuple[list[int], list[float]]:
-        """One token per row and its log-probability, from logits (rows, vocabulary); ``held``: row → allowed tokens."""
-        scaled = logits.float() if temperature <= 0 else logits.float() / temperature
-        if held:
-            scaled = scaled.masked_fill(barred(held, scaled), -torch.inf)
+    def _choose(self, logits: torch.Tensor, temperature: float, held: Held) -> tuple[list[int], list[float]]:
+        """One token per row and its log-probability, from logits (rows, vocabulary), which are changed where held."""
+        scaled = hold_(logits.float(), held)
+        if temperature > 0:
+            scaled = scaled / temperature
         logprobs = torch.log_softmax(scaled, dim=-1)
         chosen = scaled.argmax(dim=-1) if temperature <= 0 else self._sample(logprobs)
         picked = logprobs.gather(1, chosen[:, None]).squeeze(1)
@@ -285,7 +283,7 @@ class TransformersGeneration:
         return chosen.squeeze(1).clamp_(max=logprobs.shape[1] - 1)
 
 
-def _held(rows: Sequence[int], open_rows: AbstractSet[int], ruled: Mapping[int, Rule]) -> dict[int, tuple[int, ...]]:
+def _held(rows: Sequence[int], open_rows: AbstractSet[int], ruled: Mapping[int, Rule]) -> Held:
     """Place among the rows → what its rule allows next, for open rows that are held to something."""
     told = {place: ruled[row].allowed for place, row in enumerate(rows) if row in ruled and row in open_rows}
     return {place: allowed for place, allowed in told.items() if allowed is not None}

@@ -14,7 +14,7 @@ import numpy as np
 
 from deeprec.config import ExploreConfig
 from deeprec.errors import ProtocolError
-from deeprec.explore.answers import AnswerRules
+from deeprec.explore.answers import answer_rules
 from deeprec.explore.environment import Episode, Limits
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import ANSWER_CLOSE, PREFERENCE_CLOSE, TitleBook
@@ -120,8 +120,7 @@ class _Loop:
         self._conditions: Sequence[Conditions] = ()
         self._prompts = PromptBuilder(config, titles)
         self._limits = Limits.of(config, stop_ids(policy))
-        held = config.answers == "retrieved"
-        self._rules = AnswerRules(policy, titles, config.answer_size) if held else None
+        self._rules = answer_rules(policy, titles, config)
 
     def run(self, examples: Sequence[Example], conditions: Sequence[Conditions], seed: int | None) -> list[Trajectory]:
         self._encoded, self._conditions = {}, conditions

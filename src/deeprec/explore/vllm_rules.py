@@ -8,13 +8,13 @@ refuses what lacks its own: the first one's (``VLLM_USE_V2_MODEL_RUNNER=0``, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from deeprec.explore.answers import AnswerRule
-from deeprec.explore.masks import barred
+from deeprec.explore.masks import Held, hold_
 from deeprec.explore.vllm_engine import RULE_ARGUMENT
 
 try:
@@ -40,8 +40,8 @@ class Follower:
         self.told = 0
 
     @property
-    def allowed(self) -> tuple[int, ...] | None:
-        """Token ids that may come next; None where any may."""
+    def allowed(self) -> dict[int, float] | None:
+        """Token ids that may come next → what is added to their logits; None where any may."""
         return self._rule.allowed
 
     def tell(self, tokens: Sequence[int]) -> None:
@@ -64,17 +64,8 @@ class Follower:
         return Follower(self._rule.describe())
 
 
-def bar(logits: torch.Tensor, held: Mapping[int, Sequence[int]]) -> None:
-    """Give −∞ to what a row may not write, in place; ``held``: row of ``logits`` (rows, vocabulary) → allowed tokens.
-
-    A row that is allowed nothing of the vocabulary is left as it is.
-    """
-    if held:
-        logits.masked_fill_(barred(held, logits), -torch.inf)
-
-
 class RuleProcessor(FirstRunner, SecondRunner):  # type: ignore[misc]
-    """Masks what the rules of a batch's requests do not allow. It changes which token is the likeliest."""
+    """Holds a batch's requests to their rules (``masks.hold_``). It changes which token is the likeliest."""
 
     def __init__(self, vllm_config: Any, *given: Any) -> None:
         """``given``: V2's view of the requests' tokens, or the first runner's device and whether memory is pinned."""
@@ -120,12 +111,12 @@ class RuleProcessor(FirstRunner, SecondRunner):  # type: ignore[misc]
         return True
 
     def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
-        """Mask the logits (rows, vocabulary) in place; ``ctx`` is V2's batch, in which rows are slots' by turns."""
+        """Hold the logits (rows, vocabulary) in place; ``ctx`` is V2's batch, in which rows are slots' by turns."""
         if self._ruled:
-            bar(logits, self._rows() if ctx is None else self._rows_of(ctx))
+            hold_(logits, self._rows() if ctx is None else self._rows_of(ctx))
         return logits
 
-    def _rows(self) -> dict[int, tuple[int, ...]]:
+    def _rows(self) -> Held:
         held = {}
         for row, (follower, output) in self._ruled.items():
             follower.tell(output[follower.told :])
@@ -133,9 +124,9 @@ class RuleProcessor(FirstRunner, SecondRunner):  # type: ignore[misc]
                 held[row] = allowed
         return held
 
-    def _rows_of(self, ctx: Any) -> dict[int, tuple[int, ...]]:
+    def _rows_of(self, ctx: Any) -> Held:
         """Rows that read a prompt are left out; a row after drafts is held to what may come after them."""
-        held: dict[int, tuple[int, ...]] = {}
+        held: dict[int, dict[int, float]] = {}
         if not self._ruled.keys() & set(ctx.idx_mapping_np.tolist()):
             return held
         columns = (ctx.expanded_idx_mapping, ctx.pos, ctx.input_ids, ctx.expanded_local_pos)

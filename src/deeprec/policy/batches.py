@@ -6,12 +6,13 @@ the names of its tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from deeprec.explore.masks import barred
+from deeprec.explore import masks
+from deeprec.explore.masks import hold_
 from deeprec.types import Trajectory
 
 _COMPLETION_KEYS = (
@@ -25,10 +26,10 @@ _COMPLETION_KEYS = (
 )
 
 
-Allowed = Sequence[Mapping[int, Sequence[int]]]
-"""For each row: place in the completion → token ids that an answer rule allowed there (``explore.answers``)."""
+Allowed = Sequence[masks.Held]
+"""For each row: place in the completion → what an answer rule allowed there (``explore.answers``)."""
 
-Held = Callable[[Trajectory], Mapping[int, Sequence[int]]]
+Held = Callable[[Trajectory], masks.Held]
 """The same of one trajectory (``AnswerRules.allowed``)."""
 
 
@@ -55,10 +56,10 @@ def own_logprobs(
     else:
         hidden = model.base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
         logits = model.get_output_embeddings()(hidden[:, -width - 1 : -1][own])
-    logits = logits.float() / temperature
+    logits = logits.float()
     if allowed:
-        logits = logits.masked_fill(barred(places(own, allowed), logits), -torch.inf)
-    logps = logits.log_softmax(dim=-1)
+        logits = hold_(logits, places(own, allowed))
+    logps = (logits / temperature).log_softmax(dim=-1)
     chosen = logps.gather(1, ids[:, -width:][own][:, None]).squeeze(1)
     given = logps.detach()
     spread = -(given.exp() * given.clamp(min=torch.finfo(given.dtype).min)).sum(dim=-1)
@@ -66,7 +67,7 @@ def own_logprobs(
     return empty.masked_scatter(own, chosen), empty.masked_scatter(own, spread)
 
 
-def places(own: torch.Tensor, allowed: Allowed) -> dict[int, Sequence[int]]:
+def places(own: torch.Tensor, allowed: Allowed) -> masks.Held:
     """What is ``allowed`` by the order of the true cells of ``own`` (batch, C)."""
     return {
         order: allowed[row][place] for order, (row, place) in enumerate(own.nonzero().tolist()) if place in allowed[row]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deeprec.checks.gate import Verdict, check_metrics
 from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, StageConfig, TextConfig
-from deeprec.explore.answers import AnswerRules
+from deeprec.explore.answers import answer_rules
 from deeprec.explore.loading import load_policy
 from deeprec.metrics import metrics_from_ranks, target_ranks
 from deeprec.policy.build import KIND, write_policy
@@ -167,7 +167,7 @@ def _train(
             made = setting.roll(engine, examples, explore, explore.temperature, derived_seed(seed, *path))
         return score(scorer, made, examples)
 
-    held = explore.answers == "retrieved"
+    rules = answer_rules(actor, setting.titles, explore)
     return train_grpo(
         actor.model,
         actor.tokenizer,
@@ -180,7 +180,7 @@ def _train(
         checkpoints=checkpoints,
         policy=policy,
         longest=explore.max_context,
-        allowed=AnswerRules(actor, setting.titles, explore.answer_size).allowed if held else None,
+        allowed=rules.allowed if rules else None,
         progress=progress,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from deeprec.types import JsonDict, Trajectory
 if TYPE_CHECKING:
     import torch
 
+    from deeprec.explore.masks import Held
     from deeprec.policy.batches import Allowed
 
 WEIGHT_DECAY = 0.01
@@ -120,8 +121,8 @@ def schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _shifted(rules: Mapping[int, Sequence[int]], by: int) -> dict[int, Sequence[int]]:
-    return {place + by: tokens for place, tokens in rules.items()}
+def _shifted(held: Held, by: int) -> Held:
+    return {place + by: tokens for place, tokens in held.items()}
 
 
 def _loss(model: Any, ids: torch.Tensor, wanted: torch.Tensor, allowed: Allowed) -> tuple[torch.Tensor, int, int]:
@@ -132,7 +133,7 @@ def _loss(model: Any, ids: torch.Tensor, wanted: torch.Tensor, allowed: Allowed)
     """
     import torch
 
-    from deeprec.explore.masks import barred
+    from deeprec.explore.masks import hold_
     from deeprec.policy.batches import places
     from deeprec.trm.training import has_bf16
 
@@ -141,7 +142,7 @@ def _loss(model: Any, ids: torch.Tensor, wanted: torch.Tensor, allowed: Allowed)
         target = wanted[:, 1:]
         logits = model.get_output_embeddings()(hidden[target]).float()
     if allowed:
-        logits = logits.masked_fill(barred(places(target, allowed), logits), -torch.inf)
+        logits = hold_(logits, places(target, allowed))
     labels = ids[:, 1:][target]
     loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
     return loss, int((logits.detach().argmax(-1) == labels).sum()), labels.numel()

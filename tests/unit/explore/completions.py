@@ -128,6 +128,8 @@ def _extend(model, prompt, body, stops):
             logits = model(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, -1].float()
         if rule and rule.allowed is not None:
             logits[[token for token in range(len(logits)) if token not in rule.allowed]] = -torch.inf
+            for token, more in rule.allowed.items():
+                logits[token] += more
         table = torch.log_softmax(logits / (body["temperature"] or 1.0), dim=-1)
         greedy = body["temperature"] == 0
         token = int(table.argmax() if greedy else torch.multinomial(table.exp(), 1, generator=generator))

@@ -1,5 +1,6 @@
 """What an answer may be written with: every way through a rule is an answer of distinct retrieved titles."""
 
+import math
 import random
 from types import SimpleNamespace
 
@@ -7,7 +8,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from deeprec.explore.answers import AnswerForm, AnswerRule, AnswerRules
+from deeprec.config import ExploreConfig
+from deeprec.explore.answers import AnswerForm, AnswerRule, AnswerRules, answer_rules
+from deeprec.explore.fusion import merged_weights
 from deeprec.explore.protocol import ANSWER_CLOSE, ANSWER_OPEN, MARKUP, AnswerText, parse_segment
 from deeprec.explore.tokens import TokenizedPolicy
 from deeprec.policy.tiny import build_tokenizer
@@ -58,8 +61,8 @@ def written(rule, policy, start, choose):
     for token in tokens:
         rule.take(token)
     while (allowed := rule.allowed) is not None:
-        assert list(allowed) == sorted(set(allowed)) != []
-        tokens.append(choose(allowed))
+        assert list(allowed) == sorted(allowed) != []
+        tokens.append(choose(list(allowed)))
         rule.take(tokens[-1])
     return tokens
 
@@ -116,7 +119,7 @@ def test_a_rule_lets_go_after_a_token_that_it_did_not_allow(policy, titles):
 
 
 def test_a_described_rule_goes_on_where_it_was(policy, titles):
-    rules = AnswerRules(policy, titles, 4)
+    rules = AnswerRules(policy, titles, 4, list_weight=0.5)
     rule = rules.rule([call(1, 10, 12, 2, 20)])
     generator = random.Random(0)
     for token in policy.encode(f"Done.\n{ANSWER_OPEN}"):
@@ -125,7 +128,7 @@ def test_a_described_rule_goes_on_where_it_was(policy, titles):
     while (allowed := rule.allowed) is not None:
         copy = AnswerRule.read(rule.describe())
         assert copy.allowed == allowed
-        token = generator.choice(allowed)
+        token = generator.choice(list(allowed))
         copy.take(token)
         rule.take(token)
         assert copy.allowed == rule.allowed
@@ -134,7 +137,7 @@ def test_a_described_rule_goes_on_where_it_was(policy, titles):
 
 
 def test_a_finished_trajectory_tells_what_was_allowed_where(policy, titles):
-    rules = AnswerRules(policy, titles, 2)
+    rules = AnswerRules(policy, titles, 2, list_weight=1.0)
     ask, listed = policy.encode("a\n<|begin_of_preference|>"), policy.encode("\n1. Film 4\n")
     rule = rules.rule([call(4, 5), call(6)])
     answer = policy.encode(ANSWER_OPEN)
@@ -143,8 +146,8 @@ def test_a_finished_trajectory_tells_what_was_allowed_where(policy, titles):
     expected = {}
     while (allowed := rule.allowed) is not None:
         expected[len(answer)] = allowed
-        answer.append(allowed[-1])
-        rule.take(allowed[-1])
+        answer.append(max(allowed))
+        rule.take(max(allowed))
     ids, mask = [], []
     for tokens, own in ((ask, 1), (listed, 0), (ask, 1), (listed, 0), (answer, 1), ([policy.eos_id], 0)):
         ids += tokens
@@ -154,6 +157,38 @@ def test_a_finished_trajectory_tells_what_was_allowed_where(policy, titles):
     )
     begin = 2 * len(ask) + 2 * len(listed)
     assert rules.allowed(made) == {begin + place: tokens for place, tokens in expected.items()}
+
+
+def test_the_lists_order_speaks_for_titles(policy, titles):
+    """A policy without an opinion writes a title as often as its merged weight says, λ = 1, however it is cut."""
+    calls = [call(1, 10, 12), call(2, 10)]
+    weights = merged_weights([one.items for one in calls])
+    shares = {}
+    for item_id in weights:
+        rule = AnswerRules(policy, titles, 1, list_weight=1.0).rule(calls)
+        title = titles.title(item_id)
+        share = 1.0
+        for token in policy.encode(f"{ANSWER_OPEN}\n1. {title}\n{ANSWER_CLOSE}"):
+            allowed = rule.allowed
+            if allowed is not None:
+                share *= math.exp(allowed[token]) / sum(map(math.exp, allowed.values()))
+            rule.take(token)
+        shares[item_id] = share
+    assert shares == pytest.approx({item_id: weight / sum(weights.values()) for item_id, weight in weights.items()})
+
+
+def test_without_a_weight_the_lists_say_nothing(policy, titles):
+    rule = AnswerRules(policy, titles, 3).rule([call(1, 10, 12), call(2, 10)])
+    added = []
+    written(rule, policy, ANSWER_OPEN, lambda allowed: added.extend(rule.allowed.values()) or allowed[0])
+    assert set(added) == {0.0}
+
+
+def test_answers_are_held_where_the_configuration_says_so(policy, titles):
+    assert answer_rules(policy, titles, ExploreConfig()) is None
+    rules = answer_rules(policy, titles, ExploreConfig(answers="retrieved", list_weight=2.0))
+    expected = AnswerRules(policy, titles, 10, list_weight=2.0)
+    assert rules.rule([call(1, 2)]).describe() == expected.rule([call(1, 2)]).describe()
 
 
 def test_the_tokenizers_own_cut_decides_the_form(titles, config):
@@ -172,7 +207,7 @@ def test_a_tokenizer_that_loses_text_is_refused(titles, config):
         AnswerForm.of(lossy, titles, 3)
 
 
-@pytest.mark.parametrize("described", ["", "[]", '{"a": 1}', '[[1,[],[[1]],[1],"",""],["a"],0,[],null]'])
+@pytest.mark.parametrize("described", ["", "[]", '{"a": 1}', '[[1,[],[[1]],[1],"",""],["a"],0.0,0,[],null]'])
 def test_what_is_no_described_rule_is_refused(described):
     with pytest.raises(ValueError, match="validation error"):
         AnswerRule.read(described)

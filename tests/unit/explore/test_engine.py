@@ -176,7 +176,8 @@ class Only:
     @property
     def allowed(self):
         place = len(self.taken)
-        return self.steps[place] if place < len(self.steps) else None
+        allowed = self.steps[place] if place < len(self.steps) else None
+        return None if allowed is None else dict.fromkeys(allowed, 0.0)
 
     def take(self, token):
         self.taken.append(token)

@@ -188,12 +188,14 @@ def engine(request, directory, tokenizer, model, tmp_path_factory):
 
 
 def barred(logits, tokens, rule):
-    """Logits (tokens, vocabulary) without what the rule does not allow in each token's place."""
+    """Logits (tokens, vocabulary) without what the rule does not allow in each token's place, and with what it adds."""
     for row, token in zip(logits, tokens, strict=True):
         allowed = rule.allowed if rule else None
         if allowed is not None:
             assert token in allowed
             row[[other for other in range(len(row)) if other not in allowed]] = -math.inf
+            for other, more in allowed.items():
+                row[other] += more
         if rule:
             rule.take(token)
     return logits
@@ -237,10 +239,10 @@ def test_turns_of_rows_that_leave_and_come_back(engine, model, temperature):
 
 
 def rule_over(encode, opening, *titles):
-    """Answers of at most three of these titles, in lines that begin with i, j and a."""
+    """Answers of at most three of these titles, in lines that begin with i, j and a; the later, the likelier."""
     numbers = tuple(tuple(encode(f"\n{letter}")) for letter in "ija")
     form = AnswerForm(encode(opening)[0], (), numbers, tuple(encode(f"\n{ANSWER_CLOSE}")), "", "")
-    return AnswerRule(form, [tuple(encode(title)) for title in titles])
+    return AnswerRule(form, {tuple(encode(title)): float(place) for place, title in enumerate(titles, start=1)}, 1.5)
 
 
 def sure_letters(model, encode, decode):

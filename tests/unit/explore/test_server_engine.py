@@ -61,7 +61,7 @@ def generate(policy, rows=1, *, limit=4, temperature=1.0, seed=0, rules=()):
 
 def answer_rule(*title):
     """An answer of one line, that follows the number 5 and begins at once."""
-    rule = AnswerRule(AnswerForm(7, (), ((5,),), (0,), "", ""), [title])
+    rule = AnswerRule(AnswerForm(7, (), ((5,),), (0,), "", ""), {title: 1.0})
     rule.take(7)
     return rule
 
@@ -117,7 +117,7 @@ def test_a_rule_is_sent_with_the_rows_that_it_holds_for(connect):
         generate(policy, 4, temperature=0.0, limit=1, rules=rules)
         sent = sorted((body["vllm_xargs"]["deeprec_rule"], body["prompt"]) for body in server.bodies)
         assert sent == sorted(zip(described, ([[100], [102]], [[101], [103]]), strict=True))
-        assert rules[0].allowed == (8,)
+        assert rules[0].allowed == {8: 0.0}
         del server.bodies[:]
         generate(policy, 2, limit=1, rules=[answer_rule(8), answer_rule(8)])
         assert sorted(body["prompt"] for body in server.bodies) == [[[100]], [[101]]]

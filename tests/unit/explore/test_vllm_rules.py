@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from deeprec.explore.answers import AnswerForm, AnswerRule
+from deeprec.explore.masks import hold_
 from deeprec.explore.vllm_engine import RULE_ARGUMENT
-from deeprec.explore.vllm_rules import NEVER, RuleProcessor, bar
+from deeprec.explore.vllm_rules import NEVER, RuleProcessor
 
 OPENING, VOCABULARY = 9, 12
-TITLES = ((4, 5), (4, 6), (7,))
+TITLES = {(4, 5): 1.0, (4, 6): 0.5, (7,): 0.25}
 GROUP = "vllm.logits_processors"
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed; its runners are met where it is"
@@ -52,15 +53,23 @@ EVERY = tuple(range(VOCABULARY))
 def test_a_row_keeps_its_allowed_logits_alone():
     logits = torch.arange(3.0 * VOCABULARY).reshape(3, VOCABULARY)
     before = logits.clone()
-    bar(logits, {0: (2, 7), 2: (VOCABULARY - 1, VOCABULARY, -1)})
+    hold_(logits, {0: {2: 0.0, 7: 0.0}, 2: {VOCABULARY - 1: 0.0, VOCABULARY: 0.0, -1: 0.0}})
     assert finite(logits) == [(2, 7), EVERY, (VOCABULARY - 1,)]
     assert torch.equal(logits[logits.isfinite()], before[logits.isfinite()])
 
 
+def test_what_speaks_for_a_token_is_added_to_its_logit():
+    logits = torch.arange(2.0 * VOCABULARY).reshape(2, VOCABULARY)
+    held = hold_(logits, {1: {3: -0.5, 8: 2.0, VOCABULARY: 9.0}})
+    assert held is logits
+    assert finite(logits) == [EVERY, (3, 8)]
+    assert logits[1, [3, 8]].tolist() == [VOCABULARY + 3 - 0.5, VOCABULARY + 8 + 2.0]
+
+
 def test_a_row_that_may_write_nothing_known_is_left():
     logits = torch.zeros(2, VOCABULARY)
-    bar(logits, {})
-    bar(logits, {1: (VOCABULARY,)})
+    hold_(logits, {})
+    hold_(logits, {1: {VOCABULARY: 1.0}})
     assert torch.equal(logits, torch.zeros(2, VOCABULARY))
 
 

@@ -358,10 +358,10 @@ def test_held_tokens_are_scored_among_what_was_allowed(model: Any, whole: bool) 
     attention = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
     own = torch.tensor([[1, 0, 1], [1, 1, 0]], dtype=torch.bool)
     free, spread = own_logprobs(model, ids, attention, own, temperature=0.7, whole=whole)
-    allowed = [{2: (3, 21, 30), 1: (2,)}, {0: (22,), 7: (1, 2)}]
+    allowed = [{2: {3: 0.0, 21: -1.5, 30: 0.5}, 1: {2: 0.0}}, {0: {22: -3.0}, 7: {1: 0.0, 2: 0.0}}]
     logps, entropies = own_logprobs(model, ids, attention, own, temperature=0.7, allowed=allowed, whole=whole)
-    logits = model(input_ids=ids, attention_mask=attention).logits[0, 4, [3, 21, 30]] / 0.7
-    among = logits.log_softmax(-1)
+    logits = model(input_ids=ids, attention_mask=attention).logits[0, 4, [3, 21, 30]]
+    among = ((logits + torch.tensor([0.0, -1.5, 0.5])) / 0.7).log_softmax(-1)
     zero = torch.zeros(())
     expected = torch.stack([free[0, 0], zero, among[1], zero, free[1, 1], zero]).view(2, 3)
     torch.testing.assert_close(logps, expected)
@@ -376,7 +376,8 @@ def test_a_stage_scores_what_the_engine_was_held_to(
 ) -> None:
     """Two of the words are allowed at the last token; rewarded for one, the policy learns to choose it among them."""
     good, bad = 20, 21
-    rules = {1: (good, bad)}
+    rules = {1: {good: -1.0, bad: 0.5}}
+    choices, prior = list(rules[1]), torch.tensor(list(rules[1].values()))
     sampled: list[float] = []
 
     def roll(examples: Sequence[Example], step: int, engine: Any) -> list[Trajectory]:
@@ -385,12 +386,12 @@ def test_a_stage_scores_what_the_engine_was_held_to(
             generator = torch.Generator().manual_seed(100 * step + row)
             with torch.no_grad():
                 first = model(torch.tensor([[1, 2]])).logits[0, -1].log_softmax(-1)
-                second = model(torch.tensor([[1, 2, 5]])).logits[0, -1, list(rules[1])].log_softmax(-1)
+                second = (model(torch.tensor([[1, 2, 5]])).logits[0, -1, choices] + prior).log_softmax(-1)
             choice = int(torch.multinomial(second.exp(), 1, generator=generator))
             sampled.append(float(second.exp()[0]))
-            reward = {"good": (float(rules[1][choice] == good), 1.0)}
+            reward = {"good": (float(choices[choice] == good), 1.0)}
             logprobs = [float(first[5]), float(second[choice])]
-            made.append(trajectory(example.key, [1, 2], [5, rules[1][choice]], [1, 1], reward, logprobs))
+            made.append(trajectory(example.key, [1, 2], [5, choices[choice]], [1, 1], reward, logprobs))
         return made
 
     stage = STAGE.model_copy(update={"steps": 6, "health": HealthConfig(min_mean_calls=0, min_valid_rate=0)})

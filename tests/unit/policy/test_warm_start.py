@@ -52,9 +52,9 @@ def test_where_a_rule_held_the_loss_is_among_what_it_allowed(
     monkeypatch.setattr("deeprec.trm.training.has_bf16", lambda device: False)
     one = trajectory("u@1", [1, 2], [5, 9, 6, 7], [1, 0, 1, 1], {})
     ids, wanted = _tensors([one], "cpu")
-    total, correct, count = _loss(model, ids, wanted, [{3: (6, 20, 21), 4: (7,)}])
+    total, correct, count = _loss(model, ids, wanted, [{3: {6: -1.0, 20: 0.0, 21: 0.5}, 4: {7: 2.0}}])
     whole = model(torch.tensor([[1, 2, 5, 9, 6, 7]])).logits[0]
-    among = whole[3, [6, 20, 21]].log_softmax(-1)
+    among = (whole[3, [6, 20, 21]] + torch.tensor([-1.0, 0.0, 0.5])).log_softmax(-1)
     torch.testing.assert_close(total, -(whole[1].log_softmax(-1)[5] + among[0]))
     assert count == 3
     assert correct == 1 + int(among.argmax() == 0) + int(whole[1].argmax() == 5)
@@ -63,7 +63,12 @@ def test_where_a_rule_held_the_loss_is_among_what_it_allowed(
 def test_what_was_allowed_is_found_by_its_place_in_the_completion(model: Any, trajectory: Make) -> None:
     made = [trajectory(f"u{row}@1", [1] * (1 + row % 3), [5, 20 + row % 2], [1, 1], {}) for row in range(12)]
     curve = warm_start(
-        model, made, CONFIG, seed=0, progress=lambda line: None, allowed=[{0: (5,), 1: (20, 21)} for _ in made]
+        model,
+        made,
+        CONFIG,
+        seed=0,
+        progress=lambda line: None,
+        allowed=[{0: {5: 0.0}, 1: {20: 0.0, 21: 0.0}} for _ in made],
     )
     assert curve[0]["loss"] < 0.5, "the first token is certain, the second one of two"
 

@@ -283,7 +283,7 @@ class _Text:
 class _Free:
     """The rule of a prompt without one, in a batch where others have theirs."""
 
-    allowed: tuple[int, ...] | None = None
+    allowed: None = None
 
     def take(self, token: int) -> None:
         """Anything may follow."""
