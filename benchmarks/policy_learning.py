@@ -37,8 +37,8 @@ from deeprec.data.splits import test_examples, validation_examples
 from deeprec.evaluation.outcome import ranks_of
 from deeprec.evaluation.setting import Setting, measure, open_setting, roll_out, violations_of
 from deeprec.evaluation.significance import compare
+from deeprec.explore.fusion import merged_weights
 from deeprec.explore.loading import load_policy
-from deeprec.explore.scripted import merged_weights
 from deeprec.metrics import metrics_from_ranks
 from deeprec.policy.build import build_policy, warm_start_policy
 from deeprec.policy.lessons import OwnOpinion

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deeprec.config import ExploreConfig
+from deeprec.explore.fusion import merge, merged_weights
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import (
     ANSWER_CLOSE,
@@ -25,7 +26,7 @@ from deeprec.explore.protocol import (
     render_list,
     render_preference,
 )
-from deeprec.types import Call, EndReason, Example, Query, RetrievedItem, Retriever, Trajectory
+from deeprec.types import Call, EndReason, Example, Query, Retriever, Trajectory
 
 BROAD_THOUGHTS = ("A broad look first.",)
 NARROW_THOUGHTS = ("Look closer at what this user likes.", "Try another direction.")
@@ -44,9 +45,6 @@ _RECENT_ITEMS = 50
 _TRUST = 0.6
 """Chance that the teacher answers a user it is sure of without a call: more often than not, so that the policy does so
 greedily, and seldom enough that some of a prompt's rollouts are valid; else stage 1 is not given the prompt."""
-
-_RANK_OFFSET = 5.0
-_BROAD_WEIGHT = 4.0
 
 Judge = Callable[[Sequence[Example], Sequence[Sequence[str]]], list[list[float]]]
 """Log-likelihoods, in nats, that each example's next item is each of its candidates."""
@@ -203,25 +201,6 @@ class PhraseScorer:
             for phrase in self._catalogue[item_id].phrases:
                 scores[phrase] = scores.get(phrase, 0.0) + _RECENCY**age * self._rarity[phrase]
         return dict(sorted(scores.items(), key=lambda entry: (-entry[1], entry[0])))
-
-
-def merge(lists: Sequence[Sequence[RetrievedItem]]) -> list[str]:
-    """Distinct item ids by weighted reciprocal rank, Σ w / (5 + rank), the first list weighing four times.
-
-    Ties keep the order of first appearance, so one list alone keeps its order.
-    """
-    fused = merged_weights(lists)
-    return sorted(fused, key=lambda item_id: -fused[item_id])
-
-
-def merged_weights(lists: Sequence[Sequence[RetrievedItem]]) -> dict[str, float]:
-    """Item id → Σ w / (5 + rank) over the lists, in order of first appearance; see ``merge``."""
-    fused: dict[str, float] = {}
-    for position, items in enumerate(lists):
-        weight = _BROAD_WEIGHT if position == 0 else 1.0
-        for rank, item in enumerate(items):
-            fused[item.item_id] = fused.get(item.item_id, 0.0) + weight / (_RANK_OFFSET + rank)
-    return fused
 
 
 def _plan(scores: Mapping[str, float], narrow_calls: int, config: ExploreConfig) -> list[Preference]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from deeprec.config import ExploreConfig, WarmStartConfig
 from deeprec.errors import PolicyError
-from deeprec.explore.answers import AnswerRules
+from deeprec.explore.answers import answer_rules
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.policy.setting import Setting
 from deeprec.types import EndReason, Example, Trajectory
@@ -96,7 +96,7 @@ def scripted_lessons(
     examples = policy_examples(setting.dataset)
     generator = np.random.default_rng(seed)
     judge = OwnOpinion(policy.model, policy.tokenizer, setting, explore) if config.judge == "histories" else None
-    rules = AnswerRules(policy, setting.titles, explore.answer_size) if explore.answers == "retrieved" else None
+    rules = answer_rules(policy, setting.titles, explore)
 
     def made(count: int, hasty: float, unaided: float) -> Lessons:
         lessons = teach(

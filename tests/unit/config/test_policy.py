@@ -42,6 +42,11 @@ def test_what_contradicts_itself_is_refused(policy: dict[str, Any], message: str
         parse_config({"policy": policy}, "here")
 
 
+def test_lists_weigh_in_held_answers_alone() -> None:
+    with pytest.raises(ConfigError, match=r"list_weight is 0\.5, but answers are free.*set answers to 'retrieved'"):
+        parse_config({"explore": {"list_weight": 0.5}}, "here")
+
+
 def test_a_stage_without_steps_is_not_shared() -> None:
     idle = {"steps": 0}
     config = parse_config({"policy": {"parallel": {"per_node": 3}, "stage1": idle, "stage2": idle}}, "here")

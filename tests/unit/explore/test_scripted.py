@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from deeprec.explore.fusion import merge, merged_weights
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import AnswerText, PreferenceText, parse_segment
 from deeprec.explore.scripted import (
@@ -14,8 +15,6 @@ from deeprec.explore.scripted import (
     UNAIDED_THOUGHTS,
     PhraseScorer,
     explore,
-    merge,
-    merged_weights,
     teach,
 )
 from deeprec.types import EndReason, Example, RetrievedItem
@@ -27,13 +26,6 @@ def items(*ids):
 
 def examples(count=6):
     return [Example(f"u{row}", ("i0", "i1", f"i{3 * row + 3}"), f"i{row + 4}") for row in range(count)]
-
-
-def test_merge_weighs_the_broad_list_four_times():
-    assert merge([items("a", "b", "c")]) == ["a", "b", "c"]
-    # a: 4/5, b: 4/6 + 1/5, c: 4/7 + 1/6, d: 1/7
-    assert merge([items("a", "b", "c"), items("b", "c", "d")]) == ["b", "a", "c", "d"]
-    assert merge([]) == []
 
 
 def test_phrase_scores_are_recent_and_rare(titles):
