@@ -128,18 +128,34 @@ def _repeated(examples: Sequence[Example], count: int, generator: np.random.Gene
 
 
 class OwnOpinion:
-    """What a model that has learnt from histories expects to come next: a judge for ``explore.scripted.teach``."""
+    """What a model that has learnt from histories expects to come next: a judge for ``explore.scripted.teach``.
+
+    It reads a history once, so the model must not be trained on as long as it is asked.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, setting: Setting, explore: ExploreConfig) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._prompts = PromptBuilder(explore, setting.titles)
         self._ids = _title_ids(setting, tokenizer)
+        self._last: dict[str, Any] = {}
 
     def __call__(self, examples: Sequence[Example], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
         """Log-likelihoods, in nats, of each example's candidates as the next line of its history."""
         import torch
 
         rows = [self._prompts.unfinished(example.history) for example in examples]
+        self._read([row for row in dict.fromkeys(rows) if row not in self._last])
+        hidden = torch.stack([self._last[row] for row in rows])
+        with torch.no_grad():
+            likely = self._model.get_output_embeddings()(hidden).float().log_softmax(dim=-1).cpu()
+        return [likely[place, [self._ids[item] for item in items]].tolist() for place, items in enumerate(candidates)]
+
+    def _read(self, rows: Sequence[str]) -> None:
+        """Keep the last hidden state of each row: lessons come back to a history, and reading it costs most of them."""
+        import torch
+
+        if not rows:
+            return
         ids = [self._tokenizer.encode(row, add_special_tokens=False) for row in rows]
         padded = torch.zeros((len(ids), max(map(len, ids))), dtype=torch.long)
         for place, row in enumerate(ids):
@@ -148,9 +164,7 @@ class OwnOpinion:
         device = next(self._model.parameters()).device
         with torch.no_grad():
             hidden = self._model.base_model(input_ids=padded.to(device), use_cache=False).last_hidden_state
-            logits = self._model.get_output_embeddings()(hidden[torch.arange(len(ids)), last.to(device)]).float()
-            likely = logits.log_softmax(dim=-1).cpu()
-        return [likely[place, [self._ids[item] for item in items]].tolist() for place, items in enumerate(candidates)]
+            self._last.update(zip(rows, hidden[torch.arange(len(ids)), last.to(device)], strict=True))
 
 
 def _title_ids(setting: Setting, tokenizer: Any) -> dict[str, int]:

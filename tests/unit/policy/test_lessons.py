@@ -139,7 +139,23 @@ def test_the_models_own_opinion_is_that_of_the_next_line(
     with torch.no_grad():
         likely = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     assert long == pytest.approx([float(likely[tokenizer.convert_tokens_to_ids(titles[row])]) for row in (2, 7)], 1e-4)
-    assert opinion(examples[1:], [["i1"]])[0] == pytest.approx(short, 1e-4), "padding changes nothing"
+    assert opinion(examples[1:], [["i1"]])[0] == short
+    fresh = OwnOpinion(model, tokenizer, setting, explore)
+    assert fresh(examples[1:], [["i1"]])[0] == pytest.approx(short, 1e-4), "padding changes nothing"
+
+
+def test_a_history_is_read_once(setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig) -> None:
+    read: list[int] = []
+    hook = model.base_model.register_forward_hook(lambda *call: read.append(len(call[2].last_hidden_state)))
+    opinion = OwnOpinion(model.eval(), tokenizer, setting, explore)
+    one, same, other = (
+        Example(user, history, "") for user, history in (("a", ("i3",)), ("b", ("i3",)), ("c", ("i4",)))
+    )
+    first = opinion([one, same], [["i1"], ["i1"]])
+    assert first[0] == first[1]
+    assert opinion([other, one], [["i1"], ["i1"]])[1] == first[0]
+    hook.remove()
+    assert read == [1, 1]
 
 
 def test_titles_of_several_tokens_cannot_be_judged(
