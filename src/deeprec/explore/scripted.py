@@ -111,10 +111,8 @@ def teach(
 
     Args:
         judge: a second opinion: what is answered is chosen by its log-likelihood plus the logarithm of the merged
-            weight, a product of the two experts (Hinton, 2002), best first. The logarithm counts ``list_weight`` times
-            where that is set, so that what a decoder adds need not be learnt. A free answer keeps the order in which
-            the lists showed it instead, so that it can be read off them from top to bottom, which small models can
-            learn.
+            weight, a product of the two experts (Hinton, 2002), best first. A free answer keeps the order in which the
+            lists showed it instead, so that it can be read off them from top to bottom, which small models can learn.
         hasty: share of the lessons that answer with the newest list as it is. Their last thought says so: what a
             policy thinks then decides how it ranks, and a stage can find out which thought serves better.
         unaided: share of the lessons that answer without a call, for users whose next item the judge is surest of:
@@ -174,11 +172,10 @@ def _judged(
     config: ExploreConfig,
 ) -> list[list[str]]:
     """The items that both experts together prefer; see ``teach``."""
-    lists = config.list_weight or 1.0
     answers = []
     for calls, items, opinion in zip(made, merged, opinions, strict=True):
         weights = merged_weights([call.items for call in calls])
-        value = {item: lists * math.log(weights[item]) + own for item, own in zip(items, opinion, strict=True)}
+        value = {item: math.log(weights[item]) + own for item, own in zip(items, opinion, strict=True)}
         best = sorted(items, key=lambda item: -value[item])[: config.answer_size]
         answers.append(best if config.answers == "retrieved" else [item for item in weights if item in set(best)])
     return answers

@@ -85,7 +85,9 @@ def scripted_lessons(
 ) -> tuple[Lessons, Lessons]:
     """The careful teacher's lessons and the careless one's, on the policy's examples, each used about equally often.
 
-    Both are made with ``policy`` as it is, whose opinion of what comes next is lost as it learns to explore.
+    Both are made with ``policy`` as it is, whose opinion of what comes next is lost as it learns to explore. Where
+    ``explore.list_weight`` is set, the lists weigh 1 in what could be written, as they do for the teacher: what is left
+    to learn is its opinion, and a larger weight is for those who have learnt it in part.
 
     Raises:
         PolicyError: titles are to be judged, and the tokenizer does not hold each as one token.
@@ -96,7 +98,8 @@ def scripted_lessons(
     examples = policy_examples(setting.dataset)
     generator = np.random.default_rng(seed)
     judge = OwnOpinion(policy.model, policy.tokenizer, setting, explore) if config.judge == "histories" else None
-    rules = answer_rules(policy, setting.titles, explore)
+    taught = explore.model_copy(update={"list_weight": 1.0}) if explore.list_weight else explore
+    rules = answer_rules(policy, setting.titles, taught)
 
     def made(count: int, hasty: float, unaided: float) -> Lessons:
         lessons = teach(

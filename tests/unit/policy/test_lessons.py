@@ -107,6 +107,21 @@ def test_lessons_with_held_answers_say_which_titles_could_have_come(
         assert all(lesson.loss_mask[place] for place in rules)
 
 
+def test_the_lists_weigh_one_in_lessons_wherever_they_weigh(
+    setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig
+) -> None:
+    policy, config = TransformersPolicy(model, tokenizer), WarmStartConfig(trajectories=6)
+
+    def added(weight: float) -> list[list[float]]:
+        held = explore.model_copy(update={"answers": "retrieved", "list_weight": weight})
+        lessons, _ = scripted_lessons(setting, policy, config, held, seed=0)
+        return [list(tokens.values()) for rules in lessons.allowed for tokens in rules.values()]
+
+    assert added(3.0) == added(1.0)
+    assert any(any(values) for values in added(3.0))
+    assert not any(any(values) for values in added(0.0))
+
+
 def test_the_careless_teacher_comes_after_the_careful_one_and_leaves_its_lessons_alone(
     setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
