@@ -86,7 +86,8 @@ class ExploreConfig(Section):
     the lines numbered for it; ``free`` leaves the answer to it, and whether it is valid."""
     list_weight: float = Field(0.0, ge=0)
     """How much the order of the lists counts beside the policy's own opinion of a title, where ``answers`` is
-    ``retrieved``: this times the logarithm of its merged reciprocal rank is added to the title's logit."""
+    ``retrieved``: this times the logarithm of its merged reciprocal rank is added to the title's logit. The lessons of
+    a warm start count it once, however much it is, as their teacher does."""
     batch_size: Positive = 256
     """Rollouts that advance together."""
     engine: EngineConfig = EngineConfig()

@@ -19,7 +19,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from deeprec.errors import PolicyError
-from deeprec.explore.masks import Held, hold_
+from deeprec.explore.masks import Choices, hold_
 from deeprec.explore.tokens import TokenizedPolicy
 from deeprec.types import Generation, Rule, Segment
 
@@ -265,7 +265,7 @@ class TransformersGeneration:
         grid.cached = [old + new for old, new in zip(grid.cached, real.sum(1).tolist(), strict=True)]
         return torch.as_tensor(logits)
 
-    def _choose(self, logits: torch.Tensor, temperature: float, held: Held) -> tuple[list[int], list[float]]:
+    def _choose(self, logits: torch.Tensor, temperature: float, held: Choices) -> tuple[list[int], list[float]]:
         """One token per row and its log-probability, from logits (rows, vocabulary), which are changed where held."""
         scaled = hold_(logits.float(), held)
         if temperature > 0:
@@ -283,7 +283,7 @@ class TransformersGeneration:
         return chosen.squeeze(1).clamp_(max=logprobs.shape[1] - 1)
 
 
-def _held(rows: Sequence[int], open_rows: AbstractSet[int], ruled: Mapping[int, Rule]) -> Held:
+def _held(rows: Sequence[int], open_rows: AbstractSet[int], ruled: Mapping[int, Rule]) -> Choices:
     """Place among the rows → what its rule allows next, for open rows that are held to something."""
     told = {place: ruled[row].allowed for place, row in enumerate(rows) if row in ruled and row in open_rows}
     return {place: allowed for place, allowed in told.items() if allowed is not None}

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import torch
 
-Held = Mapping[int, Mapping[int, float]]
+Choices = Mapping[int, Mapping[int, float]]
 """Row → the tokens it may write → what is added to the logit of each, in nats."""
 
 
-def hold_(logits: torch.Tensor, held: Held) -> torch.Tensor:
+def hold_(logits: torch.Tensor, held: Choices) -> torch.Tensor:
     """Give −∞ to what a row of ``logits`` (rows, vocabulary) may not write and add to what it may, in place.
 
     To be done before logits are divided by a temperature. Rows that are not named, or may write nothing of the

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from deeprec.explore.answers import AnswerRule
-from deeprec.explore.masks import Held, hold_
+from deeprec.explore.masks import Choices, hold_
 from deeprec.explore.vllm_engine import RULE_ARGUMENT
 
 try:
@@ -116,7 +116,7 @@ class RuleProcessor(FirstRunner, SecondRunner):  # type: ignore[misc]
             hold_(logits, self._rows() if ctx is None else self._rows_of(ctx))
         return logits
 
-    def _rows(self) -> Held:
+    def _rows(self) -> Choices:
         held = {}
         for row, (follower, output) in self._ruled.items():
             follower.tell(output[follower.told :])
@@ -124,7 +124,7 @@ class RuleProcessor(FirstRunner, SecondRunner):  # type: ignore[misc]
                 held[row] = allowed
         return held
 
-    def _rows_of(self, ctx: Any) -> Held:
+    def _rows_of(self, ctx: Any) -> Choices:
         """Rows that read a prompt are left out; a row after drafts is held to what may come after them."""
         held: dict[int, dict[int, float]] = {}
         if not self._ruled.keys() & set(ctx.idx_mapping_np.tolist()):

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from deeprec.explore import masks
-from deeprec.explore.masks import hold_
+from deeprec.explore.masks import Choices, hold_
 from deeprec.types import Trajectory
 
 _COMPLETION_KEYS = (
@@ -26,10 +25,10 @@ _COMPLETION_KEYS = (
 )
 
 
-Allowed = Sequence[masks.Held]
+Allowed = Sequence[Choices]
 """For each row: place in the completion → what an answer rule allowed there (``explore.answers``)."""
 
-Held = Callable[[Trajectory], masks.Held]
+Held = Callable[[Trajectory], Choices]
 """The same of one trajectory (``AnswerRules.allowed``)."""
 
 
@@ -67,7 +66,7 @@ def own_logprobs(
     return empty.masked_scatter(own, chosen), empty.masked_scatter(own, spread)
 
 
-def places(own: torch.Tensor, allowed: Allowed) -> masks.Held:
+def places(own: torch.Tensor, allowed: Allowed) -> Choices:
     """What is ``allowed`` by the order of the true cells of ``own`` (batch, C)."""
     return {
         order: allowed[row][place] for order, (row, place) in enumerate(own.nonzero().tolist()) if place in allowed[row]

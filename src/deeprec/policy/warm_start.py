@@ -22,7 +22,7 @@ from deeprec.types import JsonDict, Trajectory
 if TYPE_CHECKING:
     import torch
 
-    from deeprec.explore.masks import Held
+    from deeprec.explore.masks import Choices
     from deeprec.policy.batches import Allowed
 
 WEIGHT_DECAY = 0.01
@@ -121,7 +121,7 @@ def schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _shifted(held: Held, by: int) -> Held:
+def _shifted(held: Choices, by: int) -> Choices:
     return {place + by: tokens for place, tokens in held.items()}
 
 
