@@ -16,6 +16,9 @@ class TinyConfig(Section):
     """Hidden width; titles start from the TRM's item embeddings, projected at random where its width differs."""
     layers: Positive = 3
     """Decoder layers."""
+    upper_layers: int = Field(0, ge=0)
+    """Decoder layers above those, which ``warm_start.histories`` pass by. A position reads in each layer what the one
+    below left at earlier positions, so what the topmost concludes of a history can be read by an upper layer only."""
     heads: Positive = 4
     """Attention heads."""
     inner: Positive = 384
@@ -26,7 +29,7 @@ class HistoriesConfig(Section):
     """Language modelling of plain histories before the scripted trajectories: what follows what."""
 
     passes: int = Field(0, ge=0)
-    """Passes over the training sequences, each cut into other windows of ``explore.prompt_history``; 0 skips it."""
+    """Passes over the training sequences, each cut into other windows; 0 skips it."""
     batch_size: Positive = 64
     """Windows per step."""
     learning_rate: float = Field(2e-3, gt=0)

@@ -1,7 +1,8 @@
 """The prompt: what a policy reads before it explores.
 
 ``full`` explains the role, the tool, the protocol and the answer in words, for a general language model; ``compact``
-is the history alone, for the tiny policy, which learns the protocol in its warm start. Both show the newest
+is the history alone, for the tiny policy, which learns the protocol in its warm start; it leaves a line open for the
+next item, where a policy that has learnt from histories forms an opinion of its own. Both show the newest
 ``prompt_history`` items, oldest of them first, and end by opening the thought.
 """
 
@@ -60,6 +61,10 @@ The user's history, numbered from the oldest shown to the newest:
 """
 
 
+NEXT = "\nNext: "
+"""Opens the line of the next item in a compact prompt. It stands nowhere else, so that it can be found again."""
+
+
 class PromptBuilder:
     """Builds prompts for one catalogue and one exploration configuration."""
 
@@ -73,13 +78,12 @@ class PromptBuilder:
 
     def text(self, history: Sequence[str]) -> str:
         """The prompt for a history of item ids, oldest first; items outside the catalogue are left out."""
-        return f"{self._lines(self._shown(history))}\n{THINK_OPEN}"
+        shown = self.unfinished(history) if self._config.prompt == "compact" else self._lines(self._shown(history))
+        return f"{shown}\n{THINK_OPEN}"
 
     def unfinished(self, history: Sequence[str]) -> str:
-        """The prompt's text up to the number of the line that the next item would have."""
-        known = self._shown(history)
-        known = known[max(0, len(known) + 1 - self._config.prompt_history) :]
-        return f"{self._lines(known)}\n{len(known) + 1}. "
+        """The prompt's text up to where the title of the next item would stand."""
+        return self._lines(self._shown(history)) + NEXT
 
     def _shown(self, history: Sequence[str]) -> list[str]:
         return [item_id for item_id in history if item_id in self._titles][-self._config.prompt_history :]

@@ -15,10 +15,11 @@ from typing import Any
 from deeprec.config import ExploreConfig, PolicyConfig, TextConfig
 from deeprec.errors import PolicyError
 from deeprec.explore.loading import load_policy
-from deeprec.explore.prompt import PromptBuilder
+from deeprec.explore.prompt import NEXT, PromptBuilder
 from deeprec.explore.protocol import MARKUP
 from deeprec.policy.setting import Setting, derived_seed
 from deeprec.policy.tiny import build_model, build_tokenizer
+from deeprec.policy.upper import look_at, lower_layers
 from deeprec.store import write_artifact
 from deeprec.types import JsonDict
 
@@ -27,6 +28,8 @@ EXPLORE = "explore.json"
 CURVES = "curves.json"
 CARELESS_RATE = 0.5
 """Share of the warm start's learning rate for a careless teacher's lessons, so that the careful ones are not lost."""
+LOOKED_AT = 256
+"""Lessons whose states tell the upper layers where to look at first."""
 
 
 def build_policy(
@@ -104,15 +107,19 @@ def _warm_start(
         windows = history_lessons(setting, tokenizer, explore, config.histories.passes, derived_seed(seed, 3))
         progress(f"learning what follows what on {len(windows)} windows of histories")
         settings = config.histories.model_dump(include={"batch_size", "learning_rate"}) | {"epochs": 1}
-        curve = warm_start(
-            model, windows, config.model_copy(update=settings), derived_seed(seed, 4), progress,
-            dropout=config.histories.dropout, name="histories",
-        )  # fmt: skip
+        with lower_layers(model, policy.tiny.upper_layers):
+            curve = warm_start(
+                model, windows, config.model_copy(update=settings), derived_seed(seed, 4), progress,
+                dropout=config.histories.dropout, name="histories",
+            )  # fmt: skip
     if curve and not config.trajectories:
         return curve
     careful, careless = scripted_lessons(
         setting, TransformersPolicy(model, tokenizer), config, explore, derived_seed(seed, 1)
     )
+    if policy.tiny.upper_layers and explore.prompt == "compact":
+        shown = [(*one.prompt_ids, *one.completion_ids) for one in careful.trajectories[:LOOKED_AT]]
+        look_at(model, policy.tiny.upper_layers, tokenizer.encode(NEXT, add_special_tokens=False)[0], shown)
     progress(f"warm start on {len(careful.trajectories)} scripted trajectories")
     taught = warm_start(model, careful.trajectories, config, derived_seed(seed, 2), progress, allowed=careful.allowed)
     curve = _continued(curve, taught)

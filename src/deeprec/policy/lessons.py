@@ -16,7 +16,7 @@ import numpy as np
 from deeprec.config import ExploreConfig, WarmStartConfig
 from deeprec.errors import PolicyError
 from deeprec.explore.answers import answer_rules
-from deeprec.explore.prompt import PromptBuilder
+from deeprec.explore.prompt import NEXT, PromptBuilder
 from deeprec.policy.setting import Setting
 from deeprec.types import EndReason, Example, Trajectory
 
@@ -37,15 +37,17 @@ class Lessons:
 def history_lessons(
     setting: Setting, tokenizer: Any, explore: ExploreConfig, passes: int, seed: int
 ) -> list[Trajectory]:
-    """Windows of ``explore.prompt_history`` items over every training sequence, cut anew in each of the passes.
+    """Windows over every training sequence, cut anew in each of the passes: a prompt's titles and the next one.
 
-    Titles alone are to be learnt; a window of a single item gives no lesson.
+    So a window has ``explore.prompt_history`` + 1 items at most, the last in the line that a prompt leaves open. Titles
+    alone are to be learnt; a window of a single item gives no lesson.
     """
     from deeprec.data.splits import trm_sequences
 
-    titles, width = setting.titles, explore.prompt_history
+    titles, width = setting.titles, explore.prompt_history + 1
     head = tuple(tokenizer.encode(PromptBuilder(explore, titles).head, add_special_tokens=False))
-    lines = [tuple(tokenizer.encode(f"\n{line}. ", add_special_tokens=False)) for line in range(1, width + 1)]
+    lines = [tuple(tokenizer.encode(f"\n{line}. ", add_special_tokens=False)) for line in range(1, width)]
+    last = tuple(tokenizer.encode(NEXT, add_special_tokens=False))
     known = {item.item_id: titles.title(item.item_id) for item in setting.dataset.catalogue.items}
     tokens = {item: tuple(tokenizer.encode(title, add_special_tokens=False)) for item, title in known.items()}
     generator = np.random.default_rng(seed)
@@ -53,7 +55,7 @@ def history_lessons(
     for _ in range(passes):
         for user, items in trm_sequences(setting.dataset).items():
             for window in _windows(items, width, generator):
-                lessons.append(_history_lesson(user, head, [tokens[item] for item in window], lines))
+                lessons.append(_history_lesson(user, head, [tokens[item] for item in window], lines, last))
     return lessons
 
 
@@ -69,11 +71,15 @@ def _windows(items: Sequence[str], width: int, generator: np.random.Generator) -
 
 
 def _history_lesson(
-    user: str, head: tuple[int, ...], items: Sequence[tuple[int, ...]], lines: Sequence[tuple[int, ...]]
+    user: str,
+    head: tuple[int, ...],
+    items: Sequence[tuple[int, ...]],
+    lines: Sequence[tuple[int, ...]],
+    last: tuple[int, ...],
 ) -> Trajectory:
     ids: list[int] = []
     mask: list[int] = []
-    for line, item in zip(lines, items, strict=False):
+    for line, item in zip([*lines[: len(items) - 1], last], items, strict=True):
         ids += [*line, *item]
         mask += [0] * len(line) + [1] * len(item)
     first = len(lines[0]) + len(items[0])

@@ -16,6 +16,8 @@ import numpy as np
 
 from deeprec.config import ExploreConfig, TinyConfig
 from deeprec.errors import PolicyError, ProtocolError
+from deeprec.explore.prompt import NEXT
+from deeprec.policy.upper import start_at_no_change
 from deeprec.types import ANYTHING, FloatArray
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ PAD, EOS, UNKNOWN = "<|pad|>", "<|end_of_text|>", "<|unknown|>"
 MAX_POSITIONS = 4096
 """Longest sequence of the tiny model, in tokens."""
 
-PIECES = r"\n[0-9]{1,4}\. | \| [0-9]{1,3}$|; |\n   [^\n]+|\n"
+PIECES = r"\nNext: |\n[0-9]{1,4}\. | \| [0-9]{1,3}$|; |\n   [^\n]+|\n"
 """Text is cut at these, each a piece of its own: line number, score at a line's end, separator, phrases, newline."""
 
 INITIAL_DEVIATION = 0.02
@@ -64,7 +66,7 @@ def build_tokenizer(
     phrases = [ANYTHING, *phrases]
     _refuse_split(phrases, "phrase", markup)
     largest = max(explore.items_per_call, explore.answer_size, explore.prompt_history)
-    words = [f"\n{line}. " for line in range(1, largest + 1)] + ["\n", "; "]
+    words = [f"\n{line}. " for line in range(1, largest + 1)] + ["\n", "; ", NEXT]
     words += [f" | {score}" for score in range(101)] if explore.show_scores else []
     words += [f"\n   {line}" for line in phrase_lines] if explore.show_phrases else []
     words += [*phrases, *titles]
@@ -100,7 +102,8 @@ def build_model(
 
     Args:
         tokenizer: made by :func:`build_tokenizer`.
-        tiny: width, layers, heads and feed-forward width.
+        tiny: width, layers, heads and feed-forward width. Upper layers start at no change: what they add to what they
+            are given is 0.
         seed: of the first weights.
         title_vectors: title → its TRM item embedding, (TRM width,), projected at random where the widths differ; a
             title's first embedding mixes it with its own random direction (see ``TITLE_NOISE``).
@@ -122,7 +125,7 @@ def build_model(
             vocab_size=len(tokenizer),
             hidden_size=tiny.width,
             intermediate_size=tiny.inner,
-            num_hidden_layers=tiny.layers,
+            num_hidden_layers=tiny.layers + tiny.upper_layers,
             num_attention_heads=tiny.heads,
             num_key_value_heads=tiny.heads,
             max_position_embeddings=MAX_POSITIONS,
@@ -136,6 +139,7 @@ def build_model(
         )
     )
     _start_attention(model, tiny.width)
+    start_at_no_change(model, tiny.upper_layers)
     if title_vectors:
         _start_titles(model, tokenizer, title_vectors, tiny.width, seed)
     return model  # type: ignore[no-any-return]

@@ -1,5 +1,6 @@
 """What the warm start is taught from: plain histories, and scripted explorations on the policy's own targets."""
 
+import re
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -49,21 +50,24 @@ def text(lesson: Any, tokenizer: Any) -> str:
 def test_history_lessons_are_the_prompts_text_and_teach_titles(
     setting: Any, tokenizer: Any, explore: ExploreConfig
 ) -> None:
-    lessons = history_lessons(setting, tokenizer, explore, 3, seed=0)
+    lessons = history_lessons(setting, tokenizer, explore, 6, seed=0)
     assert {lesson.user_id for lesson in lessons} == {"u1"}, "one item alone teaches nothing"
     sequence = [setting.titles.title(item) for item in trm_sequences(setting.dataset)["u1"]]
-    taught: Counter[int] = Counter()
+    taught: Counter[tuple[int, int]] = Counter()
     for lesson in lessons:
         head, *lines = text(lesson, tokenizer).split("\n")
-        titles = [line.partition(". ")[2] for line in lines]
         assert head == "History:"
-        assert [int(line.partition(".")[0]) for line in lines] == list(range(1, len(lines) + 1))
-        assert 2 <= len(titles) <= explore.prompt_history
+        *numbers, last = [re.split(r"(?<=[.:]) ", line, maxsplit=1)[0] for line in lines]
+        titles = [re.split(r"(?<=[.:]) ", line, maxsplit=1)[1] for line in lines]
+        assert [*numbers, last] == [*(f"{number}." for number in range(1, len(lines))), "Next:"]
+        assert 2 <= len(titles) <= explore.prompt_history + 1
         assert learnt(lesson, tokenizer) == titles[1:]
         places = [at for at in range(len(sequence)) if sequence[at : at + len(titles)] == titles]
         assert places, "a window of the sequence"
-        taught.update({places[0]})
-    assert len(taught) > 3, "cut anew in each pass"
+        taught.update({(places[0], len(titles))})
+    assert len(taught) > 4, "cut anew in each pass"
+    longest = max(len(text(lesson, tokenizer).split("\n")) - 1 for lesson in lessons)
+    assert longest == explore.prompt_history + 1, "a whole prompt, and the line that it leaves open"
 
 
 def test_history_lessons_are_fixed_by_the_seed(setting: Any, tokenizer: Any, explore: ExploreConfig) -> None:
@@ -149,8 +153,8 @@ def test_the_models_own_opinion_is_that_of_the_next_line(
     examples = [Example("u1", ITEMS[:7], ""), Example("u2", ("i3",), "")]
     [long, short] = opinion(examples, [["i2", "i7"], ["i1"]])
     titles = [setting.titles.title(item) for item in ITEMS]
-    shown = "".join(f"\n{line}. {title}" for line, title in enumerate(titles[3:7], start=1))
-    ids = tokenizer.encode(f"History:{shown}\n5. ", add_special_tokens=False)
+    shown = "".join(f"\n{line}. {title}" for line, title in enumerate(titles[2:7], start=1))
+    ids = tokenizer.encode(f"History:{shown}\nNext: ", add_special_tokens=False)
     with torch.no_grad():
         likely = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     assert long == pytest.approx([float(likely[tokenizer.convert_tokens_to_ids(titles[row])]) for row in (2, 7)], 1e-4)

@@ -50,6 +50,8 @@ POLICY = PolicyConfig(
     stage2=STAGE.model_copy(update={"kl": 0.05}),
 )
 REWARDS = RewardsConfig()
+UPPER = "model.layers.2.self_attn.o_proj.weight"
+"""What the layer above the two of ``POLICY`` adds, where there is one."""
 
 
 def quiet(line: str) -> None:
@@ -240,7 +242,8 @@ def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path
     whole = WarmStartConfig(trajectories=40, epochs=1, judge="histories", histories=histories, careless=careless)
 
     def policy(warm_start: WarmStartConfig) -> PolicyConfig:
-        return POLICY.model_copy(update={"warm_start": warm_start})
+        tiny = POLICY.tiny.model_copy(update={"upper_layers": 1})
+        return POLICY.model_copy(update={"warm_start": warm_start, "tiny": tiny})
 
     build_policy(sample_dataset, trm, policy(whole), EXPLORE, TEXT, 0, tmp_path / "whole", progress=quiet)
     first = whole.model_copy(update={"trajectories": 0})
@@ -256,6 +259,9 @@ def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path
     assert [point["step"] for point in curve] == sorted({point["step"] for point in curve})
     learnt = [point["loss"] for point in curve if point["part"] == "histories"]
     assert learnt[-1] < learnt[0]
+    untouched, taught = (weights(tmp_path / name)[UPPER] for name in ("first", "second"))
+    assert not untouched.any(), "histories pass by the upper layer"
+    assert taught.any(), "which explorations teach"
     full = EXPLORE.model_copy(update={"prompt": "full"})
     with pytest.raises(PolicyError, match=r"continue the compact prompt.*histories\.passes to 0"):
         build_policy(sample_dataset, trm, policy(first), full, TEXT, 0, tmp_path / "full", progress=quiet)
