@@ -30,6 +30,9 @@ class HistoriesConfig(Section):
 
     passes: int = Field(0, ge=0)
     """Passes over the training sequences, each cut into other windows; 0 skips it."""
+    rehearse: float = Field(0.0, ge=0)
+    """Windows of histories that are learnt among the scripted trajectories, for each of those, so that the policy keeps
+    its opinion of what comes next while it learns to explore."""
     batch_size: Positive = 64
     """Windows per step."""
     learning_rate: float = Field(2e-3, gt=0)

@@ -19,7 +19,7 @@ from deeprec.explore.prompt import NEXT, PromptBuilder
 from deeprec.explore.protocol import MARKUP
 from deeprec.policy.setting import Setting, derived_seed
 from deeprec.policy.tiny import build_model, build_tokenizer
-from deeprec.policy.upper import look_at, lower_layers
+from deeprec.policy.upper import look_back, lower_layers, lower_weights
 from deeprec.store import write_artifact
 from deeprec.types import JsonDict
 
@@ -29,7 +29,7 @@ CURVES = "curves.json"
 CARELESS_RATE = 0.5
 """Share of the warm start's learning rate for a careless teacher's lessons, so that the careful ones are not lost."""
 LOOKED_AT = 256
-"""Lessons whose states tell the upper layers where to look at first."""
+"""Lessons whose states tell the upper layers where to look first."""
 
 
 def build_policy(
@@ -93,21 +93,21 @@ def _warm_start(
     progress: Callable[[str], None],
 ) -> list[JsonDict]:
     from deeprec.explore.engine import TransformersPolicy
-    from deeprec.policy.lessons import history_lessons, scripted_lessons
+    from deeprec.policy.lessons import history_lessons, rehearsal, scripted_lessons
     from deeprec.policy.warm_start import warm_start
 
-    config = policy.warm_start
+    config, upper = policy.warm_start, policy.tiny.upper_layers
+    if (config.histories.passes or config.histories.rehearse) and explore.prompt != "compact":
+        raise PolicyError(
+            "policy.warm_start.histories continue the compact prompt, but explore.prompt is 'full'; set "
+            "policy.warm_start.histories.passes and rehearse to 0"
+        )
     curve: list[JsonDict] = []
     if config.histories.passes:
-        if explore.prompt != "compact":
-            raise PolicyError(
-                "policy.warm_start.histories continue the compact prompt, but explore.prompt is 'full'; set "
-                "policy.warm_start.histories.passes to 0"
-            )
         windows = history_lessons(setting, tokenizer, explore, config.histories.passes, derived_seed(seed, 3))
         progress(f"learning what follows what on {len(windows)} windows of histories")
         settings = config.histories.model_dump(include={"batch_size", "learning_rate"}) | {"epochs": 1}
-        with lower_layers(model, policy.tiny.upper_layers):
+        with lower_layers(model, upper):
             curve = warm_start(
                 model, windows, config.model_copy(update=settings), derived_seed(seed, 4), progress,
                 dropout=config.histories.dropout, name="histories",
@@ -117,19 +117,19 @@ def _warm_start(
     careful, careless = scripted_lessons(
         setting, TransformersPolicy(model, tokenizer), config, explore, derived_seed(seed, 1)
     )
-    if policy.tiny.upper_layers and explore.prompt == "compact":
+    if upper and explore.prompt == "compact":
         shown = [(*one.prompt_ids, *one.completion_ids) for one in careful.trajectories[:LOOKED_AT]]
-        look_at(model, policy.tiny.upper_layers, tokenizer.encode(NEXT, add_special_tokens=False)[0], shown)
-    progress(f"warm start on {len(careful.trajectories)} scripted trajectories")
-    taught = warm_start(model, careful.trajectories, config, derived_seed(seed, 2), progress, allowed=careful.allowed)
-    curve = _continued(curve, taught)
-    if careless.trajectories:
-        progress(f"and on {len(careless.trajectories)} of a careless teacher")
-        rate = CARELESS_RATE * config.learning_rate
-        slower = config.model_copy(update={"learning_rate": rate, "epochs": 1})
+        look_back(model, upper, tokenizer.encode(NEXT, add_special_tokens=False)[0], shown)
+    slower = config.model_copy(update={"learning_rate": CARELESS_RATE * config.learning_rate, "epochs": 1})
+    for name, lessons, how, place in (("warm start", careful, config, 2), ("careless", careless, slower, 5)):
+        if not lessons.trajectories:
+            continue
+        count = round(config.histories.rehearse * how.epochs * len(lessons.trajectories))
+        again = rehearsal(setting, tokenizer, explore, count, derived_seed(seed, place, 1))
+        progress(f"{name} on {len(lessons.trajectories)} scripted trajectories and {count} windows of histories")
         taught = warm_start(
-            model, careless.trajectories, slower, derived_seed(seed, 5), progress,
-            allowed=careless.allowed, name="careless",
+            model, lessons.trajectories, how, derived_seed(seed, place), progress,
+            allowed=lessons.allowed, rehearsal=again, settled=lower_weights(model, upper) if upper else (), name=name,
         )  # fmt: skip
         curve = _continued(curve, taught)
     return curve

@@ -17,7 +17,7 @@ from deeprec.config import ExploreConfig, WarmStartConfig
 from deeprec.errors import PolicyError
 from deeprec.explore.answers import answer_rules
 from deeprec.explore.prompt import NEXT, PromptBuilder
-from deeprec.policy.setting import Setting
+from deeprec.policy.setting import Setting, derived_seed, sample
 from deeprec.types import EndReason, Example, Trajectory
 
 if TYPE_CHECKING:
@@ -57,6 +57,17 @@ def history_lessons(
             for window in _windows(items, width, generator):
                 lessons.append(_history_lesson(user, head, [tokens[item] for item in window], lines, last))
     return lessons
+
+
+def rehearsal(setting: Setting, tokenizer: Any, explore: ExploreConfig, count: int, seed: int) -> list[Trajectory]:
+    """``count`` such windows, drawn at random, so that what was learnt from histories is not lost over explorations."""
+    made: list[Trajectory] = []
+    while len(made) < count:
+        drawn = history_lessons(setting, tokenizer, explore, 1, derived_seed(seed, len(made)))
+        if not drawn:
+            return []
+        made += sample(drawn, count - len(made), derived_seed(seed, len(made), 1))
+    return made
 
 
 def _windows(items: Sequence[str], width: int, generator: np.random.Generator) -> Iterator[Sequence[str]]:

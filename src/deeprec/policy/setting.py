@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deeprec.rewards.compose import Scorer
     from deeprec.trm.retriever import TrmRetriever
 
+Row = TypeVar("Row")
 FORMAT_ONLY = StageRewards(format=1.0)
 """Weights that score validity alone."""
 
@@ -80,7 +81,7 @@ def derived_seed(seed: int, *path: int) -> int:
     return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0])
 
 
-def sample(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
-    """At most ``most`` of the examples, drawn without replacement, in random order."""
-    order = np.random.default_rng(seed).permutation(len(examples))[:most]
-    return [examples[index] for index in order]
+def sample(rows: Sequence[Row], most: int, seed: int) -> list[Row]:
+    """At most ``most`` of the rows, drawn without replacement, in random order."""
+    order = np.random.default_rng(seed).permutation(len(rows))[:most]
+    return [rows[index] for index in order]

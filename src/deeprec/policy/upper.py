@@ -5,9 +5,10 @@ a compact prompt leaves a line open, which is what the user will want next, is r
 therefore learnt by the lower layers alone, and the scripted explorations after them by all.
 
 By itself an upper layer would not find that line: its attention starts out even, and what one of some 300 places says
-hardly moves the loss. So each of its heads starts by looking there: the lowest frequency of its rotary positions, which
-tells near from far the least, holds a constant query and, as key, the linear discriminant (Fisher, 1936) between the
-states of that place and all others.
+hardly moves the loss. So the first of them starts by looking there and passing on what it sees: in each head, the
+lowest frequency of the rotary positions, which tells near from far the least, holds a constant query and, as key, the
+linear discriminant (Fisher, 1936) between the states of that place and all others; values and outputs cancel to the
+identity.
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ def lower_layers(model: Any, upper: int) -> Iterator[None]:
         model.model.layers = layers
 
 
+def lower_weights(model: Any, upper: int) -> list[torch.nn.Parameter]:
+    """All weights but those of the last ``upper`` layers."""
+    above = {id(weight) for layer in _last(model, upper) for weight in layer.parameters()}
+    return [weight for weight in model.parameters() if id(weight) not in above]
+
+
 def start_at_no_change(model: Any, upper: int) -> None:
     """Let what the last ``upper`` layers add be 0."""
     import torch
@@ -48,25 +55,27 @@ def start_at_no_change(model: Any, upper: int) -> None:
             layer.mlp.down_proj.weight.zero_()
 
 
-def look_at(model: Any, upper: int, token: int, sequences: Sequence[Sequence[int]]) -> None:
-    """Let the heads of the last ``upper`` layers attend to ``token``, by what sets its states in ``sequences`` apart.
+def look_back(model: Any, upper: int, token: int, sequences: Sequence[Sequence[int]]) -> None:
+    """Let the first of the ``upper`` layers attend to ``token``, by what sets its states apart, and copy those.
 
-    Each of those, of ids, has the token. Layers that have learnt something already are left alone.
+    Each of ``sequences``, of ids, has the token. A layer that has learnt something already is left alone. Its values
+    are taken to be a multiple of an orthogonal matrix, as ``tiny.build_model`` starts them.
     """
     import torch
 
-    new = [layer for layer in _last(model, upper) if not layer.self_attn.o_proj.weight.any()]
-    if not new:
+    [first, *_] = _last(model, upper)
+    attention = first.self_attn
+    if attention.o_proj.weight.any():
         return
-    with torch.no_grad(), lower_layers(model, len(new)):
-        key = _discriminant(model, token, sequences)
-        for layer in new:
-            attention = layer.self_attn
-            size = attention.head_dim
-            rows = torch.arange(size // 2 - 1, attention.q_proj.out_features, size)
-            attention.k_proj.weight[rows] = key * (GAP * size**0.5 / QUERY)
-            attention.q_proj.weight[rows] = 0.0
-            attention.q_proj.bias[rows] = QUERY
+    with torch.no_grad():
+        with lower_layers(model, upper):
+            key = _discriminant(model, token, sequences)
+        size, values = attention.head_dim, attention.v_proj.weight
+        rows = torch.arange(size // 2 - 1, attention.q_proj.out_features, size)
+        attention.k_proj.weight[rows] = key * (GAP * size**0.5 / QUERY)
+        attention.q_proj.weight[rows] = 0.0
+        attention.q_proj.bias[rows] = QUERY
+        attention.o_proj.weight.copy_(values.T / values.pow(2).sum(dim=1).mean())
 
 
 def _last(model: Any, count: int) -> Sequence[Any]:

@@ -30,6 +30,8 @@ BETAS = (0.9, 0.98)
 GRADIENT_NORM = 1.0
 WARM_UP = 0.2
 """Share of the steps over which the learning rate rises."""
+SETTLED_RATE = 0.5
+"""Share of the learning rate for what has learnt already."""
 POOL = 32
 """Batches whose trajectories are sorted by length together."""
 CPU_ATTENTION = "eager"
@@ -46,6 +48,8 @@ def warm_start(
     progress: Callable[[str], None] = print,
     *,
     allowed: Allowed = (),
+    rehearsal: Sequence[Trajectory] = (),
+    settled: Sequence[torch.nn.Parameter] = (),
     dropout: float = 0.0,
     name: str = "warm start",
 ) -> list[JsonDict]:
@@ -54,6 +58,9 @@ def warm_start(
     Args:
         allowed: for each trajectory, the tokens that an answer rule allows at places of its completion; what is
             learnt there is which of them it is.
+        rehearsal: what was learnt before, in batches of its own among those of ``trajectories``, each once. The curve
+            leaves its loss out.
+        settled: weights that have learnt already, and go on at ``SETTLED_RATE`` of the rate.
         dropout: share of the input embeddings' cells that are dropped.
         name: what is learnt, as progress and curve call it.
 
@@ -66,27 +73,37 @@ def warm_start(
     import torch
 
     _check_lengths(model, trajectories)
+    known, new = [*trajectories, *rehearsal], len(trajectories)
     generator = np.random.default_rng(seed)
     torch.manual_seed(seed)
     batches = [batch for _ in range(config.epochs) for batch in _batches(trajectories, config.batch_size, generator)]
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, foreach=True
-    )
+    if rehearsal:
+        batches += [[new + row for row in batch] for batch in _batches(rehearsal, config.batch_size, generator)]
+        batches = [batches[place] for place in generator.permutation(len(batches))]
+    slow = {id(weight) for weight in settled}
+    groups = [
+        {"params": [weight for weight in model.parameters() if (id(weight) in slow) == (share < 1)], "share": share}
+        for share in (1.0, SETTLED_RATE)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, foreach=True)
     curve: list[JsonDict] = []
     every = max(1, len(batches) // REPORTS)
     losses, hits, scored, tokens, started = 0.0, 0, 0, 0, time.perf_counter()
     for step, batch in enumerate(batches, start=1):
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * schedule(step, len(batches))
-        ids, wanted = _tensors([trajectories[row] for row in batch], _device(model))
-        held = [_shifted(allowed[row], len(trajectories[row].prompt_ids) - 1) for row in batch] if allowed else ()
+            group["lr"] = group["share"] * config.learning_rate * schedule(step, len(batches))
+        ids, wanted = _tensors([known[row] for row in batch], _device(model))
+        lessons = batch[0] < new
+        held = [_shifted(allowed[row], len(known[row].prompt_ids) - 1) for row in batch] if allowed and lessons else ()
         with _learning(model, dropout):
             total, correct, count = _loss(model, ids, wanted, held)
         optimizer.zero_grad(set_to_none=True)
         (total / max(count, 1)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
         optimizer.step()
-        losses, hits, scored, tokens = losses + total.item(), hits + correct, scored + count, tokens + ids.numel()
+        tokens += ids.numel()
+        if lessons:
+            losses, hits, scored = losses + total.item(), hits + correct, scored + count
         if step % every == 0 or step == len(batches):
             curve.append(_record(name, step, losses, hits, scored, tokens, time.perf_counter() - started))
             progress(_line(name, curve[-1], len(batches)))

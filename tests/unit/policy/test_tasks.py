@@ -237,7 +237,7 @@ def test_a_model_that_is_not_there_is_one_message(sample_dataset: Path, trm: Pat
 
 def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path, trm: Path, tmp_path: Path) -> None:
     """Histories, then scripted explorations whose answers what was learnt from the histories has a say in."""
-    histories = HistoriesConfig(passes=2, learning_rate=1e-2)
+    histories = HistoriesConfig(passes=2, learning_rate=1e-2, rehearse=0.5)
     careless = CarelessConfig(trajectories=32, hasty=0.5, unaided=0.3)
     whole = WarmStartConfig(trajectories=40, epochs=1, judge="histories", histories=histories, careless=careless)
 
@@ -248,7 +248,7 @@ def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path
     build_policy(sample_dataset, trm, policy(whole), EXPLORE, TEXT, 0, tmp_path / "whole", progress=quiet)
     first = whole.model_copy(update={"trajectories": 0})
     build_policy(sample_dataset, trm, policy(first), EXPLORE, TEXT, 0, tmp_path / "first", progress=quiet)
-    second = whole.model_copy(update={"histories": HistoriesConfig(passes=0)})
+    second = whole.model_copy(update={"histories": HistoriesConfig(passes=0, rehearse=0.5)})
     warm_start_policy(
         sample_dataset, trm, tmp_path / "first", policy(second), EXPLORE, TEXT, 0, tmp_path / "second", progress=quiet
     )
@@ -263,5 +263,5 @@ def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path
     assert not untouched.any(), "histories pass by the upper layer"
     assert taught.any(), "which explorations teach"
     full = EXPLORE.model_copy(update={"prompt": "full"})
-    with pytest.raises(PolicyError, match=r"continue the compact prompt.*histories\.passes to 0"):
+    with pytest.raises(PolicyError, match=r"continue the compact prompt.*histories\.passes and rehearse to 0"):
         build_policy(sample_dataset, trm, policy(first), full, TEXT, 0, tmp_path / "full", progress=quiet)

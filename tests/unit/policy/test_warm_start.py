@@ -9,7 +9,7 @@ import torch
 
 from deeprec.config import WarmStartConfig
 from deeprec.errors import PolicyError
-from deeprec.policy.warm_start import _loss, _tensors, schedule, warm_start
+from deeprec.policy.warm_start import SETTLED_RATE, _loss, _tensors, schedule, warm_start
 from deeprec.types import Trajectory
 
 Make = Callable[..., Trajectory]
@@ -71,6 +71,35 @@ def test_what_was_allowed_is_found_by_its_place_in_the_completion(model: Any, tr
         allowed=[{0: {5: 0.0}, 1: {20: 0.0, 21: 0.0}} for _ in made],
     )
     assert curve[0]["loss"] < 0.5, "the first token is certain, the second one of two"
+
+
+def test_what_is_rehearsed_is_learnt_beside_and_left_out_of_the_curve(model: Any, trajectory: Make) -> None:
+    again = [trajectory(f"v{row}@1", [3, 20 + row % 2], [10 + row % 2], [1], {}) for row in range(320)]
+    curve = warm_start(model, lessons(trajectory), CONFIG, seed=0, progress=lambda line: None, rehearsal=again)
+    assert curve[-1]["step"] == 80 + 80
+    with torch.no_grad():
+        said = model.eval()(torch.tensor([[3, 20], [3, 21]])).logits[:, -1].argmax(-1)
+    assert said.tolist() == [10, 11]
+    draw = torch.Generator().manual_seed(0)
+    noise = [
+        trajectory(f"v{row}@1", [3], torch.randint(10, 18, (9,), generator=draw).tolist(), [1] * 9, {})
+        for row in range(320)
+    ]
+    curve = warm_start(model, lessons(trajectory), CONFIG, seed=0, progress=lambda line: None, rehearsal=noise)
+    assert curve[-1]["loss"] < 0.3, "nobody can foretell the noise"
+
+
+def test_what_has_learnt_already_goes_on_at_half_the_rate(model: Any, trajectory: Make) -> None:
+    config = CONFIG.model_copy(update={"epochs": 1, "batch_size": 16})
+    twin, settled = copy.deepcopy(model), [model.model.norm.weight, model.model.embed_tokens.weight]
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    warm_start(twin, lessons(trajectory), config, seed=0, progress=lambda line: None)
+    warm_start(model, lessons(trajectory), config, seed=0, progress=lambda line: None, settled=settled)
+    moved = {name: weight.detach() - before[name] for name, weight in model.named_parameters()}
+    free = {name: weight.detach() - before[name] for name, weight in twin.named_parameters()}
+    for name, step in moved.items():
+        share = SETTLED_RATE if name in ("model.norm.weight", "model.embed_tokens.weight") else 1.0
+        torch.testing.assert_close(step, share * free[name], rtol=1e-3, atol=1e-7)
 
 
 def test_the_same_seed_gives_the_same_weights(model: Any, trajectory: Make) -> None:
