@@ -102,6 +102,11 @@ def _warm_start(
             "policy.warm_start.histories continue the compact prompt, but explore.prompt is 'full'; set "
             "policy.warm_start.histories.passes and rehearse to 0"
         )
+    if upper and model.config.num_hidden_layers != policy.tiny.layers + upper:
+        raise PolicyError(
+            f"the policy has {model.config.num_hidden_layers} layers, but policy.tiny says {policy.tiny.layers} and "
+            f"{upper} upper_layers; warm-start it with the configuration it was built with"
+        )
     curve: list[JsonDict] = []
     if config.histories.passes:
         windows = history_lessons(setting, tokenizer, explore, config.histories.passes, derived_seed(seed, 3))
@@ -115,7 +120,7 @@ def _warm_start(
     if curve and not config.trajectories:
         return curve
     careful, careless = scripted_lessons(
-        setting, TransformersPolicy(model, tokenizer), config, explore, derived_seed(seed, 1)
+        setting, TransformersPolicy(model, tokenizer), config, explore, derived_seed(seed, 1), progress=progress
     )
     if upper and explore.prompt == "compact":
         shown = [(*one.prompt_ids, *one.completion_ids) for one in careful.trajectories[:LOOKED_AT]]

@@ -7,7 +7,7 @@ own targets, which neither of the two has seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from deeprec.explore.engine import TransformersPolicy
     from deeprec.explore.scripted import Lesson
     from deeprec.policy.batches import Allowed
+
+
+TOLD = 5000
+"""Scripted trajectories between two progress lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,13 @@ def _history_lesson(
 
 
 def scripted_lessons(
-    setting: Setting, policy: TransformersPolicy, config: WarmStartConfig, explore: ExploreConfig, seed: int
+    setting: Setting,
+    policy: TransformersPolicy,
+    config: WarmStartConfig,
+    explore: ExploreConfig,
+    seed: int,
+    *,
+    progress: Callable[[str], None] = print,
 ) -> tuple[Lessons, Lessons]:
     """The careful teacher's lessons and the careless one's, on the policy's examples, each used about equally often.
 
@@ -132,7 +142,11 @@ def scripted_lessons(
             use_target=config.use_target,
             sharpness=config.sharpness,
         )
-        tokens = [_tokenised(lesson, policy.tokenizer) for lesson in lessons]
+        tokens: list[Trajectory] = []
+        for lesson in lessons:
+            tokens.append(_tokenised(lesson, policy.tokenizer))
+            if len(tokens) % TOLD == 0:
+                progress(f"wrote {len(tokens)} of {count} scripted trajectories")
         return Lessons(tokens, [rules.allowed(lesson) for lesson in tokens] if rules else ())
 
     careless = config.careless

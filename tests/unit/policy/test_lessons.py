@@ -91,6 +91,16 @@ def test_scripted_lessons_teach_what_the_policy_would_write(
         assert own.endswith(completion.rpartition("<recommendation_list>")[2])
 
 
+def test_writing_lessons_tells_how_far_it_is(
+    setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deeprec.policy.lessons.TOLD", 15)
+    told: list[str] = []
+    policy, config = TransformersPolicy(model, tokenizer), WarmStartConfig(trajectories=40)
+    scripted_lessons(setting, policy, config, explore, seed=0, progress=told.append)
+    assert told == ["wrote 15 of 40 scripted trajectories", "wrote 30 of 40 scripted trajectories"]
+
+
 def test_lessons_with_held_answers_say_which_titles_could_have_come(
     setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig
 ) -> None:

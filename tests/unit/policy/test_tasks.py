@@ -262,6 +262,11 @@ def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path
     untouched, taught = (weights(tmp_path / name)[UPPER] for name in ("first", "second"))
     assert not untouched.any(), "histories pass by the upper layer"
     assert taught.any(), "which explorations teach"
+    taller = PolicyConfig(tiny=TinyConfig(width=32, layers=2, upper_layers=2, heads=2), warm_start=second)
+    with pytest.raises(PolicyError, match=r"has 3 layers, but policy\.tiny says 2 and 2 upper_layers"):
+        warm_start_policy(
+            sample_dataset, trm, tmp_path / "first", taller, EXPLORE, TEXT, 0, tmp_path / "taller", progress=quiet
+        )
     full = EXPLORE.model_copy(update={"prompt": "full"})
     with pytest.raises(PolicyError, match=r"continue the compact prompt.*histories\.passes and rehearse to 0"):
         build_policy(sample_dataset, trm, policy(first), full, TEXT, 0, tmp_path / "full", progress=quiet)
