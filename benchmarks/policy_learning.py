@@ -34,6 +34,7 @@ from deeprec.config import Config, DataConfig, load_config
 from deeprec.data.dataset import read_dataset
 from deeprec.data.ingest import ingest
 from deeprec.data.splits import test_examples, validation_examples
+from deeprec.evaluation.evaluate import baselines
 from deeprec.evaluation.outcome import ranks_of
 from deeprec.evaluation.setting import Setting, measure, open_setting, roll_out, violations_of
 from deeprec.evaluation.significance import compare
@@ -109,7 +110,9 @@ class Bench:
         }
         started = time.perf_counter()
         setting = self.setting(config, split)
-        figures, ranks = {"trm": metrics_from_ranks(self._trm_ranks(setting))}, {"trm": self._trm_ranks(setting)}
+        simple = baselines(setting, self.data, tell)
+        figures = {name: one.metrics for name, one in simple.items()}
+        ranks = {name: one.ranks for name, one in simple.items()}
         for name in ("start", "stage1", "stage2"):
             figures[name], ranks[name] = self.figures(setting, self.root / name)
         minutes["evaluation"] = (time.perf_counter() - started) / 60
@@ -273,7 +276,7 @@ def print_table(
     """Every figure beside what is wanted."""
     print(f"\nall users, greedy, {split} target")
     for name, row in figures.items():
-        print(f"{name:8}" + "".join(f"{key} {row[key]:.4f}  " for key in SHOWN if key in row))
+        print(f"{name:11}" + "".join(f"{key} {row[key]:.4f}  " for key in SHOWN if key in row))
     start, first, second, trm = (figures[name] for name in ("start", "stage1", "stage2", "trm"))
     gain = second["ndcg@10"] / trm["ndcg@10"]
     above = differences["stage2_minus_stage1"]["ndcg@10"]
@@ -305,8 +308,8 @@ def print_ablation(row: Mapping[str, Any]) -> None:
 
 
 SHOWN = (
-    "ndcg@10", "recall@10", "valid_rate", "valid_rate_free", "mean_calls", "diversity", "top_preference_share",
-    "candidate_recall",
+    "recall@10", "ndcg@10", "mrr", "valid_rate", "valid_rate_free", "mean_calls", "diversity", "top_preference_share",
+    "candidate_recall", "same_as_trm",
 )  # fmt: skip
 
 

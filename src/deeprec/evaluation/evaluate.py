@@ -87,7 +87,7 @@ def evaluate(
     data = read_dataset(dataset)
     setting = open_setting(data, test_examples(data), Path(trm), explore, rewards, text, seed)
     progress(f"evaluating {len(setting.examples)} users")
-    outcomes = _baselines(setting, data, progress)
+    outcomes = baselines(setting, data, progress)
     sections: dict[str, Any] = {"explore": explore, "rewards": rewards, "text": text, "evaluation": evaluation}
     configuration = {name: section.model_dump(mode="json") for name, section in sections.items()}
     parents = [Path(dataset), Path(trm), *paths.values()]
@@ -132,7 +132,8 @@ def assemble(data: Dataset, outcomes: Mapping[str, Outcome], evaluation: Evaluat
     return {**metrics, "serve": served(metrics, evaluation.gate)}
 
 
-def _baselines(setting: Setting, data: Dataset, progress: Progress) -> dict[str, Outcome]:
+def baselines(setting: Setting, data: Dataset, progress: Progress) -> dict[str, Outcome]:
+    """What each of ``BASELINES`` reaches."""
     k = setting.explore.answer_size
     popular = popularity_answers(popularity(data), data.catalogue, setting.examples, k)
     outcomes = {

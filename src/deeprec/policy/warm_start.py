@@ -104,7 +104,7 @@ def warm_start(
         tokens += ids.numel()
         if lessons:
             losses, hits, scored = losses + total.item(), hits + correct, scored + count
-        if step % every == 0 or step == len(batches):
+        if scored and (step % every == 0 or step == len(batches)):
             curve.append(_record(name, step, losses, hits, scored, tokens, time.perf_counter() - started))
             progress(_line(name, curve[-1], len(batches)))
             losses, hits, scored, tokens, started = 0.0, 0, 0, 0, time.perf_counter()

@@ -87,6 +87,10 @@ def test_what_is_rehearsed_is_learnt_beside_and_left_out_of_the_curve(model: Any
     ]
     curve = warm_start(model, lessons(trajectory), CONFIG, seed=0, progress=lambda line: None, rehearsal=noise)
     assert curve[-1]["loss"] < 0.3, "nobody can foretell the noise"
+    alone = warm_start(
+        model, lessons(trajectory)[:4], CONFIG.model_copy(update={"epochs": 1}), 0, lambda line: None, rehearsal=noise
+    )
+    assert len(alone) == 1, "batches that only rehearse are no point of the curve"
 
 
 def test_what_has_learnt_already_goes_on_at_half_the_rate(model: Any, trajectory: Make) -> None:
