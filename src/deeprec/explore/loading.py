@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeprec.config import EngineConfig
 from deeprec.errors import PolicyError
+from deeprec.explore.prompt import NEXT
 from deeprec.explore.tokens import FINGERPRINT
 from deeprec.store import Manifest, config_digest, read_artifact
 
@@ -92,9 +94,24 @@ def _load_tokenizer(path: Path) -> Any:
 
     as_saved = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
     try:
-        return as_saved.from_pretrained(path, local_files_only=True)
+        tokenizer = as_saved.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise PolicyError(f"cannot load the tokenizer of the policy in {path}: {error}; build it again") from error
+    _refuse_another_prompts(path, tokenizer)
+    return tokenizer
+
+
+def _refuse_another_prompts(path: Path, tokenizer: Any) -> None:
+    """A tiny policy knows what its prompts were made of when it was built, and would read anything else as unknown."""
+    described = path / "explore.json"
+    if not described.is_file() or json.loads(described.read_text(encoding="utf-8")).get("prompt") != "compact":
+        return
+    read = tokenizer.decode(tokenizer.encode(NEXT, add_special_tokens=False))
+    if read != NEXT:
+        raise PolicyError(
+            f"the policy in {path} was built for prompts without the line {NEXT.strip()!r}, which it would read as "
+            f"{read!r}; build and train it again"
+        )
 
 
 def same_policy(first: Manifest, second: Manifest) -> bool:

@@ -64,6 +64,21 @@ def test_an_exploration_that_was_saved_before_there_were_engines_is_read() -> No
     assert ExploreConfig.model_validate_json(json.dumps(saved)) == ExploreConfig(max_calls=3)
 
 
+def test_a_tiny_policy_that_was_built_for_other_prompts_is_refused(policy: Path, tmp_path: Path) -> None:
+    for name, line in (("known", r"\nNext: "), ("unknown", r"\nElse: ")):
+        with write_artifact(tmp_path / name, "policy") as work:
+            for file in policy.glob("*.json"):
+                if file.name != "manifest.json":
+                    (work / file.name).write_text(file.read_text("utf-8").replace(r"\nNext: ", line), encoding="utf-8")
+            (work / "model.safetensors").write_bytes((policy / "model.safetensors").read_bytes())
+            (work / "explore.json").write_text('{"prompt": "compact"}', encoding="utf-8")
+    load_policy(tmp_path / "known")
+    with pytest.raises(
+        PolicyError, match=r"unknown was built for prompts without the line 'Next:'.*build and train it"
+    ):
+        load_policy(tmp_path / "unknown")
+
+
 def test_a_changed_weight_file_is_refused(policy: Path, tmp_path: Path) -> None:
     import shutil
 

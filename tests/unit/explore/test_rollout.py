@@ -45,7 +45,7 @@ def test_a_whole_rollout(character_policy, retriever, titles, config):
     assert trajectory.answer == ("i4", None, None)
     assert trajectory.example_key == "u0@2"
     assert [query.preference for batch in retriever.batches for query in batch] == [(), ("comedy", "1990s")]
-    assert policy.decode(trajectory.prompt_ids) == "History:\n1. Film 0\n2. Film 1\n<think>"
+    assert policy.decode(trajectory.prompt_ids) == "History:\n1. Film 0\n2. Film 1\nNext: \n<think>"
 
 
 def test_mask_ids_and_logprobs_align(character_policy, retriever, titles, config):
@@ -106,7 +106,7 @@ def test_ends(character_policy, retriever, titles, config, script, changes, end,
     assert trajectory.end is end
     assert len(trajectory.calls) == calls
     assert len(trajectory.completion_ids) == len(trajectory.loss_mask) == len(trajectory.logprobs)
-    assert len(trajectory.prompt_ids) + len(trajectory.completion_ids) <= max(config.max_context, 31)
+    assert len(trajectory.prompt_ids) + len(trajectory.completion_ids) <= max(config.max_context, len(trajectory.prompt_ids))
     if end is not EndReason.ANSWERED:
         assert trajectory.answer == ()
         assert policy.decode(trajectory.completion_ids) == trajectory.text
