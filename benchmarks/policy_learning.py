@@ -186,7 +186,7 @@ class Bench:
         place = self._place("stage2", share, changes)
         self.timed(place, lambda out: self.stage("stage2", config, start, out))
         setting = self.setting(config, "validation")
-        figures, ranks = self.figures(setting, place)
+        figures, ranks = self.figures(setting, place, free=False)
         pair = compare({"policy": ranks, "trm": self._trm_ranks(setting)}, [("policy", "trm")], 1000, config.seed)
         difference = pair["differences"]["policy_minus_trm"]["ndcg@10"]
         return figures | {"minus trm": difference["mean"], "low": difference["low"], "high": difference["high"]}
@@ -244,16 +244,20 @@ class Bench:
         examples = test_examples(self.data) if split == "test" else validation_examples(self.data)
         return open_setting(self.data, examples, self.trm, config.explore, config.rewards, config.text, config.seed)
 
-    def figures(self, setting: Setting, policy: Path) -> tuple[Figures, Any]:
-        """A policy's figures, the mean diversity reward among them, and the ranks of the targets."""
+    def figures(self, setting: Setting, policy: Path, *, free: bool = True) -> tuple[Figures, Any]:
+        """A policy's figures, the mean diversity reward among them, and the ranks of the targets.
+
+        ``free`` rolls out once more where answers are held, for the share that would be valid without.
+        """
         actor = load_policy(policy)
         made = roll_out(setting, policy.name, actor, tell)
         outcome = measure(setting, made, [violations_of(setting, one) for one in made])
         more = {"diversity": float(np.mean(diversity_values(made, setting.embedder)))}
-        if setting.explore.answers == "retrieved":
-            free = replace(setting, explore=setting.explore.model_copy(update={"answers": "free"}))
-            made = roll_out(free, f"{policy.name}, answers not held", actor, tell)
-            more["valid_rate_free"] = float(np.mean([not violations_of(free, one) for one in made]))
+        if free and setting.explore.answers == "retrieved":
+            loose = {"answers": "free", "list_weight": 0.0}
+            unheld = replace(setting, explore=setting.explore.model_copy(update=loose))
+            made = roll_out(unheld, f"{policy.name}, answers not held", actor, tell)
+            more["valid_rate_free"] = float(np.mean([not violations_of(unheld, one) for one in made]))
         return outcome.metrics | more, outcome.ranks
 
     def _trm_ranks(self, setting: Setting) -> Any:

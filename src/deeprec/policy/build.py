@@ -126,7 +126,11 @@ def _warm_start(
         shown = [(*one.prompt_ids, *one.completion_ids) for one in careful.trajectories[:LOOKED_AT]]
         look_back(model, upper, tokenizer.encode(NEXT, add_special_tokens=False)[0], shown)
     slower = config.model_copy(update={"learning_rate": CARELESS_RATE * config.learning_rate, "epochs": 1})
-    for name, lessons, how, place in (("warm start", careful, config, 2), ("careless", careless, slower, 5)):
+    learnt = lower_weights(model, upper) if upper else ()
+    for name, lessons, how, place, settled in (
+        ("warm start", careful, config, 2, learnt),
+        ("careless", careless, slower, 5, ()),
+    ):
         if not lessons.trajectories:
             continue
         count = round(config.histories.rehearse * how.epochs * len(lessons.trajectories))
@@ -134,7 +138,7 @@ def _warm_start(
         progress(f"{name} on {len(lessons.trajectories)} scripted trajectories and {count} windows of histories")
         taught = warm_start(
             model, lessons.trajectories, how, derived_seed(seed, place), progress,
-            allowed=lessons.allowed, rehearsal=again, settled=lower_weights(model, upper) if upper else (), name=name,
+            allowed=lessons.allowed, rehearsal=again, settled=settled, name=name,
         )  # fmt: skip
         curve = _continued(curve, taught)
     return curve

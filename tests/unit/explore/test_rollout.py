@@ -106,7 +106,9 @@ def test_ends(character_policy, retriever, titles, config, script, changes, end,
     assert trajectory.end is end
     assert len(trajectory.calls) == calls
     assert len(trajectory.completion_ids) == len(trajectory.loss_mask) == len(trajectory.logprobs)
-    assert len(trajectory.prompt_ids) + len(trajectory.completion_ids) <= max(config.max_context, len(trajectory.prompt_ids))
+    assert len(trajectory.prompt_ids) + len(trajectory.completion_ids) <= max(
+        config.max_context, len(trajectory.prompt_ids)
+    )
     if end is not EndReason.ANSWERED:
         assert trajectory.answer == ()
         assert policy.decode(trajectory.completion_ids) == trajectory.text
