@@ -12,7 +12,7 @@ from tests.integration.parts import EXPLORE, KINDS, TEXT
 TAUGHT = EXPLORE.model_copy(update={"answers": "retrieved", "prompt": "compact"})
 _POLICY = PolicyConfig(
     tiny=TinyConfig(width=32, layers=2, heads=2, inner=64),
-    warm_start=WarmStartConfig(trajectories=300, epochs=4, batch_size=8, learning_rate=8e-3),
+    warm_start=WarmStartConfig(trajectories=300, epochs=8, batch_size=8, learning_rate=8e-3),
 )
 
 

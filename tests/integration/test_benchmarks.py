@@ -134,7 +134,7 @@ def test_policy_learning(
     assert list(begun["orders"]) == ["the TRM", "the policy", "both"]
     assert min(begun["orders"].values()) > 0
     found = figures(policy_learning, monkeypatch, tmp_path, *arguments)
-    assert list(found["figures"]) == ["trm", "start", "stage1", "stage2"]
+    assert list(found["figures"]) == ["popularity", "trm", "scripted", "start", "stage1", "stage2"]
     assert set(found["minutes"]) == {"histories", "lessons", "prompts", "stage 1", "stage 2", "evaluation"}
     assert all(0 <= found["figures"][name]["valid_rate_free"] <= 1 for name in ("start", "stage1", "stage2"))
     assert "at least 1, aim 1.05" in capsys.readouterr().out
