@@ -8,11 +8,11 @@ exploration it was built for), ``curves.json`` (what its last training logged, a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deeprec.config import ExploreConfig, PolicyConfig, TextConfig
+from deeprec.config import ExploreConfig, PolicyConfig, TextConfig, WarmStartConfig
 from deeprec.errors import PolicyError
 from deeprec.explore.loading import load_policy
 from deeprec.explore.prompt import NEXT, PromptBuilder
@@ -92,10 +92,6 @@ def _warm_start(
     seed: int,
     progress: Callable[[str], None],
 ) -> list[JsonDict]:
-    from deeprec.explore.engine import TransformersPolicy
-    from deeprec.policy.lessons import history_lessons, rehearsal, scripted_lessons
-    from deeprec.policy.warm_start import warm_start
-
     config, upper = policy.warm_start, policy.tiny.upper_layers
     if (config.histories.passes or config.histories.rehearse) and explore.prompt != "compact":
         raise PolicyError(
@@ -109,16 +105,52 @@ def _warm_start(
         )
     curve: list[JsonDict] = []
     if config.histories.passes:
-        windows = history_lessons(setting, tokenizer, explore, config.histories.passes, derived_seed(seed, 3))
-        progress(f"learning what follows what on {len(windows)} windows of histories")
-        settings = config.histories.model_dump(include={"batch_size", "learning_rate"}) | {"epochs": 1}
-        with lower_layers(model, upper):
-            curve = warm_start(
-                model, windows, config.model_copy(update=settings), derived_seed(seed, 4), progress,
-                dropout=config.histories.dropout, name="histories",
-            )  # fmt: skip
-    if curve and not config.trajectories:
-        return curve
+        curve = _learn_histories(setting, model, tokenizer, config, upper, explore, seed, progress)
+    if config.trajectories or not curve:
+        for taught in _learn_to_explore(setting, model, tokenizer, config, upper, explore, seed, progress):
+            curve = _continued(curve, taught)
+    return curve
+
+
+def _learn_histories(
+    setting: Setting,
+    model: Any,
+    tokenizer: Any,
+    config: WarmStartConfig,
+    upper: int,
+    explore: ExploreConfig,
+    seed: int,
+    progress: Callable[[str], None],
+) -> list[JsonDict]:
+    """The lower layers learn what follows what; the curve of it."""
+    from deeprec.policy.lessons import history_lessons
+    from deeprec.policy.warm_start import warm_start
+
+    windows = history_lessons(setting, tokenizer, explore, config.histories.passes, derived_seed(seed, 3))
+    progress(f"learning what follows what on {len(windows)} windows of histories")
+    settings = config.histories.model_dump(include={"batch_size", "learning_rate"}) | {"epochs": 1}
+    with lower_layers(model, upper):
+        return warm_start(
+            model, windows, config.model_copy(update=settings), derived_seed(seed, 4), progress,
+            dropout=config.histories.dropout, name="histories",
+        )  # fmt: skip
+
+
+def _learn_to_explore(
+    setting: Setting,
+    model: Any,
+    tokenizer: Any,
+    config: WarmStartConfig,
+    upper: int,
+    explore: ExploreConfig,
+    seed: int,
+    progress: Callable[[str], None],
+) -> Iterator[list[JsonDict]]:
+    """All layers learn from the careful teacher, then from the careless one; the curve of each."""
+    from deeprec.explore.engine import TransformersPolicy
+    from deeprec.policy.lessons import rehearsal, scripted_lessons
+    from deeprec.policy.warm_start import warm_start
+
     careful, careless = scripted_lessons(
         setting, TransformersPolicy(model, tokenizer), config, explore, derived_seed(seed, 1), progress=progress
     )
@@ -131,17 +163,15 @@ def _warm_start(
         ("warm start", careful, config, 2, learnt),
         ("careless", careless, slower, 5, ()),
     ):
-        if not lessons.trajectories:
+        if not lessons.trajectories and lessons is careless:
             continue
         count = round(config.histories.rehearse * how.epochs * len(lessons.trajectories))
         again = rehearsal(setting, tokenizer, explore, count, derived_seed(seed, place, 1))
         progress(f"{name} on {len(lessons.trajectories)} scripted trajectories and {count} windows of histories")
-        taught = warm_start(
+        yield warm_start(
             model, lessons.trajectories, how, derived_seed(seed, place), progress,
             allowed=lessons.allowed, rehearsal=again, settled=settled, name=name,
         )  # fmt: skip
-        curve = _continued(curve, taught)
-    return curve
 
 
 def _continued(curve: Sequence[JsonDict], more: Sequence[JsonDict]) -> list[JsonDict]:
