@@ -34,6 +34,7 @@ from deeprec.config import Config, DataConfig, load_config
 from deeprec.data.dataset import read_dataset
 from deeprec.data.ingest import ingest
 from deeprec.data.splits import test_examples, validation_examples
+from deeprec.errors import PolicyError
 from deeprec.evaluation.evaluate import baselines
 from deeprec.evaluation.outcome import ranks_of
 from deeprec.evaluation.setting import Setting, measure, open_setting, roll_out, violations_of
@@ -164,11 +165,18 @@ class Bench:
         return orders
 
     def ablations(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Each of the ablations with equal and half the steps, measured on the validation target."""
-        rows = []
+        """Each of the ablations with equal and half the steps, measured on the validation target.
+
+        One whose training collapsed has the reason as ``stopped`` in place of figures.
+        """
+        rows: list[dict[str, Any]] = []
         for name in names:
             for share in (1.0, 0.5):
-                rows.append({"name": name, "steps": share, **self._ablation(name, share)})
+                try:
+                    figures: Mapping[str, Any] = self._ablation(name, share)
+                except PolicyError as error:
+                    figures = {"stopped": str(error)}
+                rows.append({"name": name, "steps": share, **figures})
                 print_ablation(rows[-1])
         return rows
 
@@ -303,6 +311,9 @@ def print_table(
 
 def print_ablation(row: Mapping[str, Any]) -> None:
     """One row: steps as a share, figures on the validation target."""
+    if "stopped" in row:
+        print(f"{row['name']:20} {row['steps']:.0%} of the steps: {row['stopped']}", flush=True)
+        return
     shown = "".join(f"{key} {row[key]:.4f}  " for key in SHOWN if key in row)
     print(
         f"{row['name']:20} {row['steps']:.0%} of the steps: {shown}minus TRM {row['minus trm']:+.4f} "

@@ -154,6 +154,9 @@ def test_policy_learning(
         "stage2-1.0-rewards.stage2.pointwise=0.0",
     ], "the first stage of the main table is not trained again, and none where there is none"
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items() if path.is_file()), "gone on from"
+    strict = ("--set", "policy.stage1.health={min_valid_rate: 1.0, patience: 1}", "--only-ablations")
+    collapsed = figures(policy_learning, monkeypatch, tmp_path, *arguments, *strict, "--ablation", "without diversity")
+    assert [row["stopped"].partition(":")[0] for row in collapsed["ablations"]] == ["training stopped"] * 2
 
 
 def test_serving(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
