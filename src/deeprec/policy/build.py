@@ -8,28 +8,24 @@ exploration it was built for), ``curves.json`` (what its last training logged, a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deeprec.config import ExploreConfig, PolicyConfig, TextConfig, WarmStartConfig
+from deeprec.config import ExploreConfig, PolicyConfig, TextConfig
 from deeprec.errors import PolicyError
 from deeprec.explore.loading import load_policy
-from deeprec.explore.prompt import NEXT, PromptBuilder
+from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import MARKUP
 from deeprec.policy.setting import Setting, derived_seed
+from deeprec.policy.teaching import Teaching
 from deeprec.policy.tiny import build_model, build_tokenizer
-from deeprec.policy.upper import look_back, lower_layers, lower_weights
 from deeprec.store import write_artifact
 from deeprec.types import JsonDict
 
 KIND = "policy"
 EXPLORE = "explore.json"
 CURVES = "curves.json"
-CARELESS_RATE = 0.5
-"""Share of the warm start's learning rate for a careless teacher's lessons, so that the careful ones are not lost."""
-LOOKED_AT = 256
-"""Lessons whose states tell the upper layers where to look first."""
 
 
 def build_policy(
@@ -53,7 +49,7 @@ def build_policy(
     if policy.model == "tiny":
         model, tokenizer = _build_tiny(setting, policy, explore, seed)
         if policy.warm_start.trajectories or policy.warm_start.histories.passes:
-            curve = _warm_start(setting, model, tokenizer, policy, explore, seed, progress)
+            curve = Teaching(setting, model, tokenizer, policy, explore, seed, progress).curve()
     else:
         model, tokenizer = _load_base(policy.model, policy.dtype)
         add_markup(model, tokenizer)
@@ -79,104 +75,8 @@ def warm_start_policy(
     """
     setting = Setting.open(dataset, trm, text)
     actor = load_policy(start, dtype="float32")
-    curve = _warm_start(setting, actor.model, actor.tokenizer, policy, explore, seed, progress)
+    curve = Teaching(setting, actor.model, actor.tokenizer, policy, explore, seed, progress).curve()
     return _write(actor.model, actor.tokenizer, curve, policy, explore, [dataset, trm, start], seed, out)
-
-
-def _warm_start(
-    setting: Setting,
-    model: Any,
-    tokenizer: Any,
-    policy: PolicyConfig,
-    explore: ExploreConfig,
-    seed: int,
-    progress: Callable[[str], None],
-) -> list[JsonDict]:
-    config, upper = policy.warm_start, policy.tiny.upper_layers
-    if (config.histories.passes or config.histories.rehearse) and explore.prompt != "compact":
-        raise PolicyError(
-            "policy.warm_start.histories continue the compact prompt, but explore.prompt is 'full'; set "
-            "policy.warm_start.histories.passes and rehearse to 0"
-        )
-    if upper and model.config.num_hidden_layers != policy.tiny.layers + upper:
-        raise PolicyError(
-            f"the policy has {model.config.num_hidden_layers} layers, but policy.tiny says {policy.tiny.layers} and "
-            f"{upper} upper_layers; warm-start it with the configuration it was built with"
-        )
-    curve: list[JsonDict] = []
-    if config.histories.passes:
-        curve = _learn_histories(setting, model, tokenizer, config, upper, explore, seed, progress)
-    if config.trajectories or not curve:
-        for taught in _learn_to_explore(setting, model, tokenizer, config, upper, explore, seed, progress):
-            curve = _continued(curve, taught)
-    return curve
-
-
-def _learn_histories(
-    setting: Setting,
-    model: Any,
-    tokenizer: Any,
-    config: WarmStartConfig,
-    upper: int,
-    explore: ExploreConfig,
-    seed: int,
-    progress: Callable[[str], None],
-) -> list[JsonDict]:
-    """The lower layers learn what follows what; the curve of it."""
-    from deeprec.policy.lessons import history_lessons
-    from deeprec.policy.warm_start import warm_start
-
-    windows = history_lessons(setting, tokenizer, explore, config.histories.passes, derived_seed(seed, 3))
-    progress(f"learning what follows what on {len(windows)} windows of histories")
-    settings = config.histories.model_dump(include={"batch_size", "learning_rate"}) | {"epochs": 1}
-    with lower_layers(model, upper):
-        return warm_start(
-            model, windows, config.model_copy(update=settings), derived_seed(seed, 4), progress,
-            dropout=config.histories.dropout, name="histories",
-        )  # fmt: skip
-
-
-def _learn_to_explore(
-    setting: Setting,
-    model: Any,
-    tokenizer: Any,
-    config: WarmStartConfig,
-    upper: int,
-    explore: ExploreConfig,
-    seed: int,
-    progress: Callable[[str], None],
-) -> Iterator[list[JsonDict]]:
-    """All layers learn from the careful teacher, then from the careless one; the curve of each."""
-    from deeprec.explore.engine import TransformersPolicy
-    from deeprec.policy.lessons import rehearsal, scripted_lessons
-    from deeprec.policy.warm_start import warm_start
-
-    careful, careless = scripted_lessons(
-        setting, TransformersPolicy(model, tokenizer), config, explore, derived_seed(seed, 1), progress=progress
-    )
-    if upper and explore.prompt == "compact":
-        shown = [(*one.prompt_ids, *one.completion_ids) for one in careful.trajectories[:LOOKED_AT]]
-        look_back(model, upper, tokenizer.encode(NEXT, add_special_tokens=False)[0], shown)
-    slower = config.model_copy(update={"learning_rate": CARELESS_RATE * config.learning_rate, "epochs": 1})
-    learnt = lower_weights(model, upper) if upper else ()
-    for name, lessons, how, place, settled in (
-        ("warm start", careful, config, 2, learnt),
-        ("careless", careless, slower, 5, ()),
-    ):
-        if not lessons.trajectories and lessons is careless:
-            continue
-        count = round(config.histories.rehearse * how.epochs * len(lessons.trajectories))
-        again = rehearsal(setting, tokenizer, explore, count, derived_seed(seed, place, 1))
-        progress(f"{name} on {len(lessons.trajectories)} scripted trajectories and {count} windows of histories")
-        yield warm_start(
-            model, lessons.trajectories, how, derived_seed(seed, place), progress,
-            allowed=lessons.allowed, rehearsal=again, settled=settled, name=name,
-        )  # fmt: skip
-
-
-def _continued(curve: Sequence[JsonDict], more: Sequence[JsonDict]) -> list[JsonDict]:
-    before = curve[-1]["step"] if curve else 0
-    return [*curve, *(point | {"step": before + point["step"]} for point in more)]
 
 
 def _write(

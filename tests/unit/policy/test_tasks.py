@@ -267,6 +267,11 @@ def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path
         warm_start_policy(
             sample_dataset, trm, tmp_path / "first", taller, EXPLORE, TEXT, 0, tmp_path / "taller", progress=quiet
         )
+    nothing = policy(WarmStartConfig(trajectories=0))
+    with pytest.raises(PolicyError, match="no scripted trajectory to learn from"):
+        warm_start_policy(
+            sample_dataset, trm, tmp_path / "first", nothing, EXPLORE, TEXT, 0, tmp_path / "nothing", progress=quiet
+        )
     full = EXPLORE.model_copy(update={"prompt": "full"})
     with pytest.raises(PolicyError, match=r"continue the compact prompt.*histories\.passes and rehearse to 0"):
         build_policy(sample_dataset, trm, policy(first), full, TEXT, 0, tmp_path / "full", progress=quiet)

@@ -1,0 +1,114 @@
+"""What a tiny policy is taught in its warm start, one after the other: histories, a careful teacher, a careless one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deeprec.config import ExploreConfig, PolicyConfig
+from deeprec.errors import PolicyError
+from deeprec.explore.prompt import NEXT
+from deeprec.policy.setting import Setting, derived_seed
+from deeprec.policy.upper import look_back, lower_layers, lower_weights
+from deeprec.types import JsonDict
+
+CARELESS_RATE = 0.5
+"""Share of the warm start's learning rate for a careless teacher's lessons, so that the careful ones are not lost."""
+LOOKED_AT = 256
+"""Lessons whose states tell the upper layers where to look first."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A model, trained in place, and what it is taught with."""
+
+    setting: Setting
+    model: Any
+    tokenizer: Any
+    policy: PolicyConfig
+    explore: ExploreConfig
+    seed: int
+    progress: Callable[[str], None]
+
+    def curve(self) -> list[JsonDict]:
+        """Teach all of it; one curve with steps counted on.
+
+        Raises:
+            PolicyError: model and configuration do not fit, or there is nothing to learn from.
+        """
+        self._check()
+        config = self.policy.warm_start
+        curve: list[JsonDict] = []
+        if config.histories.passes:
+            curve = self._histories()
+        if config.trajectories or not curve:
+            for taught in self._explorations():
+                curve = _continued(curve, taught)
+        return curve
+
+    def _check(self) -> None:
+        histories, tiny = self.policy.warm_start.histories, self.policy.tiny
+        if (histories.passes or histories.rehearse) and self.explore.prompt != "compact":
+            raise PolicyError(
+                "policy.warm_start.histories continue the compact prompt, but explore.prompt is 'full'; set "
+                "policy.warm_start.histories.passes and rehearse to 0"
+            )
+        has = self.model.config.num_hidden_layers
+        if tiny.upper_layers and has != tiny.layers + tiny.upper_layers:
+            raise PolicyError(
+                f"the policy has {has} layers, but policy.tiny says {tiny.layers} and {tiny.upper_layers} "
+                f"upper_layers; warm-start it with the configuration it was built with"
+            )
+
+    def _histories(self) -> list[JsonDict]:
+        """The lower layers learn what follows what."""
+        from deeprec.policy.lessons import history_lessons
+        from deeprec.policy.warm_start import warm_start
+
+        config = self.policy.warm_start
+        passes = config.histories.passes
+        windows = history_lessons(self.setting, self.tokenizer, self.explore, passes, derived_seed(self.seed, 3))
+        self.progress(f"learning what follows what on {len(windows)} windows of histories")
+        settings = config.histories.model_dump(include={"batch_size", "learning_rate"}) | {"epochs": 1}
+        with lower_layers(self.model, self.policy.tiny.upper_layers):
+            return warm_start(
+                self.model, windows, config.model_copy(update=settings), derived_seed(self.seed, 4), self.progress,
+                dropout=config.histories.dropout, name="histories",
+            )  # fmt: skip
+
+    def _explorations(self) -> Iterator[list[JsonDict]]:
+        """All layers learn from the careful teacher, then from the careless one."""
+        from deeprec.explore.engine import TransformersPolicy
+        from deeprec.policy.lessons import rehearsal, scripted_lessons
+        from deeprec.policy.warm_start import warm_start
+
+        config, upper, seed = self.policy.warm_start, self.policy.tiny.upper_layers, self.seed
+        actor = TransformersPolicy(self.model, self.tokenizer)
+        careful, careless = scripted_lessons(
+            self.setting, actor, config, self.explore, derived_seed(seed, 1), progress=self.progress
+        )
+        shown = [(*one.prompt_ids, *one.completion_ids) for one in careful.trajectories[:LOOKED_AT]]
+        if upper and shown and self.explore.prompt == "compact":
+            look_back(self.model, upper, self.tokenizer.encode(NEXT, add_special_tokens=False)[0], shown)
+        slower = config.model_copy(update={"learning_rate": CARELESS_RATE * config.learning_rate, "epochs": 1})
+        learnt = lower_weights(self.model, upper) if upper else ()
+        for name, lessons, how, place, settled in (
+            ("warm start", careful, config, 2, learnt),
+            ("careless", careless, slower, 5, ()),
+        ):
+            if not lessons.trajectories and lessons is careless:
+                continue
+            count = round(config.histories.rehearse * how.epochs * len(lessons.trajectories))
+            again = rehearsal(self.setting, self.tokenizer, self.explore, count, derived_seed(seed, place, 1))
+            beside = f" and {count} windows of histories" if count else ""
+            self.progress(f"{name} on {len(lessons.trajectories)} scripted trajectories{beside}")
+            yield warm_start(
+                self.model, lessons.trajectories, how, derived_seed(seed, place), self.progress,
+                allowed=lessons.allowed, rehearsal=again, settled=settled, name=name,
+            )  # fmt: skip
+
+
+def _continued(curve: Sequence[JsonDict], more: Sequence[JsonDict]) -> list[JsonDict]:
+    before = curve[-1]["step"] if curve else 0
+    return [*curve, *(point | {"step": before + point["step"]} for point in more)]
