@@ -109,6 +109,8 @@ class AnswerRule:
         self._due: Tokens = ()
         self._partial: Tokens | None = None
         """Tokens written of the present title; None outside of one."""
+        self._choices: dict[int, float] | None = None
+        """What may come next in the present title, once it was asked for."""
 
     @property
     def allowed(self) -> dict[int, float] | None:
@@ -117,6 +119,13 @@ class AnswerRule:
             return {self._due[0]: 0.0}
         if self._partial is None:
             return None
+        if self._choices is None:
+            self._choices = self._weighed()
+        return self._choices
+
+    def _weighed(self) -> dict[int, float]:
+        """The tokens that go on with the present title, by the titles left that go on so."""
+        assert self._partial is not None
         place = len(self._partial)
         found: dict[int, float] = {}
         for title in self._begun():
@@ -127,6 +136,7 @@ class AnswerRule:
     def take(self, token: int) -> None:
         """The token was written."""
         allowed = self.allowed
+        self._choices = None
         if allowed is None:
             if token == self._form.opening:
                 self._due = (*self._form.head, *self._following(0))

@@ -3,7 +3,8 @@
 Rows of a generation share one grid of cache columns. A row that is not part of a step gets a column that the
 attention mask hides, so the grid has holes; positions count a row's own tokens only, so holes change nothing. Rows
 that leave the batch are dropped from the grid and, should they return, are read again from their tokens. Rows that
-begin alike, as a group does with its prompt, are read once.
+begin alike, as a group does with its prompt, are read once. Tokens that a rule leaves no choice about are not asked
+for one by one but read together with the choice before them (jump-forward decoding, Zheng et al., SGLang, 2024).
 
 Limits: decoders with plain attention layers (no sliding windows, no recurrent layers), ``sdpa`` or ``eager``.
 """
@@ -120,6 +121,11 @@ class _Grid:
         visible = torch.zeros((len(rows), 0), dtype=torch.bool, device=device)
         return cls([_GrowingLayer() for _ in range(layers)], rows, [0] * len(rows), visible)
 
+    @property
+    def wasteful(self) -> bool:
+        """Whether too many of its columns are holes."""
+        return self.visible.shape[1] > _MAX_WASTE * max(self.cached)
+
     def take(self, places: list[int]) -> _Grid:
         """The grid of some of its rows, packed when too many of its columns are holes."""
         index = torch.tensor(places, device=self.visible.device)
@@ -132,6 +138,41 @@ class _Grid:
             visible = visible.gather(1, columns)
         layers = [layer.take(index, columns) for layer in self.layers]
         return _Grid(layers, [self.rows[place] for place in places], cached, visible)
+
+
+class _Writing:
+    """A segment as it is written, told to its rule and added to the ``row`` it belongs to."""
+
+    def __init__(self, row: list[int], most: int, stop_ids: AbstractSet[int], rule: Rule | None) -> None:
+        self._row, self._most, self._stop_ids, self._rule = row, most, stop_ids, rule
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether it goes on: it is not as long as may be, and has not written a stop token."""
+        return len(self.tokens) < self._most and not (self.tokens and self.tokens[-1] in self._stop_ids)
+
+    @property
+    def allowed(self) -> Mapping[int, float] | None:
+        """What its rule allows next; None where any token may come."""
+        return None if self._rule is None else self._rule.allowed
+
+    def write(self, token: int, logprob: float) -> None:
+        """The token comes next."""
+        if self._rule is not None:
+            self._rule.take(token)
+        self._row.append(token)
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+
+    def write_what_is_certain(self, vocabulary: int) -> None:
+        """Go on as long as the rule allows one token only: its probability is 1, whatever the model says."""
+        while self.open and (allowed := self.allowed) is not None and len(allowed) == 1:
+            (token,) = allowed
+            if not 0 <= token < vocabulary:
+                return
+            self.write(token, 0.0)
 
 
 class TransformersGeneration:
@@ -172,28 +213,27 @@ class TransformersGeneration:
         if not rows or max_new_tokens < 1:
             return [Segment((), ()) for _ in rows]
         ruled = dict(zip(rows, rules, strict=True)) if rules else {}
-        written: dict[int, tuple[list[int], list[float]]] = {row: ([], []) for row in rows}
+        writing = {row: _Writing(self._tokens[row], max_new_tokens, stop_ids, ruled.get(row)) for row in rows}
         with _evaluating(self._model), torch.no_grad():
-            grid, logits = self._read(list(written))
+            grid, logits = self._read(list(writing))
             self._grid = grid
-            open_rows = set(written)
-            for step in range(max_new_tokens):
-                tokens, logprobs = self._choose(logits, temperature, _held(grid.rows, open_rows, ruled))
-                for place, row in enumerate(grid.rows):
-                    if row in open_rows:
-                        if row in ruled:
-                            ruled[row].take(tokens[place])
-                        written[row][0].append(tokens[place])
-                        written[row][1].append(logprobs[place])
-                        self._tokens[row].append(tokens[place])
-                        if tokens[place] in stop_ids:
-                            open_rows.discard(row)
-                if not open_rows or step + 1 == max_new_tokens:
+            open_rows = set(writing)
+            while True:
+                held = {place: writing[row].allowed for place, row in enumerate(grid.rows) if row in open_rows}
+                tokens, logprobs = self._choose(
+                    logits, temperature, {place: allowed for place, allowed in held.items() if allowed is not None}
+                )
+                for place in held:
+                    row = grid.rows[place]
+                    writing[row].write(tokens[place], logprobs[place])
+                    writing[row].write_what_is_certain(logits.shape[1])
+                    if not writing[row].open:
+                        open_rows.discard(row)
+                if not open_rows:
                     break
-                if 2 * len(open_rows) <= len(grid.rows):
-                    grid = grid.take([place for place, row in enumerate(grid.rows) if row in open_rows])
-                logits = self._step(grid, open_rows)
-        return [Segment(tuple(written[row][0]), tuple(written[row][1])) for row in rows]
+                grid = self._packed(grid, open_rows)
+                logits = self._read_pending(grid, open_rows)
+        return [Segment(tuple(writing[row].tokens), tuple(writing[row].logprobs)) for row in rows]
 
     def _read(self, rows: list[int]) -> tuple[_Grid, torch.Tensor]:
         """The grid for exactly these rows, all of their tokens read; logits (grid rows, vocabulary) of the next.
@@ -204,10 +244,20 @@ class TransformersGeneration:
         if grid is None or not wanted <= set(grid.rows):
             return self._read_anew(rows)
         places = [place for place, row in enumerate(grid.rows) if row in wanted]
-        wasted = grid.visible.shape[1] > _MAX_WASTE * max(grid.cached)
-        if wasted or len(places) < len(grid.rows):
+        if grid.wasteful or len(places) < len(grid.rows):
             grid = grid.take(places)
-        return grid, self._read_pending(grid)
+        return grid, self._read_pending(grid, wanted)
+
+    def _packed(self, grid: _Grid, open_rows: AbstractSet[int]) -> _Grid:
+        """The grid without its closed rows once they are half of it, and without its holes once they are many."""
+        if 2 * len(open_rows) <= len(grid.rows):
+            return grid.take([place for place, row in enumerate(grid.rows) if row in open_rows])
+        if not grid.wasteful:
+            return grid
+        packed = grid.take(list(range(len(grid.rows))))
+        if grid is self._grid:
+            self._grid = packed
+        return packed
 
     def _read_anew(self, rows: list[int]) -> tuple[_Grid, torch.Tensor]:
         """A new grid; equal rows are read once, and their cells copied."""
@@ -215,25 +265,23 @@ class TransformersGeneration:
         sources = [distinct.setdefault(tuple(self._tokens[row]), len(distinct)) for row in rows]
         first = [rows[sources.index(place)] for place in range(len(distinct))]
         grid = _Grid.empty(self._model.config.num_hidden_layers, first, self._device)
-        logits = self._read_pending(grid)
+        logits = self._read_pending(grid, set(first))
         if len(first) == len(rows):
             return grid, logits
         grid = grid.take(sources)
         grid.rows = rows
         return grid, logits.index_select(0, torch.tensor(sources, device=self._device))
 
-    def _read_pending(self, grid: _Grid) -> torch.Tensor:
-        """Read every row's uncached tokens, aligned right; logits (grid rows, vocabulary) of the next token."""
-        pending = [self._tokens[row][cached:] for row, cached in zip(grid.rows, grid.cached, strict=True)]
+    def _read_pending(self, grid: _Grid, rows: AbstractSet[int]) -> torch.Tensor:
+        """Read the uncached tokens of ``rows``, aligned right; logits (grid rows, vocabulary) of the next token."""
+        pending = [
+            self._tokens[row][cached:] if row in rows else []
+            for row, cached in zip(grid.rows, grid.cached, strict=True)
+        ]
         width = max(len(tokens) for tokens in pending)
         ids = torch.tensor([[0] * (width - len(tokens)) + tokens for tokens in pending], device=self._device)
         lengths = torch.tensor([len(tokens) for tokens in pending], device=self._device)
         real = torch.arange(width, device=self._device)[None, :] >= width - lengths[:, None]
-        return self._forward(grid, ids, real)
-
-    def _step(self, grid: _Grid, open_rows: AbstractSet[int]) -> torch.Tensor:
-        ids = torch.tensor([[self._tokens[row][-1]] for row in grid.rows], device=self._device)
-        real = torch.tensor([[row in open_rows] for row in grid.rows], device=self._device)
         return self._forward(grid, ids, real)
 
     def _forward(self, grid: _Grid, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -281,12 +329,6 @@ class TransformersGeneration:
         uniform = torch.rand(len(logprobs), 1, dtype=torch.float64, device=self._device, generator=self._generator)
         chosen = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
         return chosen.squeeze(1).clamp_(max=logprobs.shape[1] - 1)
-
-
-def _held(rows: Sequence[int], open_rows: AbstractSet[int], ruled: Mapping[int, Rule]) -> Choices:
-    """Place among the rows → what its rule allows next, for open rows that are held to something."""
-    told = {place: ruled[row].allowed for place, row in enumerate(rows) if row in ruled and row in open_rows}
-    return {place: allowed for place, allowed in told.items() if allowed is not None}
 
 
 @contextmanager

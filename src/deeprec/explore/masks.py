@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 
@@ -16,18 +17,18 @@ def hold_(logits: torch.Tensor, held: Choices) -> torch.Tensor:
     To be done before logits are divided by a temperature. Rows that are not named, or may write nothing of the
     vocabulary, are left alone.
     """
-    rows, vocabulary = logits.shape
-    cells = [
-        (row, token, more) for row, tokens in held.items() for token, more in tokens.items() if 0 <= token < vocabulary
-    ]
-    if not cells:
+    rows = torch.tensor(list(held), dtype=torch.long).repeat_interleave(
+        torch.tensor([len(tokens) for tokens in held.values()], dtype=torch.long)
+    )
+    columns = torch.tensor(list(chain.from_iterable(held.values())), dtype=torch.long)
+    more = torch.tensor(list(chain.from_iterable(tokens.values() for tokens in held.values())), dtype=logits.dtype)
+    known = (columns >= 0) & (columns < logits.shape[1])
+    if not known.all():
+        rows, columns, more = rows[known], columns[known], more[known]
+    if not len(rows):
         return logits
-    places, tokens, more = zip(*cells, strict=True)
-    row, column = torch.tensor(places, device=logits.device), torch.tensor(tokens, device=logits.device)
-    barred = torch.zeros((rows, vocabulary), dtype=torch.bool, device=logits.device)
-    barred[row] = True
-    barred[row, column] = False
-    logits.masked_fill_(barred, -torch.inf)
-    if any(more):
-        logits.index_put_((row, column), torch.tensor(more, dtype=logits.dtype, device=logits.device), accumulate=True)
+    cells = rows.to(logits.device), columns.to(logits.device)
+    chosen = logits[cells] + more.to(logits.device)
+    logits[torch.unique_consecutive(rows).to(logits.device)] = -torch.inf
+    logits[cells] = chosen
     return logits

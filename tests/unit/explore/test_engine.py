@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from deeprec.errors import PolicyError
-from deeprec.explore.engine import TransformersGeneration, TransformersPolicy
+from deeprec.explore.engine import TransformersGeneration, TransformersPolicy, _Grid
 
 VOCABULARY = 60
 
@@ -204,3 +204,67 @@ def test_rules_choose_among_what_they_allow_and_so_do_the_logprobs(model, temper
             assert abs(float(table[kept.index(token)]) - logprob) < 1e-4
             if not temperature:
                 assert kept.index(token) == int(table.argmax())
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Real cells of each forward pass."""
+    read = []
+    forward = TransformersGeneration._forward
+
+    def counted(self, grid, ids, real):
+        read.append(real.sum(1).tolist())
+        return forward(self, grid, ids, real)
+
+    monkeypatch.setattr(TransformersGeneration, "_forward", counted)
+    return read
+
+
+def test_what_a_rule_leaves_no_choice_about_is_read_with_the_choice_before_it(model, read):
+    """Rows have their certain tokens in different places; the log-probability of one is 0."""
+    prompts = [[1, 2, 3], [4, 5]]
+    rules = [Only((11, 12), (13,), (14,), (15, 16), None), Only((20, 21), (22, 23), (24,), (25, 26), (27,))]
+    generation = TransformersGeneration(model, prompts, seed=1)
+    segments = generation.generate([0, 1], stop_ids={99}, max_new_tokens=5, temperature=1.0, rules=rules)
+    assert read == [[3, 2], [3, 1], [1, 2]]
+    for segment, rule in zip(segments, rules, strict=True):
+        assert tuple(rule.taken) == segment.token_ids
+        assert [len(allowed or ()) == 1 for allowed in rule.steps] == [logprob == 0 for logprob in segment.logprobs]
+    after = generation.generate([1, 0], stop_ids=set(), max_new_tokens=4, temperature=0.0)
+    for row, segment in zip([1, 0], after, strict=True):
+        check_segment(model, prompts[row] + list(segments[row].token_ids), segment, greedy=True)
+
+
+def test_a_certain_token_can_be_the_last(model, read):
+    """By being a stop token, or by the limit."""
+    rules = [Only((11, 12), (13,), (14,)), Only((21, 22), (23,), (24,), (25,))]
+    generation = TransformersGeneration(model, [[1, 2], [3]], seed=1)
+    segments = generation.generate([0, 1], stop_ids={13}, max_new_tokens=3, temperature=0.7, rules=rules)
+    assert [segment.token_ids[1:] for segment in segments] == [(13,), (23, 24)]
+    assert len(read) == 1
+
+
+def test_a_certain_token_outside_the_vocabulary_is_not_written(model):
+    generation = TransformersGeneration(model, [[1, 2]], seed=1)
+    rule = Only((11, 12), (VOCABULARY,), (13,))
+    (segment,) = generation.generate([0], stop_ids=set(), max_new_tokens=3, temperature=0.0, rules=[rule])
+    assert max(segment.token_ids) < VOCABULARY
+
+
+def test_holes_of_certain_tokens_are_packed_while_rows_write(model, monkeypatch):
+    """Each row has its certain stretches where the others choose: without packing, three columns in four were holes."""
+    columns = []
+    take = _Grid.take
+    monkeypatch.setattr(_Grid, "take", lambda grid, places: columns.append(grid.visible.shape[1]) or take(grid, places))
+    prompts = [[1, 2], [3], [4, 5], [6]]
+    rules = [
+        Only(*[step for line in range(20) for step in ((line, line + 1), *[(30,)] * (9 if line % 4 == row else 0))])
+        for row in range(4)
+    ]
+    generation = TransformersGeneration(model, prompts, seed=1)
+    segments = generation.generate(range(4), stop_ids=set(), max_new_tokens=60, temperature=0.0, rules=rules)
+    assert len(columns) > 2
+    assert generation._grid.visible.shape[1] < 1.5 * 62
+    after = generation.generate(range(4), stop_ids=set(), max_new_tokens=3, temperature=0.0)
+    for prompt, segment, later in zip(prompts, segments, after, strict=True):
+        check_segment(model, prompt + list(segment.token_ids), later, greedy=True)
