@@ -100,8 +100,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 class Rolling:
     """Makes trajectories of one shape with whatever engine it is given; the reward is drawn.
 
-    ``rolling`` and ``updating``: most memory that PyTorch had allocated in each batch's rollouts and updates, in GiB;
-    what vLLM reserves for itself is in neither.
+    ``rolling`` and ``updating``: most memory that PyTorch had allocated in each batch's rollouts and updates, in GiB.
+    What vLLM took for itself is in both, also while it sleeps and the card has it back.
     """
 
     def __init__(self, given: argparse.Namespace) -> None:
@@ -197,7 +197,8 @@ def show(figures: dict[str, Any]) -> None:
     print(f"updates, read tokens/s      {figures['training_tokens_per_second']:,.0f}")
     print(f"seconds of a step           {figures['seconds']:.2f}, of them {figures['rollout_seconds']:.2f} in rollouts")
     print(f"log-probability gap         {figures['logprob_gap']:.4f} nats per token")
-    print(f"peak memory                 rollouts {peaks['rollouts']}, updates {peaks['updates']}")
+    vllm = ", vLLM's own share in both" if figures["engine"] == "vllm" else ""
+    print(f"peak memory                 rollouts {peaks['rollouts']}, updates {peaks['updates']}{vllm}")
 
 
 def _stage(given: argparse.Namespace) -> StageConfig:
@@ -218,7 +219,9 @@ def _policy(given: argparse.Namespace) -> PolicyConfig:
         model=given.size,
         dtype="bfloat16",
         lora=LoraConfig(rank=given.lora),
-        generation=GenerationConfig(engine=given.engine, gpu_memory_utilization=given.vllm_memory),
+        generation=GenerationConfig(
+            engine=given.engine, gpu_memory_utilization=given.vllm_memory, sleep=not given.awake
+        ),
     )
 
 
@@ -240,6 +243,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--segment", type=int, default=128, help="tokens of a segment")
     parser.add_argument("--list", type=int, default=256, help="tokens of a list between two segments")
     parser.add_argument("--vllm-memory", type=float, default=0.4, help="share of the GPU's memory for vLLM")
+    parser.add_argument("--awake", action="store_true", help="vLLM keeps its memory during the updates")
     parser.add_argument("--cpu", action="store_true", help="run without a GPU")
     parser.add_argument("--out", type=Path, help="file for the figures, as JSON")
     return parser.parse_args()

@@ -1,4 +1,8 @@
-"""Fixtures shared by every test: a small generated dataset, a toy TRM and bundle of it, and a scripted policy."""
+"""Fixtures shared by every test: a small generated dataset, a toy TRM and bundle of it, and a scripted policy.
+
+Tests compare bits and mix what is trained with tensors of their own, so they see no GPU, whatever the machine has;
+``DEEPREC_TEST_GPU=1`` shows it to those that need one (``pytest -k gpu``).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,9 @@ from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.data.ingest import ingest
 from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, MARKUP, PREFERENCE_CLOSE, PREFERENCE_OPEN, THINK_CLOSE
 from deeprec.types import Catalogue, Generation, Rule, Segment
+
+if not os.environ.get("DEEPREC_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 SMALL = DataConfig(sample=SampleConfig(users=150, items=80, mean_history=16))
 

@@ -48,7 +48,8 @@ def train_stage(
     """As ``stage.train_stage``, on all processes of this machine that ``policy.parallel`` asks for.
 
     Raises:
-        PolicyError: more than one machine is asked for, or the processes died of something else than an error of ours.
+        PolicyError: more than one machine is asked for, or more accelerators than it has, or the processes died of
+            something else than an error of ours.
         DeepRecError: as ``stage.train_stage``.
     """
     if policy.parallel.processes == 1 or world_size() > 1:
@@ -59,6 +60,7 @@ def train_stage(
             f"policy.parallel.nodes is {policy.parallel.nodes}, but this is one machine; make a TrainJob with "
             f"`deeprec policy trainjob`, or set nodes to 1"
         )
+    _check_accelerators(policy.parallel.per_node)
     with tempfile.TemporaryDirectory(prefix="deeprec-") as outcome:
         job = StageJob(
             stage=stage,
@@ -78,6 +80,17 @@ def train_stage(
         )
         status = _run(job, policy.parallel.per_node, progress)
         return _read(Path(outcome), status)
+
+
+def _check_accelerators(processes: int) -> None:
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else processes
+    if processes > found:
+        raise PolicyError(
+            f"policy.parallel.per_node is {processes}, and each process takes an accelerator of its own, but this "
+            f"machine has {found}; set per_node to {found}, or CUDA_VISIBLE_DEVICES to nothing to train on the CPU"
+        )
 
 
 def _absolute(path: Path) -> str:

@@ -114,6 +114,15 @@ def test_several_machines_are_not_for_one(world: World, tmp_path: Path) -> None:
         world.train(tmp_path, ParallelConfig(nodes=2))
 
 
+def test_each_process_needs_an_accelerator_where_there_are_any(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(PolicyError, match=r"per_node is 2, .* but this machine has 1; set per_node to 1"):
+        world.train(tmp_path, ParallelConfig(per_node=2))
+
+
 def test_a_single_process_runs_here(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So does each of several that a launcher has started already."""
     ran = []
