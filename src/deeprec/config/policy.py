@@ -53,6 +53,9 @@ class CarelessConfig(Section):
     """Share of them that answer without a call, for users whose next title a judge of ``histories`` is surest of: no
     valid answer, as of a language model that trusts itself, and for stage 1 to unlearn. At most 0.6, which is the
     chance that the teacher trusts itself with a user it is sure of."""
+    valid: Share = 0.0
+    """Share of greedy answers that are to stay valid: where fewer are, the weights are drawn back toward what the
+    careful trajectories had made of them, as little as it takes. 0 leaves them as they are."""
 
 
 class WarmStartConfig(Section):

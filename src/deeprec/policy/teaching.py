@@ -9,12 +9,14 @@ from typing import Any
 from deeprec.config import ExploreConfig, PolicyConfig
 from deeprec.errors import PolicyError
 from deeprec.explore.prompt import NEXT
-from deeprec.policy.setting import Setting, derived_seed
+from deeprec.policy.setting import Setting, derived_seed, sample
 from deeprec.policy.upper import look_back, lower_layers, lower_weights
-from deeprec.types import JsonDict
+from deeprec.types import JsonDict, Policy
 
 CARELESS_RATE = 0.5
 """Share of the warm start's learning rate for a careless teacher's lessons, so that the careful ones are not lost."""
+ANSWERED = 400
+"""Examples whose greedy answers tell how many are valid."""
 LOOKED_AT = 256
 """Lessons whose states tell the upper layers where to look first."""
 
@@ -99,14 +101,34 @@ class Teaching:
         ):
             if not lessons.trajectories and lessons is careless:
                 continue
+            before = {name: weights.detach().clone() for name, weights in self.model.named_parameters()}
             count = round(config.histories.rehearse * how.epochs * len(lessons.trajectories))
             again = rehearsal(self.setting, self.tokenizer, self.explore, count, derived_seed(seed, place, 1))
             beside = f" and {count} windows of histories" if count else ""
             self.progress(f"{name} on {len(lessons.trajectories)} scripted trajectories{beside}")
-            yield warm_start(
+            taught = warm_start(
                 self.model, lessons.trajectories, how, derived_seed(seed, place), self.progress,
                 allowed=lessons.allowed, rehearsal=again, settled=settled, name=name,
             )  # fmt: skip
+            if lessons is careless and config.careless.valid:
+                self._draw_back(actor, before)
+            yield taught
+
+    def _draw_back(self, actor: Policy, before: dict[str, Any]) -> None:
+        """Some of the way back to the careful lessons, where fewer answers are valid than wanted."""
+        from deeprec.data.splits import policy_examples
+        from deeprec.policy.draw_back import draw_back
+        from deeprec.rewards.format import format_violations
+
+        seed = derived_seed(self.seed, 6)
+        asked = sample(policy_examples(self.setting.dataset), ANSWERED, seed)
+
+        def valid() -> float:
+            found = self.setting.roll(actor, asked, self.explore, 0.0, seed)
+            return sum(not format_violations(trajectory, self.explore) for trajectory in found) / len(found)
+
+        way, share = draw_back(self.model, before, valid, self.policy.warm_start.careless.valid)
+        self.progress(f"{way:.0%} of the careless lessons kept: {share:.3f} of {len(asked)} greedy answers are valid")
 
 
 def _continued(curve: Sequence[JsonDict], more: Sequence[JsonDict]) -> list[JsonDict]:

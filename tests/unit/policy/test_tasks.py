@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,31 @@ def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path
     full = EXPLORE.model_copy(update={"prompt": "full"})
     with pytest.raises(PolicyError, match=r"continue the compact prompt.*histories\.passes and rehearse to 0"):
         build_policy(sample_dataset, trm, policy(first), full, TEXT, 0, tmp_path / "full", progress=quiet)
+
+
+def test_careless_lessons_leave_as_many_answers_valid_as_wanted(
+    sample_dataset: Path, trm: Path, start: Path, tmp_path: Path
+) -> None:
+    """By themselves these leave none."""
+    held = EXPLORE.model_copy(update={"answers": "retrieved"})
+
+    def kept(valid: float) -> tuple[float, float]:
+        careless = CarelessConfig(trajectories=300, unaided=0.6, valid=valid)
+        lessons = WarmStartConfig(
+            trajectories=16, epochs=1, batch_size=16, learning_rate=4e-3, judge="histories", careless=careless
+        )
+        said: list[str] = []
+        warm_start_policy(
+            sample_dataset, trm, start, POLICY.model_copy(update={"warm_start": lessons}), held, TEXT, 0,
+            tmp_path / f"kept-{valid:g}", progress=said.append,
+        )  # fmt: skip
+        [line] = [line for line in said if "greedy answers are valid" in line]
+        found = re.match(r"(\d+)% of the careless lessons kept: ([\d.]+) of \d+ greedy answers are valid", line)
+        assert found, line
+        return float(found[1]), float(found[2])
+
+    much, few = kept(0.1)
+    less, more = kept(0.6)
+    assert 0 < less < much < 100
+    assert 0.1 <= few < 0.3
+    assert 0.6 <= more < 0.8
