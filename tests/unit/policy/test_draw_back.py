@@ -40,10 +40,10 @@ def test_weights_end_where_the_share_is_as_wanted(wanted: float) -> None:
 def test_where_enough_is_left_nothing_is_drawn_back() -> None:
     model, way, share = drawn(0.0)
     assert (way, share) == (1.0, 0.0)
-    assert float(model.first.bias) == 4.0
+    assert model.first.bias.item() == 4.0
 
 
 def test_where_nothing_helps_the_weights_are_those_before() -> None:
     model, way, share = drawn(1.5)
     assert (way, share) == (0.0, 1.0)
-    assert float(model.last.bias) == 0.0
+    assert model.last.bias.item() == 0.0
