@@ -101,7 +101,10 @@ class Teaching:
         ):
             if not lessons.trajectories and lessons is careless:
                 continue
-            before = {name: weights.detach().clone() for name, weights in self.model.named_parameters()}
+            drawn_back = lessons is careless and config.careless.valid > 0
+            before = (
+                {key: weights.detach().clone() for key, weights in self.model.named_parameters()} if drawn_back else {}
+            )
             count = round(config.histories.rehearse * how.epochs * len(lessons.trajectories))
             again = rehearsal(self.setting, self.tokenizer, self.explore, count, derived_seed(seed, place, 1))
             beside = f" and {count} windows of histories" if count else ""
@@ -110,7 +113,7 @@ class Teaching:
                 self.model, lessons.trajectories, how, derived_seed(seed, place), self.progress,
                 allowed=lessons.allowed, rehearsal=again, settled=settled, name=name,
             )  # fmt: skip
-            if lessons is careless and config.careless.valid:
+            if drawn_back:
                 self._draw_back(actor, before)
             yield taught
 

@@ -5,8 +5,7 @@ one, drawn from the target's phrases (or, so that the TRM does not trust blindly
 not shown the history. The loss is a softmax over the whole catalogue, or above ``sampled_above`` items over a sample.
 What is measured and kept is a moving average of the weights. The same seed on the same machine gives the same weights,
 also when the training was killed and gone on with from its checkpoint; on a GPU, whose sums come in any order, the same
-but for rounding. The gate reads the validation targets;
-``training.train`` never sees a test target.
+but for rounding. The gate reads the validation targets; ``training.train`` never sees a test target.
 """
 
 from __future__ import annotations
