@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deeprec.config import ExploreConfig, PolicyConfig
+from deeprec.config import ExploreConfig, PolicyConfig, WarmStartConfig
 from deeprec.errors import PolicyError
 from deeprec.explore.prompt import NEXT
 from deeprec.policy.setting import Setting, derived_seed, sample
 from deeprec.policy.upper import look_back, lower_layers, lower_weights
 from deeprec.types import JsonDict, Policy
+
+if TYPE_CHECKING:
+    from deeprec.policy.lessons import Lessons
 
 CARELESS_RATE = 0.5
 """Share of the warm start's learning rate for a careless teacher's lessons, so that the careful ones are not lost."""
@@ -82,43 +85,49 @@ class Teaching:
     def _explorations(self) -> Iterator[list[JsonDict]]:
         """All layers learn from the careful teacher, then from the careless one."""
         from deeprec.explore.engine import TransformersPolicy
-        from deeprec.policy.lessons import rehearsal, scripted_lessons
-        from deeprec.policy.warm_start import warm_start
+        from deeprec.policy.lessons import scripted_lessons
 
-        config, upper, seed = self.policy.warm_start, self.policy.tiny.upper_layers, self.seed
+        config, upper = self.policy.warm_start, self.policy.tiny.upper_layers
         actor = TransformersPolicy(self.model, self.tokenizer)
         careful, careless = scripted_lessons(
-            self.setting, actor, config, self.explore, derived_seed(seed, 1), progress=self.progress
+            self.setting, actor, config, self.explore, derived_seed(self.seed, 1), progress=self.progress
         )
         shown = [(*one.prompt_ids, *one.completion_ids) for one in careful.trajectories[:LOOKED_AT]]
         if upper and shown and self.explore.prompt == "compact":
             look_back(self.model, upper, self.tokenizer.encode(NEXT, add_special_tokens=False)[0], shown)
-        slower = config.model_copy(update={"learning_rate": CARELESS_RATE * config.learning_rate, "epochs": 1})
-        learnt = lower_weights(self.model, upper) if upper else ()
-        for name, lessons, how, place, settled in (
-            ("warm start", careful, config, 2, learnt),
-            ("careless", careless, slower, 5, ()),
-        ):
-            if not lessons.trajectories and lessons is careless:
-                continue
-            drawn_back = lessons is careless and config.careless.valid > 0
-            before = (
-                {key: weights.detach().clone() for key, weights in self.model.named_parameters()} if drawn_back else {}
-            )
-            count = round(config.histories.rehearse * how.epochs * len(lessons.trajectories))
-            again = rehearsal(self.setting, self.tokenizer, self.explore, count, derived_seed(seed, place, 1))
-            beside = f" and {count} windows of histories" if count else ""
-            self.progress(f"{name} on {len(lessons.trajectories)} scripted trajectories{beside}")
-            taught = warm_start(
-                self.model, lessons.trajectories, how, derived_seed(seed, place), self.progress,
-                allowed=lessons.allowed, rehearsal=again, settled=settled, name=name,
-            )  # fmt: skip
-            if drawn_back:
-                self._draw_back(actor, before)
-            yield taught
+        yield self._learn("warm start", careful, config, 2, settled=lower_weights(self.model, upper) if upper else ())
+        if careless.trajectories:
+            yield self._careless(careless, actor)
 
-    def _draw_back(self, actor: Policy, before: dict[str, Any]) -> None:
-        """Some of the way back to the careful lessons, where fewer answers are valid than wanted."""
+    def _careless(self, lessons: Lessons, actor: Policy) -> list[JsonDict]:
+        """What is not to be lost of the careful lessons is kept by a lower rate, and by drawing the weights back."""
+        config = self.policy.warm_start
+        slower = config.model_copy(update={"learning_rate": CARELESS_RATE * config.learning_rate, "epochs": 1})
+        if not config.careless.valid:
+            return self._learn("careless", lessons, slower, 5)
+        before = {name: weights.detach().clone() for name, weights in self.model.named_parameters()}
+        curve = self._learn("careless", lessons, slower, 5)
+        self._draw_back(before, actor)
+        return curve
+
+    def _learn(
+        self, name: str, lessons: Lessons, how: WarmStartConfig, place: int, settled: Sequence[Any] = ()
+    ) -> list[JsonDict]:
+        """Lessons with windows of histories among them; ``place`` in the run's seeds."""
+        from deeprec.policy.lessons import rehearsal
+        from deeprec.policy.warm_start import warm_start
+
+        count = round(how.histories.rehearse * how.epochs * len(lessons.trajectories))
+        again = rehearsal(self.setting, self.tokenizer, self.explore, count, derived_seed(self.seed, place, 1))
+        beside = f" and {count} windows of histories" if count else ""
+        self.progress(f"{name} on {len(lessons.trajectories)} scripted trajectories{beside}")
+        return warm_start(
+            self.model, lessons.trajectories, how, derived_seed(self.seed, place), self.progress,
+            allowed=lessons.allowed, rehearsal=again, settled=settled, name=name,
+        )  # fmt: skip
+
+    def _draw_back(self, before: Mapping[str, Any], actor: Policy) -> None:
+        """Go some of the way back to the careful lessons, where fewer answers are valid than wanted."""
         from deeprec.data.splits import policy_examples
         from deeprec.policy.draw_back import draw_back
         from deeprec.rewards.format import format_violations
