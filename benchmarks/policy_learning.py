@@ -41,6 +41,7 @@ from deeprec.evaluation.setting import Setting, measure, open_setting, roll_out,
 from deeprec.evaluation.significance import compare
 from deeprec.explore.fusion import merged_weights
 from deeprec.explore.loading import load_policy
+from deeprec.explore.scripted import HASTY_THOUGHTS
 from deeprec.metrics import metrics_from_ranks
 from deeprec.policy.build import build_policy, warm_start_policy
 from deeprec.policy.lessons import OwnOpinion
@@ -253,14 +254,17 @@ class Bench:
         return open_setting(self.data, examples, self.trm, config.explore, config.rewards, config.text, config.seed)
 
     def figures(self, setting: Setting, policy: Path, *, free: bool = True) -> tuple[Figures, Any]:
-        """A policy's figures, the mean diversity reward among them, and the ranks of the targets.
+        """A policy's figures, the mean diversity reward and the share of hasty answers too, and the targets' ranks.
 
         ``free`` rolls out once more where answers are held, for the share that would be valid without.
         """
         actor = load_policy(policy)
         made = roll_out(setting, policy.name, actor, tell)
         outcome = measure(setting, made, [violations_of(setting, one) for one in made])
-        more = {"diversity": float(np.mean(diversity_values(made, setting.embedder)))}
+        more = {
+            "diversity": float(np.mean(diversity_values(made, setting.embedder))),
+            "hasty": float(np.mean([any(thought in one.text for thought in HASTY_THOUGHTS) for one in made])),
+        }
         if free and setting.explore.answers == "retrieved":
             loose = {"answers": "free", "list_weight": 0.0}
             unheld = replace(setting, explore=setting.explore.model_copy(update=loose))
@@ -323,8 +327,8 @@ def print_ablation(row: Mapping[str, Any]) -> None:
 
 
 SHOWN = (
-    "recall@10", "ndcg@10", "mrr", "valid_rate", "valid_rate_free", "mean_calls", "diversity", "top_preference_share",
-    "candidate_recall", "same_as_trm",
+    "recall@10", "ndcg@10", "mrr", "valid_rate", "valid_rate_free", "mean_calls", "hasty", "diversity",
+    "top_preference_share", "candidate_recall", "same_as_trm",
 )  # fmt: skip
 
 

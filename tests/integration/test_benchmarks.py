@@ -136,7 +136,10 @@ def test_policy_learning(
     found = figures(policy_learning, monkeypatch, tmp_path, *arguments)
     assert list(found["figures"]) == ["popularity", "trm", "scripted", "start", "stage1", "stage2"]
     assert set(found["minutes"]) == {"histories", "lessons", "prompts", "stage 1", "stage 2", "evaluation"}
-    assert all(0 <= found["figures"][name]["valid_rate_free"] <= 1 for name in ("start", "stage1", "stage2"))
+    shares = [
+        found["figures"][name][key] for name in ("start", "stage1", "stage2") for key in ("valid_rate_free", "hasty")
+    ]
+    assert all(0 <= share <= 1 for share in shares)
     assert "at least 1, aim 1.05" in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
     names = ("--ablation", "without stage 1", "--ablation", "without point-wise")

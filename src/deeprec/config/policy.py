@@ -47,8 +47,8 @@ class CarelessConfig(Section):
     trajectories: int = Field(0, ge=0)
     """Scripted trajectories of a teacher who is careless at times; 0 skips them."""
     hasty: Share = 0.0
-    """Share of them that answer with the newest list as it is. Their last thought says so, so that stage 2 can find out
-    which thought serves better."""
+    """Share of those of them with the most calls that answer with the newest list as it is. Their last thought says so,
+    so that stage 2 can find out which thought serves better."""
     unaided: Annotated[float, Field(ge=0, le=0.6)] = 0.0
     """Share of them that answer without a call, for users whose next title a judge of ``histories`` is surest of: no
     valid answer, as of a language model that trusts itself, and for stage 1 to unlearn. At most 0.6, which is the

@@ -113,8 +113,9 @@ def teach(
         judge: a second opinion: what is answered is chosen by its log-likelihood plus the logarithm of the merged
             weight, a product of the two experts (Hinton, 2002), best first. A free answer keeps the order in which the
             lists showed it instead, so that it can be read off them from top to bottom, which small models can learn.
-        hasty: share of the lessons that answer with the newest list as it is. Their last thought says so: what a
-            policy thinks then decides how it ranks, and a stage can find out which thought serves better.
+        hasty: share of the lessons with the most calls that answer with the newest list as it is. Their last thought
+            says so: what a policy thinks then decides how it ranks, and a stage can find out which thought serves
+            better. Only after the most calls, so that a stage that rewards calls does not unlearn it unawares.
         unaided: share of the lessons that answer without a call, for users whose next item the judge is surest of:
             what a policy does that trusts itself, for a stage to unlearn. Nothing was retrieved then, so a held answer
             is empty. At most ``_TRUST``.
@@ -129,6 +130,7 @@ def teach(
     prompts = PromptBuilder(config, titles)
     shares = np.asarray(call_shares, dtype=np.float64)
     fewest = math.ceil(config.answer_size / config.items_per_call)
+    most = min(max(int(np.flatnonzero(shares)[-1]) + 1, fewest), config.max_calls)
     for start in range(0, len(examples), config.batch_size):
         chunk = examples[start : start + config.batch_size]
         plans = []
@@ -144,7 +146,8 @@ def teach(
         if judge is not None:
             answers = _judged(made, answers, opinions, config)
         for row in np.flatnonzero(rng.random(len(chunk)) < hasty).tolist():
-            answers[row], thoughts[row] = [item.item_id for item in made[row][-1].items], HASTY_THOUGHTS
+            if len(made[row]) == most:
+                answers[row], thoughts[row] = [item.item_id for item in made[row][-1].items], HASTY_THOUGHTS
         for row in _surest(opinions, unaided, rng):
             made[row], thoughts[row] = (), UNAIDED_THOUGHTS
         for example, calls, answer, last in zip(chunk, made, answers, thoughts, strict=True):
