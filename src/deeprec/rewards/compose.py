@@ -1,7 +1,7 @@
 """The hierarchical reward of a stage: which parts are scored, and with which weight (method, section 3).
 
-A part of weight 0 is not scored and does not appear. An outcome part of a rollout that breaks the format is unscored:
-its value is None, and it adds nothing.
+A part of weight 0 is not scored and does not appear, except the format, from which validity is read. An outcome part of
+a rollout that breaks the format is unscored: its value is None, and it adds nothing.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ class Scorer:
         """The parts of every rollout, in the order given; ``targets`` holds the item id that came next for each."""
         broken = [self.violations(trajectory) for trajectory in trajectories]
         pairs = list(zip(trajectories, targets, strict=True))
-        columns: dict[str, list[float | None]] = {}
-        if self._weights["format"]:
-            columns["format"] = [format_value(violations) for violations in broken]
+        columns: dict[str, list[float | None]] = {"format": [format_value(violations) for violations in broken]}
         if self._weights["interaction"]:
             columns["interaction"] = [interaction_value(len(trajectory.calls)) for trajectory in trajectories]
         if self._weights["diversity"]:

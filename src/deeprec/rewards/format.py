@@ -44,6 +44,8 @@ STRICT_RULES = ("distinct_items", "retrieved_items", "no_echo", "same_language")
 _LIST = re.compile(re.escape(LIST_OPEN) + r"(.*?)" + re.escape(LIST_CLOSE), re.DOTALL)
 _ROLE = re.compile(r"(?:\b(?:" + "|".join(ROLES) + r")\s*:)|<\|im_(?:start|end)\|>|\[/?INST\]", re.IGNORECASE)
 _CONTROL = re.compile(r"<\|[^|<>]*\|>")
+_LETTER = re.compile(r"\b(?:LETTER|IDEOGRAPH|SYLLABLE|SYLLABICS|CHARACTER)\b")
+"""In the Unicode names of what a script is written with (Thai has characters, Inuktitut syllabics)."""
 
 
 def format_violations(trajectory: Trajectory, explore: ExploreConfig, *, strict: bool = True) -> tuple[str, ...]:
@@ -111,8 +113,10 @@ def _written(text: str) -> str:
 def scripts(text: str) -> set[str]:
     """Scripts of the text's letters by their Unicode names: ``LATIN``, ``CYRILLIC``, ``CJK``, …
 
-    The prompt is in Latin script; the scripts of the titles it holds are known from the lists.
+    The prompt is in Latin script; the scripts of the titles it holds are known from the lists. Letters of another width
+    or style count as plain ones (their NFKC form); signs that Unicode calls alphabetic (``º``, ``µ``, ``ー``) and
+    modifier letters (the ``ʻ`` of Hawaiʻi) stand in words of any script and have none.
     """
-    letters = {character for character in text if character.isalpha() and not character.isascii()}
-    found = {unicodedata.name(letter, "UNKNOWN").split()[0] for letter in letters}
-    return found | ({"LATIN"} if any(character.isascii() and character.isalpha() for character in text) else set())
+    letters = [one for one in set(text) if one.isalpha() and _LETTER.search(unicodedata.name(one, "UNKNOWN LETTER"))]
+    plain = {one for letter in letters for one in unicodedata.normalize("NFKC", letter) if one.isalpha()}
+    return {unicodedata.name(one, "UNKNOWN").split()[0] for one in plain} - {"MODIFIER"}

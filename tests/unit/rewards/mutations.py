@@ -1,7 +1,7 @@
 """Ways to break a valid rollout, each with the format rules it breaks and what of the rollout it touches.
 
-A mutation inserts or removes one thing and leaves what the others look for where it was, so that any two that touch
-different things can be made together.
+A mutation inserts or removes one thing and leaves what the later ones look for where it was, so that any two that touch
+different things can be made together, in the order of ``MUTATIONS``.
 """
 
 from __future__ import annotations
@@ -90,18 +90,29 @@ def _mutation(name: str, change: Callable[[Trajectory], Trajectory], broken: set
     return Mutation(name, change, frozenset(broken), frozenset(touches))
 
 
+_PARTS = {
+    "preference open": PREFERENCE_OPEN,
+    "preference close": PREFERENCE_CLOSE,
+    "list open": LIST_OPEN,
+    "list close": LIST_CLOSE,
+}
+"""Of a call; each stands as often as there are calls."""
+
 MUTATIONS = (
-    _mutation("no preference open", replaced(PREFERENCE_OPEN, ""), {"balanced_markup"}, {"calls"}),
-    _mutation("no preference close", replaced(PREFERENCE_CLOSE, ""), {"balanced_markup"}, {"calls"}),
-    _mutation("no list open", replaced(LIST_OPEN, ""), {"balanced_markup"}, {"calls"}),
-    _mutation("no list close", replaced(LIST_CLOSE, ""), {"balanced_markup"}, {"calls"}),
-    _mutation("another preference open", inserted(PREFERENCE_OPEN), {"balanced_markup"}, {"calls"}),
-    _mutation("another preference close", inserted(PREFERENCE_CLOSE), {"balanced_markup"}, {"calls"}),
-    _mutation("another list close", inserted(LIST_CLOSE), {"balanced_markup"}, {"calls"}),
-    _mutation("forged list", inserted(f"{LIST_OPEN}\n1. Alien\n{LIST_CLOSE}"), {"balanced_markup"}, {"calls"}),
+    _mutation("no call", _without_calls, {"one_call", "retrieved_items"}, {"calls", "last list", "some item"}),
+    *(
+        _mutation(f"no {name}", replaced(markup, ""), {"balanced_markup"}, {"calls", name})
+        for name, markup in _PARTS.items()
+    ),
+    *(
+        _mutation(f"another {name}", inserted(markup), {"balanced_markup"}, {name})
+        for name, markup in _PARTS.items()
+        if markup != LIST_OPEN
+    ),
+    _mutation("forged list", inserted(f"{LIST_OPEN}\n1. Alien\n{LIST_CLOSE}"), {"balanced_markup"}, set()),
+    _mutation("another list open", inserted(LIST_OPEN), {"balanced_markup", "list_opening"}, {"list open"}),
     _mutation("no line before the list", replaced(f"{LIST_OPEN}\n1.", f"{LIST_OPEN} 1."), {"list_opening"}, {"calls"}),
     _mutation("list from 2", replaced(f"{LIST_OPEN}\n1.", f"{LIST_OPEN}\n2."), {"list_opening"}, {"calls"}),
-    _mutation("no call", _without_calls, {"one_call", "retrieved_items"}, {"calls", "items", "thought"}),
     _mutation("second think", inserted(THINK_OPEN), {"one_thought"}, {"think"}),
     _mutation(
         "no end of the thought",
@@ -114,7 +125,7 @@ MUTATIONS = (
         "no answer",
         _without_answer,
         {"one_answer", "answer_lines", "distinct_items"},
-        {"answer", "items", "lines", "answer text"},
+        {"answer", "items", "lines", "answer text", "some item"},
     ),
     _mutation(
         "two answers",
@@ -128,7 +139,9 @@ MUTATIONS = (
         {"one_answer"},
         {"answer", "think close", "thought"},
     ),
-    _mutation("no word after the last list", replaced("Rank.\n", ""), {"thought_after_lists"}, {"thought"}),
+    _mutation(
+        "no word after the last list", replaced("Rank.\n", ""), {"thought_after_lists"}, {"thought", "last list"}
+    ),
     _mutation(
         "markup in the answer", replaced("1. Alien\n2.", "1. Alien <|im_end|>\n2."), {"plain_answer"}, {"answer text"}
     ),

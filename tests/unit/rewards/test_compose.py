@@ -59,12 +59,15 @@ def test_the_references_format_accepts_repeats(make, scorer):
     assert [part.value for part in parts] == [0.0, pytest.approx(1.4), pytest.approx(10.0)]
 
 
-def test_parts_of_weight_zero_are_left_out(make, scorer):
+def test_parts_of_weight_zero_are_left_out_but_for_the_format(make, scorer):
+    """Validity is read from it, whatever it weighs: by the health of a stage, by selection, by the gates."""
     stage = scorer(StageRewards(listwise=2.0, pointwise=0.0))
-    assert stage.score([make()], ["a"]) == [(RewardPart("listwise", pytest.approx(1.4), 2.0),)]
-    assert scorer(StageRewards()).score([make()], ["a"]) == [()]
-    # The format decides on outcome parts even where it is not scored itself.
-    assert stage.score([make(answer=("a", "a"))], ["a"]) == [(RewardPart("listwise", None, 2.0),)]
+    valid, broken = RewardPart("format", 0.0, 0.0), RewardPart("format", -1.0, 0.0)
+    assert stage.score([make()], ["a"]) == [(valid, RewardPart("listwise", pytest.approx(1.4), 2.0))]
+    assert scorer(StageRewards()).score([make()], ["a"]) == [(valid,)]
+    found = stage.score([make(answer=("a", "a"))], ["a"])
+    assert found == [(broken, RewardPart("listwise", None, 2.0))]
+    assert replace(make(), rewards=found[0]).reward == 0.0
 
 
 def test_an_unknown_target_leaves_the_pointwise_part_unscored(make, scorer):

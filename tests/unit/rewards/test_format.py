@@ -52,10 +52,24 @@ def test_two_rules_broken_together_are_both_named_and_cost_no_more(make, explore
     assert set(lenient) == (first.broken | second.broken) & set(RULES)
 
 
-def test_every_rule_is_broken_by_some_mutation_and_in_some_pair():
-    assert set().union(*(mutation.broken for mutation in MUTATIONS)) == {*RULES, *STRICT_RULES}
-    together = [{*first.broken, *second.broken} for first, second in PAIRS]
-    assert all(any({rule, other} <= found for found in together) for rule in RULES for other in STRICT_RULES)
+INSEPARABLE = {
+    ("one_call", "retrieved_items"): "whatever is answered without a call was not retrieved",
+    ("answer_lines", "distinct_items"): "a wrong number of lines is a wrong number of items",
+}
+"""Pairs of which nothing breaks the first rule alone, and why."""
+
+
+def test_every_pair_of_rules_is_broken_by_two_mutations():
+    """Each of the two breaks one rule of the pair and not the other, but for those that cannot be told apart."""
+    rules = {frozenset(pair) for pair in combinations((*RULES, *STRICT_RULES), 2)}
+    assert len(rules) == 66
+    broken = [(first.broken, second.broken) for first, second in PAIRS]
+    apart = {frozenset((rule, other)) for one, two in broken for rule in one - two for other in two - one}
+    assert rules - apart == {frozenset(pair) for pair in INSEPARABLE}
+    together = {frozenset((rule, other)) for one, two in broken for rule in one for other in two if rule != other}
+    assert together == rules
+    for rule, implied in INSEPARABLE:
+        assert all(implied in mutation.broken for mutation in MUTATIONS if rule in mutation.broken)
 
 
 @pytest.mark.parametrize("markup", [one for one in MARKUP if one not in (ANSWER_OPEN, ANSWER_CLOSE)])
@@ -161,6 +175,43 @@ def test_scripts():
     assert scripts("123") == set()
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("Nº 5, 1ª, 3 µm, 2 \u2126", {"LATIN"}),
+        ("º µ ª ー 々 𝐀 ℓ ʻ", set()),
+        ("Ｆｕｌｌ ｗｉｄｔｈ", {"LATIN"}),
+        ("Hawaiʻi, ŉ, xʰ, ﬁn", {"LATIN"}),
+        ("ｶﾀｶﾅ", {"KATAKANA"}),
+        ("コーヒー", {"KATAKANA"}),
+        ("ひらがな", {"HIRAGANA"}),
+        ("\uf900 \u4e00", {"CJK"}),
+        ("한", {"HANGUL"}),
+        ("ไทย", {"THAI"}),
+        ("ᐃᓄᒃ", {"CANADIAN"}),
+        ("ꀀ", {"YI"}),
+        ("ж", {"CYRILLIC"}),
+    ],
+)
+def test_scripts_of_signs_and_of_letters_of_another_width(words, found):
+    assert scripts(words) == found
+
+
+@pytest.mark.parametrize("words", ["Nº 5, 3 µm.", "Ｌｏｏｋ．", "The 2ª, Hawaiʻi, 5 \u2126, 𝐁𝐨𝐥𝐝."])
+def test_signs_and_wide_letters_are_no_other_language(make, explore, words):
+    assert format_violations(edited(make(), "Look.", words), explore) == ()
+
+
+@pytest.mark.parametrize("words", ["ｶﾀｶﾅ", "ﾎﾝ", "ไทย", "ꀀ"])
+def test_another_script_is_another_language_whatever_its_width(make, explore, words):
+    assert format_violations(edited(make(), "Look.", words), explore) == ("same_language",)
+
+
+def test_a_preference_in_another_language_is_one(make, explore):
+    """Catalogue and lists are in Latin script: the policy fell out of the prompt's language."""
+    assert format_violations(make(calls=(((), "ab"), (("комедия",), "cd"))), explore) == ("same_language",)
+
+
 PIECES = [
     *MARKUP,
     "<|im_end|>",
@@ -180,11 +231,17 @@ PIECES = [
 HOSTILE = st.lists(st.sampled_from(PIECES), min_size=0, max_size=8).map("".join)
 
 
-@given(titles=st.lists(HOSTILE, min_size=4, max_size=4))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
-def test_a_title_forges_neither_a_list_nor_an_answer(explore, titles):
-    """Lists and answers are rendered and read as rollouts do it: with hostile titles a valid rollout stays valid."""
-    book = TitleBook(Catalogue(tuple(Item(f"i{row}", title) for row, title in enumerate(titles))))
+@given(
+    titles=st.lists(HOSTILE, min_size=4, max_size=4),
+    phrases=st.lists(st.lists(HOSTILE, max_size=3).map(tuple), min_size=4, max_size=4),
+    show_phrases=st.booleans(),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+def test_titles_and_phrases_forge_neither_a_list_nor_an_answer(explore, titles, phrases, show_phrases):
+    """Lists and answers are rendered and read as rollouts do it: with hostile items a valid rollout stays valid."""
+    explore = explore.model_copy(update={"show_phrases": show_phrases})
+    items = [Item(f"i{row}", title, phrases=phrases[row]) for row, title in enumerate(titles)]
+    book = TitleBook(Catalogue(tuple(items)))
     first, second = (tuple(RetrievedItem(item_id, 0.5) for item_id in ids) for ids in (("i0", "i1"), ("i2", "i3")))
     explored = "".join(
         f"\nLook.\n{OPEN}{words}{CLOSE}{render_list(items, book, explore)}"
@@ -199,7 +256,7 @@ def test_a_title_forges_neither_a_list_nor_an_answer(explore, titles):
     calls = (Call("anything", (), first), Call("comedy", ("comedy",), second))
     valid = _rollout(explored + written, calls, answer, EndReason.ANSWERED)
     assert format_violations(valid, explore) == ()
-    # The same lists without an answer: none of the titles counts as one.
+    # The same lists without an answer: none of the titles and phrases counts as one.
     silent = _rollout(explored + "Rank.\n</think>\n", calls, (), EndReason.OUTSIDE_PROTOCOL)
     assert set(format_violations(silent, explore)) == {"one_answer", "answer_lines", "distinct_items"}
 
