@@ -172,6 +172,7 @@ reset(); set("filter-target", "never"); note("never");
 reset(); set("filter-format", "broken"); note("broken");
 reset(); set("filter-reward-low", "0.5"); set("filter-reward-high", "1"); note("reward");
 reset(); set("filter-calls-low", "3"); note("calls");
+reset(); set("filter-calls-high", "1"); note("few calls");
 reset(); set("filter-text", "WISH 3"); note("text");
 reset(); set("filter-text", "<\\/SCRIPT>"); note("hostile");
 reset(); set("filter-text", "nowhere"); note("none"); at("next").click();
@@ -214,6 +215,7 @@ def test_filtering_and_stepping_in_chromium(html: str, tmp_path: Path) -> None:
     }
     assert users("reward") == ["dan"]
     assert users("calls") == ["cleo"]
+    assert users("few calls") == ["dan"]
     assert users("text") == ["cleo"]
     assert users("hostile") == ["ann", "bob", "cleo", "dan"]
     assert users("low") == ["cleo", "bob", "dan", "ann"]

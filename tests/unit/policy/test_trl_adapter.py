@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import tomllib
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,11 @@ def run(model: Any, tokenizer: Any, make: Make, path: Path, stage: StageConfig =
 
     options = {"temperature": 1.0, "seed": 0, "checkpoints": path, "progress": lambda line: None} | more
     return train_grpo(model, tokenizer, EXAMPLES, roll, {"good": 1.0}, stage, **options), seen
+
+
+def test_the_installed_trl_is_the_pinned_one() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"trl=={version('trl')}" in project["dependencies"]
 
 
 def test_prompts_come_in_order_and_in_rows_of_a_group(
@@ -400,7 +408,9 @@ def test_a_stage_scores_what_the_engine_was_held_to(
         temperature=1.0, seed=0, checkpoints=tmp_path, allowed=lambda made: rules, progress=lambda line: None,
     )  # fmt: skip
     assert max(record["logprob_gap"] for record in records) < 1e-4
-    assert all(record["kl_to_start"] >= 0 for record in records if record.get("kl_to_start") is not None)
+    divergences = [record["kl"] for record in records]
+    assert 0 <= divergences[0] < 1e-8, "the policy is its start, when both are scored among what was allowed"
+    assert all(math.isfinite(one) and one > 1e-6 for one in divergences[1:])
     assert sampled[-1] > sampled[0] + 0.1
 
 
