@@ -5,18 +5,24 @@ cluster it is the last line of the pod's log. Any other exception passes through
 """
 
 import errno
+import hashlib
+import json
 import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from deeprec import errors
 from deeprec.errors import ConfigError, DeepRecError, PipelineError, StoreError
 
 CHECKPOINTS = "DEEPREC_CHECKPOINTS"
-"""Environment variable: directory in which a training task keeps checkpoints between attempts; unset in pods."""
+"""Environment variable: directory in which this training task keeps checkpoints between attempts; unset in pods."""
+
+CLAIM = "DEEPREC_CHECKPOINTS_CLAIM"
+"""Environment variable: directory that outlives a pod, in which training tasks of all runs keep theirs."""
 
 RUNNER = "DEEPREC_LOCAL_RUNNER"
 """Environment variable: set by the local runner, whose tasks end when it is gone; unset in pods."""
@@ -57,9 +63,17 @@ def read_error(line: str) -> DeepRecError | None:
     return kind(match.group(2))
 
 
-def checkpoints() -> str | None:
-    """The directory for checkpoints, or None where the task has none."""
-    return os.environ.get(CHECKPOINTS) or None
+def checkpoints(*inputs: Any) -> Path | None:
+    """The directory for checkpoints, or None where the task has none.
+
+    On a claim it is named by ``inputs``: what tells this task from every other and is the same for its next attempt.
+    """
+    if os.environ.get(CHECKPOINTS):
+        return Path(os.environ[CHECKPOINTS])
+    if not os.environ.get(CLAIM):
+        return None
+    name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return Path(os.environ[CLAIM]) / name[:32]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -39,7 +39,9 @@ def train_stage(
         raw = (PolicyConfig, parts), (ExploreConfig, explore), (RewardsConfig, rewards), (TextConfig, text)
         sections = [kind.model_validate(section) for kind, section in raw]
         inputs = [Path(artifact.path) for artifact in (dataset, trm, start, prompts)]
-        kept = Path(checkpoints()) if checkpoints() else None
+        learning = {name: value for name, value in settings.items() if name != "health"}  # its bounds may change
+        uris = [artifact.uri for artifact in (dataset, trm, start, prompts)]
+        kept = checkpoints(stage, policy, learning, explore, rewards, text, seed, uris)
         result, values = run(stage, *inputs, *sections, seed, Path(trained.path), Path(report.path), kept)
         Path(verdict).write_text(result.to_json(), encoding="utf-8")
         for name, value in values.items():

@@ -29,7 +29,7 @@ def train_trm(
 
         require(gate)
         sections = TrmConfig.model_validate(trm), TextConfig.model_validate(text)
-        kept = Path(checkpoints()) if checkpoints() else None
+        kept = checkpoints("train-trm", trm, text, seed, dataset.uri)
         outputs = Path(model.path), Path(report.path)
         result, values = train(Path(dataset.path), *sections, seed, *outputs, checkpoint=kept)
         Path(verdict).write_text(result.to_json(), encoding="utf-8")

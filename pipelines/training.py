@@ -14,7 +14,7 @@ from typing import Any
 
 from kfp import compiler, dsl, kubernetes
 
-from deeprec.components.boundary import GPUS
+from deeprec.components.boundary import CLAIM, GPUS
 from deeprec.components.build_policy import build_policy
 from deeprec.components.check_data import check_data
 from deeprec.components.evaluate import evaluate
@@ -42,6 +42,12 @@ TASKS = (
     "publish-bundle",
 )
 """Every task, in order; the names under ``pipeline.tasks`` and in a run's figures."""
+
+TRAINING = frozenset({"train-trm", "train-stage-1", "train-stage-2"})
+"""Tasks that go on from a checkpoint when they are started again."""
+
+CHECKPOINTS = "/mnt/checkpoints"
+"""Where their claim is mounted."""
 
 SIDE_EFFECTS = frozenset({"publish-features", "publish-bundle"})
 """Tasks that change something outside their own artifacts; KFP never caches them."""
@@ -209,6 +215,9 @@ def _placement(settings: PipelineConfig) -> Callable[[str, Any], Any]:
             _give_resources(task, resources, settings)
         except ValueError as error:
             raise ConfigError(f"pipeline.tasks.{name}: {error}; correct the quantity") from error
+        if name in TRAINING and settings.checkpoints_claim:
+            kubernetes.mount_pvc(task, pvc_name=settings.checkpoints_claim, mount_path=CHECKPOINTS)
+            task.set_env_variable(CLAIM, CHECKPOINTS)
         task.set_display_name(name)
         task.set_caching_options(name not in SIDE_EFFECTS)
         return task

@@ -133,3 +133,6 @@ class PipelineConfig(Section):
     tasks: dict[str, TaskResources] = Field(default_factory=dict)
     """Overrides by task name."""
     gpu_pool: GpuPool = GpuPool()
+    checkpoints_claim: str = ""
+    """A PersistentVolumeClaim for the checkpoints of the training tasks, to be there before the run. Without one a task
+    that is started again begins anew."""

@@ -1,10 +1,11 @@
 """How a task's end is told to whoever runs it."""
 
 import errno
+from pathlib import Path
 
 import pytest
 
-from deeprec.components.boundary import flatten, read_error, reported
+from deeprec.components.boundary import CHECKPOINTS, CLAIM, checkpoints, flatten, read_error, reported
 from deeprec.config import TrmConfig
 from deeprec.errors import CheckFailed, DataError, StoreError
 
@@ -52,3 +53,20 @@ def test_read_error_of_another_line_is_none(line: str) -> None:
 def test_flatten_keeps_numbers_under_dotted_names() -> None:
     nested = {"a": {"b": 1, "c": {"d": 0.5}}, "e": None, "f": "text", "g": True}
     assert flatten(nested) == {"a.b": 1.0, "a.c.d": 0.5}
+
+
+def test_checkpoints_are_kept_where_the_next_attempt_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runner names a task's own directory; on a claim that all share, what goes into the task names it."""
+    for name in (CHECKPOINTS, CLAIM):
+        monkeypatch.delenv(name, raising=False)
+    assert checkpoints("stage1", {"steps": 3}) is None
+    monkeypatch.setenv(CLAIM, "/mnt/kept")
+    first = checkpoints("stage1", {"steps": 3, "clip": 0.2}, 7)
+    assert first is not None
+    assert first.parent == Path("/mnt/kept")
+    assert first == checkpoints("stage1", {"clip": 0.2, "steps": 3}, 7)
+    assert (
+        len({first, checkpoints("stage2", {"steps": 3, "clip": 0.2}, 7), checkpoints("stage1", {"steps": 4}, 7)}) == 3
+    )
+    monkeypatch.setenv(CHECKPOINTS, "/work/own")
+    assert checkpoints("stage1", {"steps": 3}) == Path("/work/own")

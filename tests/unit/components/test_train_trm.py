@@ -36,7 +36,7 @@ def test_a_killed_training_is_gone_on_with_where_the_runner_keeps_its_state(
         trm={},
         text={},
         seed=3,
-        dataset=SimpleNamespace(path=str(tmp_path / "dataset")),
+        dataset=SimpleNamespace(path=str(tmp_path / "dataset"), uri="s3://a/dataset"),
         model=SimpleNamespace(path=str(tmp_path / "model")),
         report=SimpleNamespace(path=str(tmp_path / "report")),
         metrics=SimpleNamespace(log_metric=logged.__setitem__),

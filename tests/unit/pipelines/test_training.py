@@ -128,6 +128,24 @@ def test_gpu_pool_is_given_to_tasks_with_accelerators_only(documents: list[dict[
         ]
 
 
+def test_training_tasks_keep_their_checkpoints_on_the_claim(documents: list[dict[str, Any]], tmp_path: Path) -> None:
+    """A pod's own disk ends with it, and KFP starts a failed task in another."""
+    assert "pvcMount" not in json.dumps(documents)
+    training.compile(Config.model_validate({"pipeline": {"checkpoints_claim": "kept"}}), tmp_path / "train.yaml")
+    graph, platforms = yaml.safe_load_all((tmp_path / "train.yaml").read_text())
+    pods = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    mounted = {"exec-train-trm", "exec-train-stage", "exec-train-stage-2"}
+    assert {name for name, pod in pods.items() if "pvcMount" in pod} == mounted
+    for name, executor in graph["deploymentSpec"]["executors"].items():
+        told = {"name": "DEEPREC_CHECKPOINTS_CLAIM", "value": "/mnt/checkpoints"} in executor["container"].get(
+            "env", []
+        )
+        assert told == (name in mounted)
+        if told:
+            [claim] = pods[name]["pvcMount"]
+            assert (claim["mountPath"], claim["constant"]) == ("/mnt/checkpoints", "kept")
+
+
 def test_a_task_that_does_not_exist_is_refused() -> None:
     settings = Config.model_validate({"pipeline": {"tasks": {"train": {}}}}).pipeline
     with pytest.raises(ConfigError, match=r"pipeline.tasks.train: there is no such task; the tasks are ingest"):
