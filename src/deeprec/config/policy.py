@@ -131,13 +131,16 @@ class HealthConfig(Section):
     """Least mean number of calls per rollout; 0 never stops."""
     max_repeated_preferences: Share = 0.95
     """Largest share of calls after the first that repeat a preference of their own rollout; 1 never stops."""
+    max_top_preference_share: Share = 1.0
+    """Largest share of rollouts that ask one same preference after their first call; 1 never stops."""
     max_logprob_gap: float = Field(0.5, ge=0)
     """Largest mean gap, in nats per token, between sampled and recomputed log-probabilities; 0 never stops."""
     patience: Positive = 5
     """Steps in a row, each beyond the same bound, that stop the stage; 1 stops at the first."""
     kl_trajectories: int = Field(32, ge=0)
     """Trajectories per step and process on which the divergence from the stage's start is measured; 0 measures none.
-    Measuring keeps a second copy of the weights, unless ``kl`` has the reference model anyway."""
+    Measuring keeps a copy of the weights in each process's memory (not the accelerator's), unless there are adapters,
+    or ``kl`` has the reference model anyway."""
 
 
 class StageConfig(Section):

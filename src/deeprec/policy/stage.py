@@ -57,7 +57,7 @@ def train_stage(
     *,
     progress: Callable[[str], None] = print,
 ) -> tuple[Verdict, dict[str, float]]:
-    """Train, measure greedy rollouts on validation targets, write artifact and gate report.
+    """Train, write the artifact, measure greedy rollouts on validation targets, write the gate's report.
 
     With 0 steps the start policy is written again. ``checkpoints`` is kept after a failure only.
 
@@ -84,12 +84,13 @@ def train_stage(
     with _checkpoints(checkpoints, _fingerprint(config, parents, seed)) as kept:
         if settings.steps:
             curves = _train(stage, setting, actor, prompts, policy, explore, rewards, seed, kept, progress)
-        with whole(actor.model):
-            metrics = measure(setting, actor, explore, rewards, seed)
         trained = full_weights(actor.model)
         if rank() == 0:
             with write_artifact(out, KIND, config=config, parents=parents, seed=seed) as work:
                 write_policy(work, actor.model, actor.tokenizer, explore, curves, trained)
+        del trained
+        with whole(actor.model), _precision(actor.model, policy.dtype == "bfloat16"):
+            metrics = measure(setting, actor, affordable(actor.model, explore), rewards, seed)
     verdict = _judge(stage, settings, metrics, curves, report)
     if rank() == 0:
         progress(verdict.reason)
@@ -183,6 +184,25 @@ def _train(
         allowed=rules.allowed if rules else None,
         progress=progress,
     )
+
+
+def affordable(model: Any, explore: ExploreConfig) -> ExploreConfig:
+    """The same with batches whose keys and values, at their longest, take half of an accelerator's free memory at most.
+
+    On a CPU as it is. The transformers engine keeps them for every open rollout, in the type of the weights at most.
+    """
+    import torch
+
+    parameter = next(model.parameters())
+    if parameter.device.type != "cuda":
+        return explore
+    shape = model.config
+    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    place = 2 * shape.num_hidden_layers * shape.num_key_value_heads * head * parameter.element_size()
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(parameter.device)
+    fits = max(1, free // 2 // (place * explore.max_context))
+    return explore.model_copy(update={"batch_size": min(explore.batch_size, fits)})
 
 
 @contextmanager

@@ -42,7 +42,10 @@ WARM_UP = 0.05
 """Share of the updates over which the learning rate rises to its constant value."""
 
 NUMBERS = "lower the stage's learning_rate"
-COLLAPSE = "lower the stage's learning_rate, weigh the part of the reward that fell more, or move the bound"
+COLLAPSE = (
+    "lower the stage's learning_rate or weigh the part of the reward that fell more, and it starts anew (copy that "
+    "checkpoint first to keep it), or move the bound, and it goes on"
+)
 """What to do about a stage that stopped."""
 
 Roll = Callable[[Sequence[Example], int, Policy], Sequence[Trajectory]]
@@ -99,9 +102,10 @@ def train_grpo(
         raise PolicyError("every reward part of this stage has weight 0; give one a weight in the rewards section")
     checkpoints.mkdir(parents=True, exist_ok=True)
     curves = Curves(checkpoints / "curves.json", weights, stage.rollouts, progress, gather=gather, writes=rank() == 0)
-    start = _start_model(model, tokenizer, stage, temperature, allowed)
+    start = _start_model(model, tokenizer, stage, policy, temperature, allowed)
     config = GRPOConfig(**arguments(stage, policy, weights, temperature, longest, seed, checkpoints))
     config.report_to = []
+    config._n_gpu = min(config.n_gpu, 1)  # one process, one accelerator, however many it sees: no DataParallel
     order = prompt_order(examples, stage.steps, stage.prompts_per_step, seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
@@ -304,13 +308,17 @@ def _stopped(reason: str, args: Any, healthy_steps: int, cure: str) -> str:
 
 
 def _start_model(
-    model: Any, tokenizer: Any, stage: StageConfig, temperature: float, allowed: Held | None
+    model: Any, tokenizer: Any, stage: StageConfig, policy: PolicyConfig, temperature: float, allowed: Held | None
 ) -> StartModel | None:
     """The start to measure the divergence from; None when it is not wanted or TRL's KL term measures it anyway."""
     most = stage.health.kl_trajectories
     if not most or stage.kl:
         return None
-    return StartModel(model, temperature=temperature, pad_id=tokenizer.pad_token_id, most=most, allowed=allowed)
+    low = policy.dtype == "bfloat16" and torch.cuda.is_available()
+    return StartModel(
+        model, temperature=temperature, pad_id=tokenizer.pad_token_id, most=most, allowed=allowed,
+        adapted=policy.lora.rank > 0, dtype=torch.bfloat16 if low else None,
+    )  # fmt: skip
 
 
 def _reward_function(name: str) -> Callable[..., list[float | None]]:
@@ -338,7 +346,7 @@ def _rollout_function(
         _check(prompts, trajectories)
         seconds = time.perf_counter() - started
         with trainer.accelerator.autocast():
-            divergence = start.divergence(trajectories) if start else None
+            divergence = start.divergence(trajectories, trainer.model) if start else None
         curves.rolled_out(step + 1, trajectories, seconds, divergence)
         output = trl_output(trajectories, weights, trainer.processing_class.eos_token_id)
         rows = [torch.tensor(mask, dtype=torch.bool) for mask in output["env_mask"]]

@@ -66,7 +66,7 @@ def test_the_7b_profile_has_the_methods_numbers() -> None:
     for stage, steps in ((policy.stage1, 20), (policy.stage2, 80)):
         assert (stage.steps, stage.prompts_per_step, stage.rollouts, stage.sequences_per_update) == (steps, 128, 8, 512)
         assert (stage.learning_rate, stage.clip, stage.kl, stage.schedule) == (1e-6, 0.2, 0.0, "constant")
-        assert stage.health.kl_trajectories == 0
+        assert stage.health.kl_trajectories == 8
     assert policy.parallel.processes == 8
     assert config.rewards == Config().rewards
     assert config.pipeline.tasks["train-stage-1"].gpus == config.pipeline.tasks["train-stage-2"].gpus == 8

@@ -15,9 +15,12 @@ from deeprec.types import JsonDict, Trajectory
 
 Make = Callable[..., Trajectory]
 HEALTH = HealthConfig(
-    min_valid_rate=0.2, min_mean_calls=1.0, max_repeated_preferences=0.5, max_logprob_gap=0.1, patience=3
-)
-GOOD = {"valid_rate": 0.8, "mean_calls": 2.0, "repeated_preferences": 0.1, "logprob_gap": 0.01}
+    min_valid_rate=0.2, min_mean_calls=1.0, max_repeated_preferences=0.5, max_top_preference_share=0.4,
+    max_logprob_gap=0.1, patience=3,
+)  # fmt: skip
+GOOD = {
+    "valid_rate": 0.8, "mean_calls": 2.0, "repeated_preferences": 0.1, "top_preference_share": 0.1, "logprob_gap": 0.01,
+}  # fmt: skip
 
 
 def curve(name: str, values: list[float | None]) -> list[JsonDict]:
@@ -33,6 +36,10 @@ def curve(name: str, values: list[float | None]) -> list[JsonDict]:
         (
             "repeated_preferences", 0.5, 0.6,
             "repeated_preferences stayed above health.max_repeated_preferences = 0.5 for 3 steps",
+        ),
+        (
+            "top_preference_share", 0.4, 0.5,
+            "top_preference_share stayed above health.max_top_preference_share = 0.4 for 3 steps",
         ),
         ("logprob_gap", 0.1, 0.2, "logprob_gap stayed above health.max_logprob_gap = 0.1 for 3 steps"),
     ],
@@ -71,6 +78,7 @@ def test_what_was_not_measured_breaks_nothing() -> None:
 def test_bounds_can_be_switched_off() -> None:
     off = HealthConfig(min_valid_rate=0, min_mean_calls=0, max_repeated_preferences=1, max_logprob_gap=0, patience=1)
     worst = {"valid_rate": 0.0, "mean_calls": 0.0, "repeated_preferences": 1.0, "logprob_gap": 9.0}
+    worst["top_preference_share"] = 1.0  # its bound is off unless it is set
     assert collapse([{"step": 1, **worst}], off) is None
 
 
@@ -92,19 +100,19 @@ def test_the_divergence_is_the_k3_estimate_on_the_policys_own_tokens(model: Any,
                 ratio = float(scores[len(prompt) + place - 1, token]) - now
                 estimates.append(math.exp(ratio) - 1 - ratio)
     start = StartModel(model, temperature=0.7, pad_id=0, most=8)
-    assert start.divergence(made) == pytest.approx(sum(estimates) / 4, rel=1e-4)
+    assert start.divergence(made, model) == pytest.approx(sum(estimates) / 4, rel=1e-4)
     first = StartModel(model, temperature=0.7, pad_id=0, most=1)
-    assert first.divergence(made) == pytest.approx(sum(estimates[:2]) / 2, rel=1e-4)
-    assert start.divergence([trajectory("u@1", [5], [], [], {})]) is None
+    assert first.divergence(made, model) == pytest.approx(sum(estimates[:2]) / 2, rel=1e-4)
+    assert start.divergence([trajectory("u@1", [5], [], [], {})], model) is None
 
 
 def test_the_start_stays_what_it_was(model: Any, trajectory: Make) -> None:
     """It is a copy: training the policy does not move it, and it takes no gradient."""
     start = StartModel(model, temperature=1.0, pad_id=0, most=8)
     made = [trajectory("u@1", [5, 6], [20, 21], [1, 1], {}, [-1.0, -2.0])]
-    before = start.divergence(made)
+    before = start.divergence(made, model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
-    assert start.divergence(made) == before
+    assert start.divergence(made, model) == before
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,11 +25,13 @@ from deeprec.config import (
 )
 from deeprec.errors import ArtifactError, PolicyError
 from deeprec.explore.loading import load_policy
-from deeprec.policy import launch
+from deeprec.policy import launch, trl_adapter
 from deeprec.policy.build import build_policy, read_curves
 from deeprec.policy.launch import train_stage
 from deeprec.policy.select import select_prompts
+from deeprec.policy.stage import affordable
 from deeprec.store import read_artifact
+from tests.unit.policy import toy
 
 TEXT = TextConfig(provider="hashing", width=32)
 EXPLORE = ExploreConfig(
@@ -121,6 +124,33 @@ def test_each_process_needs_an_accelerator_where_there_are_any(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(PolicyError, match=r"per_node is 2, .* but this machine has 1; set per_node to 1"):
         world.train(tmp_path, ParallelConfig(per_node=2))
+
+
+def test_a_single_process_takes_one_accelerator_of_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer would spread each batch over all it sees (DataParallel), which TRL refuses with a bare ValueError."""
+    made = trl_adapter.GRPOConfig.__post_init__
+
+    def sees_two(config: Any) -> None:
+        made(config)
+        config._n_gpu = 2
+
+    monkeypatch.setattr(trl_adapter.GRPOConfig, "__post_init__", sees_two)
+    _, records, _ = toy.train(tmp_path, toy.STAGE, progress=lambda line: None)
+    assert len(records) == toy.STAGE.steps
+
+
+def test_what_is_measured_at_once_fits_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place of Qwen2.5-7B's cache takes 2 · 28 · 4 · 128 numbers: 1.75 GiB for 16,384 in float32."""
+    shape = SimpleNamespace(num_hidden_layers=28, num_key_value_heads=4, num_attention_heads=28, hidden_size=3584)
+    weight = SimpleNamespace(device=SimpleNamespace(type="cuda"), element_size=lambda: 4)
+    model = SimpleNamespace(config=shape, parameters=lambda: iter([weight]))
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+    explore = ExploreConfig(batch_size=128, max_context=16384)
+    for free, fits in ((40, 11), (1000, 128), (1, 1)):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (free * 2**30, 80 * 2**30))
+        assert affordable(model, explore).batch_size == fits
+    weight.device.type = "cpu"
+    assert affordable(model, explore) is explore
 
 
 def test_a_single_process_runs_here(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

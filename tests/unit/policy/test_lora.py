@@ -11,6 +11,7 @@ import torch
 
 from deeprec.config import LoraConfig, PolicyConfig
 from deeprec.errors import PolicyError
+from deeprec.policy.health import StartModel
 from deeprec.policy.lora import adapters, without_wrapper
 from deeprec.policy.trl_adapter import newest_checkpoint
 from tests.unit.policy import toy
@@ -56,6 +57,26 @@ class TestTraining:
         again = type(model).from_pretrained(tmp_path / "plain")
         ids = torch.tensor([toy.PROMPT])
         torch.testing.assert_close(again(ids).logits, model(ids).logits)
+
+    def test_the_start_is_the_model_without_its_adapters(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No copy of it is kept, and its divergence is the one from a copy."""
+        beside: list[tuple[float | None, float | None]] = []
+        copied = StartModel(toy.build()[0], temperature=1.0, pad_id=0, most=32)
+        measured = StartModel.divergence
+
+        def both(start: StartModel, made: Any, trained: Any) -> float | None:
+            assert start._copy is None
+            found = measured(start, made, trained)
+            beside.append((found, measured(copied, made, trained)))
+            return found
+
+        monkeypatch.setattr(StartModel, "divergence", both)
+        _, records, _ = train(tmp_path, 4)
+        assert [record["kl"] for record in records] == [found for found, _ in beside]
+        assert records[0]["kl"] == pytest.approx(0, abs=1e-9)
+        assert records[-1]["kl"] > 1e-4
+        for found, copy in beside:
+            assert found == pytest.approx(copy, abs=1e-7)
 
     def test_only_the_named_layers_get_adapters(self, tmp_path: Path) -> None:
         policy = PolicyConfig(lora=LoraConfig(rank=2, targets=("q_proj",)))
