@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for one another: rollouts end when they end, and process 0 writes large models alone."""
 
 
 def world_size() -> int:
@@ -32,7 +36,7 @@ def join() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    PartialState(cpu=not torch.cuda.is_available())
+    PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def gather(values: Sequence[T]) -> list[T]:

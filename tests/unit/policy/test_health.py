@@ -116,3 +116,12 @@ def test_the_start_stays_what_it_was(model: Any, trajectory: Make) -> None:
             parameter.add_(1.0)
     assert start.divergence(made, model) == before
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_start_kept_in_half_precision_measures_about_the_same(model: Any, trajectory: Make) -> None:
+    """What a large policy can afford; the trained model stays what it is."""
+    rows = [([5, 6], [20, 9, 21], [1, 0, 1], [-1.0, 0.0, -2.0]), ([7], [22, 23], [1, 1], [-0.5, -6.0])]
+    made = [trajectory(f"u{row}@1", *given[:3], {}, given[3]) for row, given in enumerate(rows)]
+    whole, half = (StartModel(model, temperature=0.7, pad_id=0, most=8, dtype=to) for to in (None, torch.bfloat16))
+    assert half.divergence(made, model) == pytest.approx(whole.divergence(made, model), rel=0.05)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
