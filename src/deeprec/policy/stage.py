@@ -91,7 +91,7 @@ def train_stage(
         del trained
         with whole(actor.model), _precision(actor.model, policy.dtype == "bfloat16"):
             metrics = measure(setting, actor, affordable(actor.model, explore), rewards, seed)
-    verdict = _judge(stage, settings, metrics, curves, report)
+        verdict = _judge(stage, settings, metrics, curves, report)
     if rank() == 0:
         progress(verdict.reason)
     return verdict, metrics

@@ -19,6 +19,7 @@ from deeprec.errors import PolicyError
 from deeprec.policy import processes
 from deeprec.policy.arguments import arguments, shares
 from deeprec.policy.trl_adapter import newest_checkpoint
+from deeprec.types import JsonDict
 from tests.unit.policy import toy
 
 ROOT = Path(__file__).parents[3]
@@ -37,38 +38,81 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_a_killed_process_changes_no_bit_of_the_result(tmp_path: Path) -> None:
-    """Weights, moments of the optimiser, rate, random states and the place in the prompts all come back."""
-    stage = toy.STAGE.model_copy(update={"steps": 4, "schedule": "linear"})
-    whole, expected, expected_keys = toy.train(tmp_path / "whole", stage, progress=lambda line: None)
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[JsonDict], list[list[str]]]:
+    """Model, records and prompts of the stage that nothing interrupts."""
+    return toy.train(tmp_path_factory.mktemp("unharmed"), toy.LONGER, chance=True, progress=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("save_every", "die_at", "die_after", "finished"),
+    [
+        pytest.param(1, 2, 0, 2, id="rolling out, just after a checkpoint"),
+        pytest.param(2, 3, 0, 3, id="rolling out, a step after the last checkpoint"),
+        pytest.param(1, 2, 1, 2, id="between a batch's two updates"),
+    ],
+)
+def test_a_killed_process_changes_no_bit_of_the_result(
+    unharmed: tuple[Any, list[JsonDict], list[list[str]]], tmp_path: Path, save_every: int, die_at: int,
+    die_after: int, finished: int,
+) -> None:  # fmt: skip
+    """Weights, moments of the optimiser, rate, random states and the place in the prompts all come back.
+
+    Rollouts draw from the random states. What was done since the last checkpoint is done again, records included.
+    """
+    whole, expected, expected_keys = unharmed
+    stage = toy.LONGER.model_copy(update={"save_every": save_every})
     script = (
         "from pathlib import Path; from tests.unit.policy import toy;"
-        f"stage = toy.STAGE.model_copy(update={{'steps': 4, 'schedule': 'linear'}});"
-        f"toy.train(Path({str(tmp_path / 'cut')!r}), stage, die_at=2)"
+        f"stage = toy.LONGER.model_copy(update={{'save_every': {save_every}}});"
+        f"toy.train(Path({str(tmp_path)!r}), stage, die_at={die_at}, die_after={die_after}, chance=True)"
     )
     killed = launch("-u", "-c", script)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    last = newest_checkpoint(tmp_path / "cut")
+    last = newest_checkpoint(tmp_path)
     assert last is not None
     assert last.name == "checkpoint-4"
-    assert "step 2:" in killed.stdout
-    resumed, records, keys = toy.train(tmp_path / "cut", stage, progress=lambda line: None)
+    assert len(json.loads((tmp_path / "curves.json").read_text())) == finished
+    assert f"step {finished}:" in killed.stdout
+    resumed, records, keys = toy.train(tmp_path, stage, chance=True, progress=lambda line: None)
     assert keys == expected_keys[2:]
     assert same(resumed.state_dict(), whole.state_dict())
     assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert json.loads((tmp_path / "curves.json").read_text()) == records
     for name in ("reward", "loss", "grad_norm", "learning_rate", "kl"):
         assert [record[name] for record in records] == [record[name] for record in expected]
 
 
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+    """The trainer's state is written last: without it the rest cannot be trusted, and the one before is taken."""
+    stage = toy.LONGER.model_copy(update={"steps": 6})
+    whole, _, expected_keys = toy.train(tmp_path, stage, chance=True, progress=lambda line: None)
+    last = newest_checkpoint(tmp_path)
+    assert last == tmp_path / "checkpoint-12"
+    (last / "trainer_state.json").unlink()
+    (last / "model.safetensors").write_bytes(b"half")
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    resumed, _, keys = toy.train(tmp_path, stage, chance=True, progress=lambda line: None)
+    assert keys == expected_keys[5:]
+    assert same(resumed.state_dict(), whole.state_dict())
+    assert newest_checkpoint(tmp_path) == last
+
+
 def train_together(place: Path, strategy: str) -> tuple[Path, str]:
-    done = launch(*LAUNCHER, "-m", "tests.unit.policy.toy", str(place), strategy)
+    program = (*LAUNCHER, "-m", "tests.unit.policy.toy", str(place), strategy)
+    killed = launch(*program, "killed")
+    assert "Signal 9 (SIGKILL)" in killed.stderr, killed.stderr[-4000:]
+    last = newest_checkpoint(place / "killed")
+    assert last is not None
+    assert last.name == "checkpoint-4"
+    done = launch(*program)
     assert done.returncode == 0, done.stderr[-4000:]
     return place, done.stdout
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """What two processes that trained together left, and what they printed."""
+    """What two processes that trained together left, and what they printed; one of them had been killed before."""
     return train_together(tmp_path_factory.mktemp("together"), "ddp")
 
 
@@ -107,7 +151,7 @@ def test_two_processes_train_one_policy(together: tuple[Path, str], name: str, t
     assert updates(place / name) == updates(tmp_path)
     written = json.loads((place / name / "curves.json").read_text())
     assert written == shares[0]["records"]
-    assert printed.count("step 1:") == len(toy.SCHEDULES)
+    assert printed.count("step 1:") == len(toy.SCHEDULES) + 1
     # The first batch is rolled out with the same weights: its figures are those of one process, whoever rolled it out.
     for share in shares:
         for figure in ("reward", "reward_std", "policy_tokens", "completion_tokens", "zero_variance_groups"):
@@ -139,11 +183,18 @@ def test_whole_for_a_while_each_process_makes_passes_of_its_own(sharded: Path) -
     assert first == second
 
 
-def test_shards_go_on_from_their_checkpoint(sharded: Path) -> None:
-    whole, resumed = (torch.load(sharded / f"{name} 0.pt") for name in ("not stopped", "stopped"))
-    assert same(whole, resumed)
-    assert [record["step"] for record in read(sharded, "stopped", 1)["records"]] == [1, 2, 3, 4]
-    assert len(read(sharded, "stopped", 0)["seen"]) == 2
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_go_on_where_one_of_them_was_killed(strategy: str, request: pytest.FixtureRequest) -> None:
+    """As copies and as shards, to the same bits, though the rate falls and each draws from random states of its own."""
+    place = request.getfixturevalue("together")[0] if strategy == "ddp" else request.getfixturevalue("sharded")
+    for process in range(2):
+        whole, resumed = (torch.load(place / f"{name} {process}.pt") for name in ("not killed", "killed"))
+        assert same(whole, resumed)
+        expected, found = (read(place, name, process) for name in ("not killed", "killed"))
+        assert found["seen"] == expected["seen"][2:]
+        assert [record["step"] for record in found["records"]] == [1, 2, 3, 4]
+        for name in ("reward", "loss", "learning_rate", "kl"):
+            assert [record[name] for record in found["records"]] == [record[name] for record in expected["records"]]
 
 
 def test_one_process_has_nothing_to_shard() -> None:

@@ -2,23 +2,29 @@
 
 Two sampled tokens with tokens of the environment between them; 1 for each that is ``GOOD``. What is sampled depends on
 the weights, the step, the prompt and the place in its group, and on nothing else: neither on the process nor on what it
-did before. ``python -m tests.unit.policy.toy PLACE ddp|fsdp`` trains ``SCHEDULES`` below ``PLACE``, as one of several
-processes when a launcher says so, and writes down what this process saw; with ``fsdp`` it also stops and goes on.
+did before; with ``chance`` it depends on what the process drew before, and on nothing else but the weights.
+
+``python -m tests.unit.policy.toy PLACE ddp|fsdp`` trains ``SCHEDULES`` and ``LONGER`` below ``PLACE``, as one of
+several processes if a launcher says so, and writes down what this process saw. With ``killed`` at the end process 1 is
+killed in the middle of ``LONGER``, and nothing is written down; the next time what was killed is gone on with.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from deeprec.config import HealthConfig, ParallelConfig, PolicyConfig, StageConfig
@@ -36,6 +42,7 @@ STAGE = StageConfig(
     steps=2, prompts_per_step=4, rollouts=4, sequences_per_update=8, micro_batch=4, learning_rate=1e-2, save_every=1,
     health=HealthConfig(min_mean_calls=0),
 )  # fmt: skip
+LONGER = STAGE.model_copy(update={"steps": 4, "schedule": "linear"})
 SCHEDULES = {"two updates": STAGE, "one update": STAGE.model_copy(update={"sequences_per_update": 16})}
 
 
@@ -53,9 +60,13 @@ def build(*, tied: bool = True) -> tuple[Any, Any]:
         return Qwen2ForCausalLM(config), tokenizer
 
 
-def explore(model: Any, example: Example, place: int, step: int) -> Trajectory:
-    """One rollout of the bandit, the ``place``-th of its group."""
-    generator = torch.Generator().manual_seed(1000 * step + 10 * int(example.user_id[1:]) + place)
+def explore(model: Any, example: Example, place: int, step: int, *, chance: bool = False) -> Trajectory:
+    """One rollout of the bandit, the ``place``-th of its group.
+
+    With ``chance`` its tokens, its length and its reward are drawn from the random states of torch, numpy and Python.
+    """
+    seed = 1000 * step + 10 * int(example.user_id[1:]) + place
+    generator = None if chance else torch.Generator().manual_seed(seed)
     ids: list[int] = []
     logprobs: list[float] = []
     mask: list[int] = []
@@ -63,11 +74,12 @@ def explore(model: Any, example: Example, place: int, step: int) -> Trajectory:
         with torch.no_grad():
             scores = model(torch.tensor([[*PROMPT, *ids]])).logits[0, -1].log_softmax(-1)
         token = int(torch.multinomial(scores.exp(), 1, generator=generator))
-        listed = 2 + place % 3 if turn == 0 else 0
+        listed = 2 + (int(np.random.randint(3)) if chance else place % 3) if turn == 0 else 0
         ids += [token] + [ENVIRONMENT] * listed
         logprobs += [float(scores[token])] + [0.0] * listed
         mask += [1] + [0] * listed
     value = float(sum(token == GOOD for token, own in zip(ids, mask, strict=True) if own))
+    value += random.random() if chance else 0.0
     return Trajectory(
         example.key, example.user_id, PROMPT, tuple(ids), tuple(mask), tuple(logprobs), "", (), (),
         EndReason.ANSWERED, (RewardPart("good", value, 1.0),),
@@ -79,19 +91,27 @@ def train(
     stage: StageConfig,
     *,
     die_at: int | None = None,
+    die_after: int = 0,
+    chance: bool = False,
     progress: Callable[[str], None] = print,
     policy: PolicyConfig = PolicyConfig(),
     tied: bool = True,
 ) -> tuple[Any, list[JsonDict], list[list[str]]]:
-    """The trained model, its records, and the keys of each step's examples; killed in step ``die_at`` (0-based)."""
+    """The trained model, its records, and the keys of each step's examples.
+
+    Killed in step ``die_at`` (0-based): in its rollout, or right after so many of its updates as ``die_after`` says.
+    """
     model, tokenizer = build(tied=tied)
     seen: list[list[str]] = []
 
     def roll(examples: Sequence[Example], step: int, engine: Any) -> list[Trajectory]:
         if step == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die(die_after)
         seen.append([example.key for example in examples])
-        return [explore(engine.model, example, row % stage.rollouts, step) for row, example in enumerate(examples)]
+        return [
+            explore(engine.model, example, row % stage.rollouts, step, chance=chance)
+            for row, example in enumerate(examples)
+        ]
 
     records = train_grpo(
         model, tokenizer, EXAMPLES, roll, {"good": 1.0}, stage,
@@ -100,18 +120,26 @@ def train(
     return model, records, seen
 
 
+def die(updates: int) -> None:
+    """Kill this process: now, or after so many more updates of the optimiser."""
+    if not updates:
+        os.kill(os.getpid(), signal.SIGKILL)
+    register_optimizer_step_post_hook(lambda *_: die(updates - 1))
+
+
 def main() -> None:
-    place, strategy = Path(sys.argv[1]), sys.argv[2]
+    place, strategy, killed = Path(sys.argv[1]), sys.argv[2], sys.argv[3:] == ["killed"]
     join()
     shared = PolicyConfig(model="toy", parallel=ParallelConfig(per_node=2, strategy=strategy))  # type: ignore[arg-type]
+    if killed:
+        # An update is made together: process 0 has written the checkpoint before it when process 1 dies after it.
+        last = 2 if rank() == 1 else None
+        train(place / "killed", LONGER, die_at=last, die_after=1, chance=True, policy=shared)
     for name, stage in SCHEDULES.items():
         # One schedule with its two embeddings tied and one without: they are sharded in different ways.
         keep(place, name, *train(place / name, stage, policy=shared, tied=strategy == "ddp" or name != "one update"))
-    if strategy == "fsdp":
-        longer = STAGE.model_copy(update={"steps": 4})
-        keep(place, "not stopped", *train(place / "not stopped", longer, policy=shared))
-        train(place / "stopped", STAGE, policy=shared)
-        keep(place, "stopped", *train(place / "stopped", longer, policy=shared))
+    for name in ("not killed", "killed"):
+        keep(place, name, *train(place / name, LONGER, chance=True, policy=shared))
 
 
 def keep(place: Path, name: str, model: Any, records: list[JsonDict], seen: list[list[str]]) -> None:
