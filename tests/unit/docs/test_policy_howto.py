@@ -12,6 +12,7 @@ from typer.main import get_command
 from deeprec import config
 from deeprec.cli import app
 from deeprec.explore.trajectories import write_trajectories
+from deeprec.policy.curves import SHOWN
 from deeprec.types import Call, EndReason, RewardPart, Trajectory
 
 PAGE = (Path(__file__).parents[3] / "docs" / "how-to" / "policy.md").read_text(encoding="utf-8")
@@ -51,3 +52,10 @@ def test_every_command_of_the_policy_is_shown() -> None:
 
 def test_numbers_are_those_of_the_configuration() -> None:
     assert f"`evaluation.trajectories` ({config.EvaluationConfig().trajectories})" in PAGE
+
+
+def test_every_bound_on_health_is_explained_with_its_default() -> None:
+    for name, field in config.HealthConfig.model_fields.items():
+        assert re.search(rf"`{name}`[^|\n]* \({field.default:g}[:)]", PAGE), name
+    for _, title in SHOWN:
+        assert f"| `{title}` |" in PAGE
