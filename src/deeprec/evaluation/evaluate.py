@@ -45,6 +45,8 @@ from deeprec.types import JsonDict, Trajectory
 KIND = "evaluation"
 BASELINES = ("popularity", "trm", "scripted")
 POLICIES = ("start", "stage1", "stage2")
+DIFFERENCES = (("stage2", "trm"), ("stage2", "stage1"), ("stage2", "start"))
+"""Pairs whose difference has an interval of its own."""
 
 
 def say(line: str) -> None:
@@ -127,7 +129,7 @@ def assemble(data: Dataset, outcomes: Mapping[str, Outcome], evaluation: Evaluat
         "baselines": {name: outcomes[name].metrics for name in BASELINES},
         "policy": {name: outcomes[name].metrics for name in POLICIES},
         "users_evaluated": len(ranks["trm"]),
-        "significance": compare(ranks, [("stage2", "trm"), ("stage2", "start")], evaluation.bootstrap_samples, seed),
+        "significance": compare(ranks, DIFFERENCES, evaluation.bootstrap_samples, seed),
     }
     return {**metrics, "serve": served(metrics, evaluation.gate)}
 

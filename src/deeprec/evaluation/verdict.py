@@ -31,9 +31,10 @@ def served(metrics: JsonDict, gate: EvaluationGate) -> Served:
 
 
 def sentences(metrics: JsonDict, gate: EvaluationGate) -> list[str]:
-    """Whether the policy beats the TRM alone, and what the bundle serves for what reason."""
+    """Whether the policy beats the TRM alone and its stage 1, and what the bundle serves for what reason."""
     policy, trm = metrics["policy"][POLICY]["ndcg@10"], metrics["baselines"]["trm"]["ndcg@10"]
-    differences = metrics["significance"]["differences"][f"{POLICY}_minus_trm"]
+    differences = metrics["significance"]["differences"]
+    beside, before = differences[f"{POLICY}_minus_trm"], differences[f"{POLICY}_minus_stage1"]
     figures = f"NDCG@10 {policy:.4f} against {trm:.4f}, required: {gate.min_ratio_to_trm:g} × the TRM's"
     choice = (
         f"The bundle serves the policy: {figures}."
@@ -41,7 +42,8 @@ def sentences(metrics: JsonDict, gate: EvaluationGate) -> list[str]:
         else f"The bundle serves the TRM alone, not the policy: {figures}."
     )
     return [
-        verdict_sentence("policy after stage 2", "TRM alone", differences["ndcg@10"], "NDCG@10"),
-        verdict_sentence("policy after stage 2", "TRM alone", differences["recall@10"], "Recall@10"),
+        verdict_sentence("policy after stage 2", "TRM alone", beside["ndcg@10"], "NDCG@10"),
+        verdict_sentence("policy after stage 2", "TRM alone", beside["recall@10"], "Recall@10"),
+        verdict_sentence("policy after stage 2", "policy after stage 1", before["ndcg@10"], "NDCG@10"),
         choice,
     ]

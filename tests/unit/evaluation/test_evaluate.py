@@ -78,7 +78,9 @@ def test_metrics_have_the_promised_structure(run: Run) -> None:
     assert all(set(found) == METRICS for found in metrics["baselines"].values())
     assert all(set(found) == METRICS | FIGURES for found in metrics["policy"].values())
     assert set(metrics["significance"]["intervals"]) == {*metrics["baselines"], *metrics["policy"]}
-    assert set(metrics["significance"]["differences"]["stage2_minus_trm"]) == {"ndcg@10", "recall@10"}
+    differences = metrics["significance"]["differences"]
+    assert set(differences) == {"stage2_minus_trm", "stage2_minus_start", "stage2_minus_stage1"}
+    assert all(set(difference) == {"ndcg@10", "recall@10"} for difference in differences.values())
     assert metrics["serve"] == "policy"
 
 

@@ -16,7 +16,12 @@ def _metrics(policy: float = 0.15, trm: float = 0.2, valid: float = 0.98) -> dic
     return {
         "baselines": {"trm": {"ndcg@10": trm}},
         "policy": {"stage2": {"ndcg@10": policy, "valid_rate": valid}},
-        "significance": {"differences": {"stage2_minus_trm": {"ndcg@10": difference, "recall@10": difference}}},
+        "significance": {
+            "differences": {
+                "stage2_minus_trm": {"ndcg@10": difference, "recall@10": difference},
+                "stage2_minus_stage1": {"ndcg@10": {"mean": 0.03, "low": 0.02, "high": 0.04}},
+            }
+        },
     }
 
 
@@ -25,8 +30,9 @@ def test_a_policy_below_the_trm_fails_no_gate_but_is_not_served(tmp_path: Path) 
     verdict = judge(_metrics(), gate, tmp_path / "report.html")
     assert verdict.passed
     assert served(_metrics(), gate) == "trm"
-    below, _, choice = sentences(_metrics(), gate)
+    below, _, before, choice = sentences(_metrics(), gate)
     assert below.startswith("The policy after stage 2 is below the TRM alone: difference in NDCG@10 -0.0500")
+    assert before.startswith("The policy after stage 2 beats the policy after stage 1: difference in NDCG@10 +0.0300")
     assert choice == (
         "The bundle serves the TRM alone, not the policy: NDCG@10 0.1500 against 0.2000, required: 1 × the TRM's."
     )
