@@ -108,8 +108,10 @@ class ExploreConfig(Section):
 
 
 class StageRewards(Section):
-    """Weights of one stage's reward parts (method, section 3). 0 switches a part off; it is then not scored,
-    except the format, from which the share of valid rollouts is read."""
+    """Weights of one stage's reward parts (method, section 3).
+
+    0 switches a part off; it is then not scored, except the format, from which the share of valid rollouts is read.
+    """
 
     format: float = 0.0
     """0 if every format rule holds, else −1."""
