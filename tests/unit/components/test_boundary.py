@@ -55,18 +55,20 @@ def test_flatten_keeps_numbers_under_dotted_names() -> None:
     assert flatten(nested) == {"a.b": 1.0, "a.c.d": 0.5}
 
 
-def test_checkpoints_are_kept_where_the_next_attempt_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_kept_where_the_next_attempt_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A runner names a task's own directory; on a claim that all share, what goes into the task names it."""
     for name in (CHECKPOINTS, CLAIM):
         monkeypatch.delenv(name, raising=False)
     assert checkpoints("stage1", {"steps": 3}) is None
-    monkeypatch.setenv(CLAIM, "/mnt/kept")
+    monkeypatch.setenv(CLAIM, str(tmp_path / "claim"))
     first = checkpoints("stage1", {"steps": 3, "clip": 0.2}, 7)
     assert first is not None
-    assert first.parent == Path("/mnt/kept")
+    assert first.parent == tmp_path / "claim"
     assert first == checkpoints("stage1", {"clip": 0.2, "steps": 3}, 7)
     assert (
         len({first, checkpoints("stage2", {"steps": 3, "clip": 0.2}, 7), checkpoints("stage1", {"steps": 4}, 7)}) == 3
     )
-    monkeypatch.setenv(CHECKPOINTS, "/work/own")
-    assert checkpoints("stage1", {"steps": 3}) == Path("/work/own")
+    monkeypatch.setenv(CHECKPOINTS, str(tmp_path / "own"))
+    assert checkpoints("stage1", {"steps": 3}) == tmp_path / "own"
