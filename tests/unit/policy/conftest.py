@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from deeprec.config import ExploreConfig, TinyConfig
 from deeprec.explore.protocol import MARKUP, TitleBook
 from deeprec.policy.tiny import build_model, build_tokenizer
 from deeprec.types import Catalogue, EndReason, Item, RewardPart, Trajectory
+from tests.unit.policy.world import World
 
 TINY = TinyConfig(width=32, layers=2, heads=2, inner=64)
 
@@ -36,6 +38,11 @@ def explore() -> ExploreConfig:
 def tokenizer(books: Catalogue, explore: ExploreConfig) -> Any:
     titles = TitleBook(books)
     return build_tokenizer(titles.titles, books.phrases, [], MARKUP, ["History:\n", "A thought.\n"], explore)
+
+
+@pytest.fixture(scope="session")
+def world(sample_dataset: Path, toy_trm: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World.build(sample_dataset, toy_trm, tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,67 +14,31 @@ from deeprec.checks.gate import Verdict
 from deeprec.config import (
     ExploreConfig,
     ParallelConfig,
-    PolicyConfig,
     RewardsConfig,
-    SelectConfig,
     StageConfig,
-    TextConfig,
-    TinyConfig,
-    WarmStartConfig,
 )
 from deeprec.errors import ArtifactError, PolicyError
 from deeprec.explore.loading import load_policy
 from deeprec.policy import launch, trl_adapter
-from deeprec.policy.build import build_policy, read_curves
+from deeprec.policy.build import read_curves
 from deeprec.policy.launch import train_stage
-from deeprec.policy.select import select_prompts
 from deeprec.policy.stage import affordable
 from deeprec.store import read_artifact
 from tests.unit.policy import toy
+from tests.unit.policy.world import EXPLORE, POLICY, TEXT, World
 
-TEXT = TextConfig(provider="hashing", width=32)
-EXPLORE = ExploreConfig(
-    prompt="compact", items_per_call=5, answer_size=3, prompt_history=4, max_calls=3, max_new_tokens=40, max_context=300
-)
-POLICY = PolicyConfig(
-    tiny=TinyConfig(width=32, layers=1, heads=2, inner=32),
-    warm_start=WarmStartConfig(trajectories=200, epochs=8, batch_size=16, learning_rate=1e-2),
-    select=SelectConfig(candidates=8, rollouts=2),
-    stage1=StageConfig(
-        steps=1, prompts_per_step=4, rollouts=4, sequences_per_update=16, micro_batch=4, learning_rate=1e-3
-    ),
-)
+STAGE = StageConfig(steps=1, prompts_per_step=4, rollouts=4, sequences_per_update=16, micro_batch=4, learning_rate=1e-3)
 
 
-@dataclass
-class World:
-    """What a stage is given."""
-
-    dataset: Path
-    trm: Path
-    start: Path
-    prompts: Path
-
-    def train(self, place: Path, parallel: ParallelConfig, dataset: Path | None = None) -> Any:
-        """Verdict, figures and lines of stage 1."""
-        lines: list[str] = []
-        verdict, figures = train_stage(
-            "stage1", dataset or self.dataset, self.trm, self.start, self.prompts,
-            POLICY.model_copy(update={"parallel": parallel}), EXPLORE, RewardsConfig(), TEXT, 0,
-            place / "out", place / "report.html", place / "checkpoints", progress=lines.append,
-        )  # fmt: skip
-        return verdict, figures, lines
-
-
-@pytest.fixture(scope="module")
-def world(sample_dataset: Path, toy_trm: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    place = tmp_path_factory.mktemp("world")
-    start, prompts = place / "start", place / "prompts"
-    build_policy(sample_dataset, toy_trm, POLICY, EXPLORE, TEXT, 0, start, progress=lambda line: None)
-    select_prompts(
-        sample_dataset, toy_trm, start, POLICY, EXPLORE, RewardsConfig(), TEXT, 0, prompts, progress=lambda line: None
-    )
-    return World(sample_dataset, toy_trm, start, prompts)
+def train(world: World, place: Path, parallel: ParallelConfig, dataset: Path | None = None) -> Any:
+    """Verdict, figures and lines of stage 1."""
+    lines: list[str] = []
+    verdict, figures = train_stage(
+        "stage1", dataset or world.dataset, world.trm, world.start, world.prompts,
+        POLICY.model_copy(update={"stage1": STAGE, "parallel": parallel}), EXPLORE, RewardsConfig(), TEXT, 0,
+        place / "out", place / "report.html", place / "checkpoints", progress=lines.append,
+    )  # fmt: skip
+    return verdict, figures, lines
 
 
 def weights(policy: Path) -> dict[str, torch.Tensor]:
@@ -88,7 +51,7 @@ def test_two_processes_run_a_stage_as_one_task(world: World, tmp_path: Path) -> 
     for strategy in ("ddp", "fsdp"):
         place = tmp_path / strategy
         parallel = ParallelConfig(per_node=2, strategy=strategy)  # type: ignore[arg-type]
-        verdict, figures, lines = world.train(place, parallel)
+        verdict, figures, lines = train(world, place, parallel)
         assert isinstance(verdict, Verdict)
         assert verdict.passed
         assert figures["validation_users"] > 100
@@ -108,13 +71,13 @@ def test_two_processes_run_a_stage_as_one_task(world: World, tmp_path: Path) -> 
 
 def test_an_error_in_a_process_is_raised_here(world: World, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="nowhere"):
-        world.train(tmp_path, ParallelConfig(per_node=2), dataset=tmp_path / "nowhere")
+        train(world, tmp_path, ParallelConfig(per_node=2), dataset=tmp_path / "nowhere")
     assert not (tmp_path / "out").exists()
 
 
 def test_several_machines_are_not_for_one(world: World, tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match=r"nodes is 2, but this is one machine; .*`deeprec policy trainjob`"):
-        world.train(tmp_path, ParallelConfig(nodes=2))
+        train(world, tmp_path, ParallelConfig(nodes=2))
 
 
 def test_each_process_needs_an_accelerator_where_there_are_any(
@@ -123,7 +86,7 @@ def test_each_process_needs_an_accelerator_where_there_are_any(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(PolicyError, match=r"per_node is 2, .* but this machine has 1; set per_node to 1"):
-        world.train(tmp_path, ParallelConfig(per_node=2))
+        train(world, tmp_path, ParallelConfig(per_node=2))
 
 
 def test_a_single_process_takes_one_accelerator_of_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +120,9 @@ def test_a_single_process_runs_here(world: World, tmp_path: Path, monkeypatch: p
     """So does each of several that a launcher has started already."""
     ran = []
     monkeypatch.setattr(launch, "run_here", lambda *given, **more: ran.append(given) or (None, {}))
-    world.train(tmp_path, ParallelConfig())
+    train(world, tmp_path, ParallelConfig())
     monkeypatch.setenv("WORLD_SIZE", "2")
-    world.train(tmp_path, ParallelConfig(per_node=2))
+    train(world, tmp_path, ParallelConfig(per_node=2))
     assert len(ran) == 2
 
 

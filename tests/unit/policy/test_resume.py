@@ -15,36 +15,21 @@ import pytest
 import torch
 
 from deeprec.config import (
-    ExploreConfig,
     HealthConfig,
-    PolicyConfig,
     RewardsConfig,
-    SelectConfig,
     StageConfig,
-    TextConfig,
-    TinyConfig,
-    WarmStartConfig,
 )
 from deeprec.errors import PolicyError, StoreError
 from deeprec.explore.loading import load_policy
-from deeprec.policy.build import build_policy, read_curves
-from deeprec.policy.select import select_prompts
+from deeprec.policy.build import read_curves
 from deeprec.policy.stage import train_stage
 from deeprec.policy.trl_adapter import newest_checkpoint
+from tests.unit.policy.world import EXPLORE, POLICY, TEXT, World
 
-TEXT = TextConfig(provider="hashing", width=32)
-EXPLORE = ExploreConfig(
-    prompt="compact", items_per_call=5, answer_size=3, prompt_history=4, max_calls=3, max_new_tokens=40, max_context=300
-)
 STAGE = StageConfig(
     steps=3, prompts_per_step=4, rollouts=4, sequences_per_update=8, micro_batch=4, learning_rate=1e-3,
     schedule="linear", save_every=1,
 )  # fmt: skip
-POLICY = PolicyConfig(
-    tiny=TinyConfig(width=32, layers=1, heads=2, inner=32),
-    warm_start=WarmStartConfig(trajectories=200, epochs=8, batch_size=16, learning_rate=1e-2),
-    select=SelectConfig(candidates=24, rollouts=2),
-)
 
 
 class CutOff(Exception):
@@ -53,12 +38,9 @@ class CutOff(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """Stage 1 of three steps and what it is given."""
+    """Stage 1 of three steps."""
 
-    dataset: Path
-    trm: Path
-    start: Path
-    prompts: Path
+    world: World
 
     def attempt(self, place: Path, *, until: str | None = None, seed: int = 0, **changes: Any) -> list[str]:
         """How the lines begin that an attempt printed; its checkpoints and the policy lie below ``place``.
@@ -72,24 +54,19 @@ class Task:
             if lines[-1] == until:
                 raise CutOff
 
+        world = self.world
         policy = POLICY.model_copy(update={"stage1": STAGE.model_copy(update=changes)})
         with suppress(CutOff):
             train_stage(
-                "stage1", self.dataset, self.trm, self.start, self.prompts, policy, EXPLORE, RewardsConfig(), TEXT,
+                "stage1", world.dataset, world.trm, world.start, world.prompts, policy, EXPLORE, RewardsConfig(), TEXT,
                 seed, place / "out", place / "report.html", place / "checkpoints", progress=progress,
             )  # fmt: skip
         return lines
 
 
 @pytest.fixture(scope="module")
-def task(sample_dataset: Path, toy_trm: Path, tmp_path_factory: pytest.TempPathFactory) -> Task:
-    place = tmp_path_factory.mktemp("task")
-    start, prompts = place / "start", place / "prompts"
-    build_policy(sample_dataset, toy_trm, POLICY, EXPLORE, TEXT, 0, start, progress=lambda line: None)
-    select_prompts(
-        sample_dataset, toy_trm, start, POLICY, EXPLORE, RewardsConfig(), TEXT, 0, prompts, progress=lambda line: None
-    )
-    return Task(sample_dataset, toy_trm, start, prompts)
+def task(world: World) -> Task:
+    return Task(world)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +106,7 @@ def test_a_stage_that_was_cut_off_rolls_out_later_steps_alone_and_ends_with_the_
 ) -> None:
     assert task.attempt(place)[:3] == ["resuming after step 1", "step 2", "step 3"]
     assert same(weights(place), unharmed)
-    assert not same(unharmed, dict(load_policy(task.start).model.state_dict()))
+    assert not same(unharmed, dict(load_policy(task.world.start).model.state_dict()))
     assert [record["step"] for record in read_curves(place / "out")] == [1, 2, 3]
     assert not (place / "checkpoints").exists()
 

@@ -19,7 +19,6 @@ from deeprec.config import (
     RewardsConfig,
     SelectConfig,
     StageConfig,
-    TextConfig,
     TinyConfig,
     TrmConfig,
     WarmStartConfig,
@@ -35,11 +34,8 @@ from deeprec.policy.select import read_prompts, select_prompts
 from deeprec.policy.stage import train_stage
 from deeprec.store import read_artifact
 from deeprec.trm.training import train
+from tests.unit.policy.world import EXPLORE, TEXT
 
-TEXT = TextConfig(provider="hashing", width=32)
-EXPLORE = ExploreConfig(
-    prompt="compact", items_per_call=5, answer_size=3, prompt_history=4, max_calls=3, max_new_tokens=40, max_context=300
-)
 STAGE = StageConfig(
     steps=2, prompts_per_step=4, rollouts=4, sequences_per_update=8, micro_batch=4, learning_rate=1e-3, save_every=1
 )
