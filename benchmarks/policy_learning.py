@@ -41,10 +41,10 @@ from deeprec.evaluation.setting import Setting, measure, open_setting, roll_out,
 from deeprec.evaluation.significance import compare
 from deeprec.explore.fusion import merged_weights
 from deeprec.explore.loading import load_policy
+from deeprec.explore.opinion import OwnOpinion
 from deeprec.explore.scripted import HASTY_THOUGHTS
 from deeprec.metrics import metrics_from_ranks
 from deeprec.policy.build import build_policy, warm_start_policy
-from deeprec.policy.lessons import OwnOpinion
 from deeprec.policy.select import select_prompts
 from deeprec.policy.setting import Setting as PolicySetting
 from deeprec.policy.stage import train_stage
@@ -151,7 +151,7 @@ class Bench:
         explore, examples = self.config.explore, setting.examples
         own = load_policy(self.root / "histories")
         world = PolicySetting.open(self.dataset, self.trm, self.config.text)
-        judge = OwnOpinion(own.model, own.tokenizer, world, explore)
+        judge = OwnOpinion(own.model, own.tokenizer, world.titles, explore)
         orders: dict[str, list[tuple[str, ...]]] = {"the TRM": [], "the policy": [], "both": []}
         for first in range(0, len(examples), explore.batch_size):
             part = examples[first : first + explore.batch_size]

@@ -7,7 +7,7 @@ Everything here is plain data: no file, network or model is touched. Items and u
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -289,6 +289,10 @@ class Trajectory:
     def reward(self) -> float:
         """Weighted sum of the scored parts."""
         return sum(part.weight * part.value for part in self.rewards if part.value is not None)
+
+
+Opinion = Callable[[Sequence[Example], Sequence[Sequence[str]]], list[list[float]]]
+"""Log-likelihoods, in nats, that each example's next item is each of its candidates."""
 
 
 class Embedder(Protocol):

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deeprec.config import ExploreConfig, WarmStartConfig
-from deeprec.errors import PolicyError
 from deeprec.explore.answers import answer_rules
+from deeprec.explore.opinion import OwnOpinion
 from deeprec.explore.prompt import NEXT, PromptBuilder
 from deeprec.policy.setting import Setting, derived_seed, sample
 from deeprec.types import EndReason, Example, Trajectory
@@ -124,7 +124,7 @@ def scripted_lessons(
 
     examples = policy_examples(setting.dataset)
     generator = np.random.default_rng(seed)
-    judge = OwnOpinion(policy.model, policy.tokenizer, setting, explore) if config.judge == "histories" else None
+    judge = OwnOpinion(policy.model, policy.tokenizer, setting.titles, explore) if config.judge == "histories" else None
     taught = explore.model_copy(update={"list_weight": 1.0}) if explore.list_weight else explore
     rules = answer_rules(policy, setting.titles, taught)
 
@@ -159,58 +159,6 @@ def _repeated(examples: Sequence[Example], count: int, generator: np.random.Gene
     while len(order) < count:
         order += [examples[index] for index in generator.permutation(len(examples))]
     return order[:count]
-
-
-class OwnOpinion:
-    """What a model that has learnt from histories expects to come next: a judge for ``explore.scripted.teach``.
-
-    It reads a history once, so the model must not be trained on as long as it is asked.
-    """
-
-    def __init__(self, model: Any, tokenizer: Any, setting: Setting, explore: ExploreConfig) -> None:
-        self._model, self._tokenizer = model, tokenizer
-        self._prompts = PromptBuilder(explore, setting.titles)
-        self._ids = _title_ids(setting, tokenizer)
-        self._last: dict[str, Any] = {}
-
-    def __call__(self, examples: Sequence[Example], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Log-likelihoods, in nats, of each example's candidates as the next line of its history."""
-        import torch
-
-        rows = [self._prompts.unfinished(example.history) for example in examples]
-        self._read([row for row in dict.fromkeys(rows) if row not in self._last])
-        hidden = torch.stack([self._last[row] for row in rows])
-        with torch.no_grad():
-            likely = self._model.get_output_embeddings()(hidden).float().log_softmax(dim=-1).cpu()
-        return [likely[place, [self._ids[item] for item in items]].tolist() for place, items in enumerate(candidates)]
-
-    def _read(self, rows: Sequence[str]) -> None:
-        """Keep the last hidden state of each row: lessons come back to a history, and reading it costs most of them."""
-        import torch
-
-        if not rows:
-            return
-        ids = [self._tokenizer.encode(row, add_special_tokens=False) for row in rows]
-        padded = torch.zeros((len(ids), max(map(len, ids))), dtype=torch.long)
-        for place, row in enumerate(ids):
-            padded[place, : len(row)] = torch.tensor(row)
-        last = torch.tensor([len(row) - 1 for row in ids])
-        device = next(self._model.parameters()).device
-        with torch.no_grad():
-            hidden = self._model.base_model(input_ids=padded.to(device), use_cache=False).last_hidden_state
-            self._last.update(zip(rows, hidden[torch.arange(len(ids)), last.to(device)], strict=True))
-
-
-def _title_ids(setting: Setting, tokenizer: Any) -> dict[str, int]:
-    """Item id → the token of its title."""
-    items = [item.item_id for item in setting.dataset.catalogue.items]
-    encoded = [tokenizer.encode(setting.titles.title(item), add_special_tokens=False) for item in items]
-    if any(len(tokens) != 1 for tokens in encoded):
-        raise PolicyError(
-            "policy.warm_start.judge 'histories' needs a policy whose titles are one token each, the tiny one; set it "
-            "to 'lists'"
-        )
-    return {item: tokens[0] for item, tokens in zip(items, encoded, strict=True)}
 
 
 def _shortened(example: Example, share: float, generator: np.random.Generator) -> Example:

@@ -14,9 +14,10 @@ from deeprec.data.dataset import Dataset
 from deeprec.data.splits import trm_sequences
 from deeprec.errors import PolicyError
 from deeprec.explore.engine import TransformersPolicy
+from deeprec.explore.opinion import OwnOpinion
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.scripted import teach
-from deeprec.policy.lessons import OwnOpinion, _shortened, history_lessons, scripted_lessons
+from deeprec.policy.lessons import _shortened, history_lessons, scripted_lessons
 from deeprec.types import Catalogue, Example, Query, RetrievedItem
 
 ITEMS = tuple(f"i{row}" for row in range(8))
@@ -159,7 +160,7 @@ def test_the_careless_teacher_comes_after_the_careful_one_and_leaves_its_lessons
 def test_the_models_own_opinion_is_that_of_the_next_line(
     setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig
 ) -> None:
-    opinion = OwnOpinion(model.eval(), tokenizer, setting, explore)
+    opinion = OwnOpinion(model.eval(), tokenizer, setting.titles, explore)
     examples = [Example("u1", ITEMS[:7], ""), Example("u2", ("i3",), "")]
     [long, short] = opinion(examples, [["i2", "i7"], ["i1"]])
     titles = [setting.titles.title(item) for item in ITEMS]
@@ -169,14 +170,14 @@ def test_the_models_own_opinion_is_that_of_the_next_line(
         likely = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     assert long == pytest.approx([float(likely[tokenizer.convert_tokens_to_ids(titles[row])]) for row in (2, 7)], 1e-4)
     assert opinion(examples[1:], [["i1"]])[0] == short
-    fresh = OwnOpinion(model, tokenizer, setting, explore)
+    fresh = OwnOpinion(model, tokenizer, setting.titles, explore)
     assert fresh(examples[1:], [["i1"]])[0] == pytest.approx(short, 1e-4), "padding changes nothing"
 
 
 def test_a_history_is_read_once(setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig) -> None:
     read: list[int] = []
     hook = model.base_model.register_forward_hook(lambda *call: read.append(len(call[2].last_hidden_state)))
-    opinion = OwnOpinion(model.eval(), tokenizer, setting, explore)
+    opinion = OwnOpinion(model.eval(), tokenizer, setting.titles, explore)
     one, same, other = (
         Example(user, history, "") for user, history in (("a", ("i3",)), ("b", ("i3",)), ("c", ("i4",)))
     )
@@ -194,8 +195,8 @@ def test_titles_of_several_tokens_cannot_be_judged(
         def encode(self, text: str, add_special_tokens: bool) -> list[int]:
             return [ord(letter) for letter in text]
 
-    with pytest.raises(PolicyError, match="titles are one token each, the tiny one; set it to 'lists'"):
-        OwnOpinion(model, Letters(), setting, explore)
+    with pytest.raises(PolicyError, match=r"titles are one token each, the tiny one, has an opinion .* to 'lists'"):
+        OwnOpinion(model, Letters(), setting.titles, explore)
 
 
 def test_some_lessons_show_a_short_history() -> None:
