@@ -15,7 +15,9 @@ def evaluate(
     seed: int,
     dataset: dsl.Input[dsl.Dataset],
     trm: dsl.Input[dsl.Model],
+    trm_everything: dsl.Input[dsl.Model],
     start: dsl.Input[dsl.Model],
+    prompts: dsl.Input[dsl.Artifact],
     stage1: dsl.Input[dsl.Model],
     stage2: dsl.Input[dsl.Model],
     results: dsl.Output[dsl.Artifact],
@@ -31,14 +33,16 @@ def evaluate(
     with reported():
         from deeprec.checks.gate import require
         from deeprec.config import EvaluationConfig, ExploreConfig, RewardsConfig, TextConfig
+        from deeprec.evaluation.evaluate import Made
         from deeprec.evaluation.evaluate import evaluate as run
 
         require(gate)
         kinds = ExploreConfig, RewardsConfig, TextConfig, EvaluationConfig
         raw = explore, rewards, text, evaluation
         sections = [kind.model_validate(section) for kind, section in zip(kinds, raw, strict=True)]
-        inputs = [Path(artifact.path) for artifact in (dataset, trm, start, stage1, stage2)]
-        result, values = run(*inputs, *sections, seed, Path(results.path), Path(report.path))
+        parts = dataset, trm, trm_everything, start, prompts, stage1, stage2
+        made = Made(*(Path(artifact.path) for artifact in parts))
+        result, values = run(made, *sections, seed, Path(results.path), Path(report.path))
         Path(verdict).write_text(result.to_json(), encoding="utf-8")
         for name, value in flatten(values).items():
             metrics.log_metric(name, value)

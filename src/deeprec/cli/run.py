@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-COLUMNS = ("ndcg@10", "recall@10", "mrr", "valid_rate", "mean_calls")
+COLUMNS = ("recall@10", "ndcg@10", "mrr", "valid_rate", "mean_calls", "candidate_recall", "same_as_trm")
 ROWS = (
     ("popularity", "baselines", "popularity"),
     ("TRM alone", "baselines", "trm"),
+    ("TRM trained on everything", "baselines", "trm_everything"),
+    ("one list as long as all calls", "baselines", "one_list"),
+    ("fusion, first list × policy", "baselines", "fusion"),
     ("scripted explorer", "baselines", "scripted"),
     ("policy, start", "policy", "start"),
     ("policy, stage 1", "policy", "stage1"),
@@ -67,26 +70,50 @@ def run(
     with Display(TASKS, console, verbose=verbose) as display:
         result = run_training(settings, place, resume=resume, progress=display)
     console.print(table(result.metrics))
+    console.print(step_table(result.metrics))
+    console.print(result.metrics["verdict"]["sentence"], highlight=False, soft_wrap=True, markup=False)
     _print_places(console, place, result.metrics)
 
 
 def table(metrics: Mapping[str, Any]) -> Table:
-    """The results, one line per recommender; a measure that does not apply is left blank."""
+    """The results, one line per recommender that was measured; a measure that does not apply is left blank."""
     from rich.table import Table
 
     shown = Table(title=f"Test target, {metrics.get('users_evaluated', '?')} users, full ranking")
     shown.add_column("")
     for column in COLUMNS:
-        shown.add_column(column, justify="right")
+        shown.add_column(column.replace("_", " "), justify="right")
     for title, group, name in ROWS:
-        values = metrics.get(group, {}).get(name, {})
-        shown.add_row(title, *(f"{values[column]:.4f}" if column in values else "" for column in COLUMNS))
+        values = metrics.get(group, {}).get(name)
+        if values:
+            shown.add_row(title, *(f"{values[column]:.4f}" if column in values else "" for column in COLUMNS))
+    return shown
+
+
+def step_table(metrics: Mapping[str, Any]) -> Table:
+    """What each step gives: paired differences in NDCG@10, and what the TRM and the policy took to make."""
+    from rich.table import Table
+
+    names = {name: title for title, _, name in ROWS}
+    everything, policy = (metrics["minutes"][name] for name in ("trm_everything", "policy"))
+    shown = Table(
+        title="What each step gives, in NDCG@10 on the same users",
+        caption=f"minutes of making: TRM trained on everything {everything:.1f}, policy with its TRM {policy:.1f}",
+    )
+    shown.add_column("")
+    for column in ("difference", "95 % interval"):
+        shown.add_column(column, justify="right")
+    for pair, found in metrics["steps"].items():
+        first, second = pair.split("_minus_")
+        value = found["ndcg@10"]
+        interval = f"{value['low']:+.4f} to {value['high']:+.4f}"
+        shown.add_row(f"{names[first]} − {names[second]}", f"{value['mean']:+.4f}", interval)
     return shown
 
 
 def _print_places(console: Console, place: Path, metrics: Mapping[str, Any]) -> None:
     minutes, rest = divmod(round(metrics["seconds"]["total"]), 60)
-    served = "the policy" if metrics.get("serve") == "policy" else "the TRM alone, which the policy does not reach"
+    served = "the policy" if metrics["verdict"]["serve"] == "policy" else "the TRM alone"
     lines = (
         f"report   {place / 'report.html'}",
         f"figures  {place / 'metrics.json'}",

@@ -1,17 +1,19 @@
-"""What the policy is measured against: popularity and the TRM alone, as answers of the policy's own length.
+"""What the policy is measured against, as answers of the policy's own length: popularity, the TRM's lists, fusion.
 
 Answers never repeat what the user has had, as the policy's do not, and hold k items, so that every metric, MRR
-included, is taken from lists of one length. The third baseline, the scripted explorer, is ``explore.scripted``.
+included, is taken from lists of one length. The scripted explorer, one more baseline, is ``explore.scripted``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprec.types import Catalogue, Example, Query, RetrievedItem, Retriever
+from deeprec.explore.fusion import merged_weights
+from deeprec.types import Catalogue, Example, Opinion, Query, RetrievedItem, Retriever
 
 Answers = list[tuple[str, ...]]
 
@@ -53,3 +55,36 @@ def trm_lists(
 def trm_answers(retriever: Retriever, examples: Sequence[Example], k: int) -> Answers:
     """Item ids of ``trm_lists``."""
     return [tuple(item.item_id for item in items) for items in trm_lists(retriever, examples, k)]
+
+
+def one_list(retriever: Retriever, examples: Sequence[Example], lengths: Sequence[int]) -> Answers:
+    """For each example the TRM's own list, as long as ``lengths`` says: what several calls together could hold in one.
+
+    Its first items are the TRM's answer; what the rest is worth shows in how often the target is among them.
+    """
+    longest = max(lengths, default=0)
+    lists = trm_lists(retriever, examples, longest)
+    return [tuple(item.item_id for item in items[:length]) for items, length in zip(lists, lengths, strict=True)]
+
+
+def fusion_answers(
+    retriever: Retriever, opinion: Opinion, examples: Sequence[Example], length: int, k: int, batch_size: int = 256
+) -> Answers:
+    """The TRM's first list in the order of TRM × policy: no call is chosen, and nothing is learnt by rewards.
+
+    A product of two experts (Hinton, 2002): the logarithm of an item's reciprocal rank (``explore.fusion``) plus the
+    policy's log-likelihood that the item is what comes next in the history.
+
+    Args:
+        opinion: of the policy, see ``policy.opinion``.
+        length: items of the list, as many as one call returns.
+        k: answer length.
+    """
+    answers: Answers = []
+    for start in range(0, len(examples), batch_size):
+        part = examples[start : start + batch_size]
+        weights = [merged_weights([items]) for items in trm_lists(retriever, part, length)]
+        for found, likely in zip(weights, opinion(part, [list(one) for one in weights]), strict=True):
+            value = {item: math.log(found[item]) + own for item, own in zip(found, likely, strict=True)}
+            answers.append(tuple(sorted(value, key=lambda item: -value[item])[:k]))
+    return answers

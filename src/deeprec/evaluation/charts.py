@@ -19,6 +19,9 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 NAMES = {
     "popularity": "popularity",
     "trm": "TRM alone",
+    "trm_everything": "TRM trained on everything",
+    "one_list": "one list as long as all calls",
+    "fusion": "fusion, first list × policy",
     "scripted": "scripted explorer",
     "start": "policy, start",
     "stage1": "policy, after stage 1",

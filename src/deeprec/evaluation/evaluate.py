@@ -1,9 +1,11 @@
 """The evaluation task: every recommender on the same users, with the test targets that are read here and only here.
 
-Baselines (popularity, the TRM alone, the scripted explorer) and the policy after its start, stage 1 and stage 2 answer
-for every user with ``answer_size`` items, greedily; a rollout whose answer breaks a format rule counts as a miss. The
-policies generate on ``explore.engine``, one after another. The artifact, of kind ``evaluation``, holds
-``metrics.json``, ``trajectories.parquet`` (stage 2) and ``report.html``.
+Baselines (popularity; the TRM; the TRM trained on everything before the validation item; one list as long as all calls
+together; fusion of the first list with the policy's next title; the scripted explorer where it differs from the TRM)
+and the policy after its start, stage 1 and stage 2 answer for every user with ``answer_size`` items, greedily; a
+rollout whose answer breaks a format rule counts as a miss. The policies generate on ``explore.engine``, one after
+another. The artifact, of kind ``evaluation``, holds ``metrics.json``, ``trajectories.parquet`` (stage 2) and
+``report.html``.
 
 Limits: one system's trajectories are in memory at a time, some 20 kB a user.
 """
@@ -11,19 +13,22 @@ Limits: one system's trajectories are in memory at a time, some 20 kB a user.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from deeprec.checks.gate import Verdict
 from deeprec.config import EvaluationConfig, ExploreConfig, RewardsConfig, TextConfig
 from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.data.splits import popularity, test_examples
-from deeprec.errors import ArtifactError, ConfigError
-from deeprec.evaluation.baselines import popularity_answers
+from deeprec.errors import ArtifactError, ConfigError, PolicyError
+from deeprec.evaluation.baselines import fusion_answers, one_list, popularity_answers, trm_answers
+from deeprec.evaluation.cost import minutes, policy_milliseconds, trm_milliseconds
 from deeprec.evaluation.outcome import Outcome, ranks_of
-from deeprec.evaluation.reading import ReadTrajectory
 from deeprec.evaluation.report import ReportData, render
 from deeprec.evaluation.setting import (
     Progress,
@@ -35,18 +40,50 @@ from deeprec.evaluation.setting import (
     stories,
     violations_of,
 )
-from deeprec.evaluation.significance import compare
-from deeprec.evaluation.verdict import judge, sentences, served
+from deeprec.evaluation.significance import compare, ratio
+from deeprec.evaluation.verdict import POLICY, STEPS, best, decide, judge, sentences
 from deeprec.explore.loading import open_policy, same_policy
+from deeprec.explore.opinion import open_opinion
 from deeprec.explore.trajectories import write_trajectories
 from deeprec.store import read_artifact, write_artifact, write_text
-from deeprec.types import JsonDict, Trajectory
+from deeprec.types import JsonDict, Opinion, Trajectory
 
 KIND = "evaluation"
-BASELINES = ("popularity", "trm", "scripted")
+BASELINES = ("popularity", "trm", "trm_everything", "one_list", "fusion")
 POLICIES = ("start", "stage1", "stage2")
-DIFFERENCES = (("stage2", "trm"), ("stage2", "stage1"), ("stage2", "start"))
-"""Pairs whose difference has an interval of its own."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """The artifacts of a run: what is evaluated, and what it was made from."""
+
+    dataset: Path
+    trm: Path
+    trm_everything: Path
+    start: Path
+    prompts: Path
+    stage1: Path
+    stage2: Path
+
+    @property
+    def policies(self) -> dict[str, Path]:
+        """The policies, in the order in which they were made."""
+        return {"start": self.start, "stage1": self.stage1, "stage2": self.stage2}
+
+    def minutes(self) -> dict[str, float]:
+        """What making the TRM that saw everything took, and the policy with all that it needs, its own TRM included."""
+        policy = [self.trm, self.start, self.prompts, self.stage1, self.stage2]
+        return {"trm_everything": minutes([self.trm_everything]), "policy": minutes(policy)}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What every recommender scored; ``fusion`` is absent where the policy has no opinion of single titles."""
+
+    outcomes: dict[str, Outcome]
+    milliseconds: dict[str, float]
+    trajectories: list[Trajectory]
+    violations: list[tuple[str, ...]]
 
 
 def say(line: str) -> None:
@@ -55,11 +92,7 @@ def say(line: str) -> None:
 
 
 def evaluate(
-    dataset: Path,
-    trm: Path,
-    start: Path,
-    stage1: Path,
-    stage2: Path,
+    made: Made,
     explore: ExploreConfig,
     rewards: RewardsConfig,
     text: TextConfig,
@@ -72,8 +105,7 @@ def evaluate(
     """Evaluate everything, write the artifact to ``out`` and the report to the file ``report`` as well.
 
     Returns:
-        The gate's verdict and what ``metrics.json`` holds: ``data``, ``baselines``, ``policy``, ``users_evaluated``,
-        ``significance`` and ``serve`` (``policy`` or ``trm``).
+        The gate's verdict and what ``metrics.json`` holds, see ``assemble``.
 
     Raises:
         ArtifactError, DataError, TrmError, PolicyError: a part cannot be read or does not belong to the others.
@@ -85,80 +117,154 @@ def evaluate(
             f"explore.engine.kind is 'server', and what {explore.engine.url} serves cannot be the start and both "
             f"stages; set it to 'transformers' or 'vllm', or measure the served policy with `deeprec policy evaluate`"
         )
-    paths = {"start": Path(start), "stage1": Path(stage1), "stage2": Path(stage2)}
-    data = read_dataset(dataset)
-    setting = open_setting(data, test_examples(data), Path(trm), explore, rewards, text, seed)
-    progress(f"evaluating {len(setting.examples)} users")
-    outcomes = baselines(setting, data, progress)
+    data = read_dataset(made.dataset)
+    setting = open_setting(data, test_examples(data), made.trm, explore, rewards, text, seed)
     sections: dict[str, Any] = {"explore": explore, "rewards": rewards, "text": text, "evaluation": evaluation}
     configuration = {name: section.model_dump(mode="json") for name, section in sections.items()}
-    parents = [Path(dataset), Path(trm), *paths.values()]
+    parents = [made.dataset, made.trm, made.trm_everything, *made.policies.values()]
     with write_artifact(out, KIND, config=configuration, parents=parents, seed=seed) as work:
-        policies, to_read = _policies(setting, paths, evaluation.trajectories, work, progress)
-        outcomes |= policies
-        metrics = assemble(data, outcomes, evaluation, seed)
+        measured = measure_all(setting, data, made, progress)
+        metrics = assemble(data, measured, made.minutes(), evaluation, seed)
+        trajectories = scored(setting, measured.trajectories)
+        write_trajectories(work / "trajectories.parquet", trajectories)
         verdict = judge(metrics, evaluation.gate, work / "report.html")
+        outcomes = measured.outcomes
         page = render(
             ReportData(
                 metrics=metrics,
                 verdict=verdict,
-                sentences=sentences(metrics, evaluation.gate),
+                sentences=sentences(metrics),
                 behaviours={name: one.behaviour for name, one in outcomes.items() if one.behaviour is not None},
-                curves={"trm": _curve(Path(trm)), **{name: _curve(path) for name, path in paths.items()}},
-                trajectories=to_read,
-                configuration={"seed": seed, **configuration, "trm": _json(Path(trm) / "config.json")},
+                curves={
+                    "trm": _curve(made.trm),
+                    "trm_everything": _curve(made.trm_everything),
+                    **{name: _curve(path) for name, path in made.policies.items()},
+                },
+                trajectories=stories(setting, trajectories, measured.violations, evaluation.trajectories),
+                configuration={"seed": seed, **configuration, "trm": _json(made.trm / "config.json")},
             )
         )
         (work / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         (work / "report.html").write_text(page, encoding="utf-8")
     write_text(report, page)
-    for line in sentences(metrics, evaluation.gate):
+    for line in sentences(metrics):
         progress(line)
     return verdict, metrics
 
 
-def assemble(data: Dataset, outcomes: Mapping[str, Outcome], evaluation: EvaluationConfig, seed: int) -> JsonDict:
-    """``metrics.json`` but for the seconds, which the pipeline's runner knows."""
-    ranks = {name: outcomes[name].ranks for name in (*BASELINES, *POLICIES)}
+def assemble(
+    data: Dataset, measured: Measured, taken: Mapping[str, float], evaluation: EvaluationConfig, seed: int
+) -> JsonDict:
+    """``metrics.json`` but for the seconds, which the pipeline's runner knows.
+
+    Returns:
+        ``data``, ``users_evaluated``; ``baselines`` and ``policy``, the metrics of each recommender (``fusion`` is null
+        where the policy has no opinion of single titles); ``minutes`` of making; ``intervals`` of every metric and
+        ``steps``, paired differences, both with ``mean``, ``low`` and ``high``; ``verdict``, see ``verdict.decide``.
+    """
+    outcomes = measured.outcomes
+    ranks = {name: one.ranks for name, one in outcomes.items()}
+    known = [pair for pair in STEPS if set(pair) <= set(ranks)]
+    compared = compare(ranks, known, evaluation.bootstrap_samples, seed)
+    names = [*BASELINES, *(["scripted"] if "scripted" in outcomes else [])]
     metrics: JsonDict = {
         "data": {
             "users": len(data.sequences),
             "items": len(data.catalogue),
             "interactions": sum(len(items) for items in data.sequences.values()),
         },
-        "baselines": {name: outcomes[name].metrics for name in BASELINES},
-        "policy": {name: outcomes[name].metrics for name in POLICIES},
         "users_evaluated": len(ranks["trm"]),
-        "significance": compare(ranks, DIFFERENCES, evaluation.bootstrap_samples, seed),
+        "baselines": {name: outcomes[name].metrics if name in outcomes else None for name in names},
+        "policy": {name: outcomes[name].metrics for name in POLICIES},
+        "minutes": {name: round(value, 3) for name, value in taken.items()},
+        "intervals": compared["intervals"],
+        "steps": compared["differences"],
     }
-    return {**metrics, "serve": served(metrics, evaluation.gate)}
+    over = best(metrics["baselines"])
+    beside = ratio(ranks[POLICY], ranks[over], evaluation.bootstrap_samples, seed)
+    return {**metrics, "verdict": decide(metrics, over, beside, measured.milliseconds, evaluation.gate)}
 
 
-def baselines(setting: Setting, data: Dataset, progress: Progress) -> dict[str, Outcome]:
-    """What each of ``BASELINES`` reaches."""
-    k = setting.explore.answer_size
-    popular = popularity_answers(popularity(data), data.catalogue, setting.examples, k)
+def measure_all(setting: Setting, data: Dataset, made: Made, progress: Progress) -> Measured:
+    """Every recommender on the setting's users; those that answer by themselves first, then the policies.
+
+    A policy whose files equal an earlier one's (a stage that took no steps) is not rolled out again.
+    """
+    progress(f"evaluating {len(setting.examples)} users")
+    outcomes = _answering(setting, data, made, progress)
+    policies, last = _policies(setting, made.policies, progress)
+    lengths = [
+        sum(len(call.items) for call in one.calls) or setting.explore.items_per_call for one in last.trajectories
+    ]
+    outcomes["one_list"] = _one_list(setting, lengths)
+    progress(_line("one_list", outcomes["one_list"]))
+    milliseconds = {"policy": last.milliseconds, "trm": trm_milliseconds(setting)}
+    return Measured(outcomes | policies, milliseconds, last.trajectories, last.violations)
+
+
+def _answering(setting: Setting, data: Dataset, made: Made, progress: Progress) -> dict[str, Outcome]:
+    """The baselines that no rollout is needed for."""
+    examples, k = setting.examples, setting.explore.answer_size
     outcomes = {
-        "popularity": Outcome(ranks_of(popular, setting.examples, k)),
-        "trm": Outcome(ranks_of(setting.trm_answers, setting.examples, k)),
-        "scripted": _scripted(setting),
+        "popularity": _outcome(setting, popularity_answers(popularity(data), data.catalogue, examples, k)),
+        "trm": _outcome(setting, setting.trm_answers),
+        "trm_everything": _outcome(setting, _answers_of(made.trm_everything, setting)),
     }
+    opinion = _opinion(made.start, setting, progress)
+    if opinion is not None:
+        first = setting.explore.items_per_call
+        outcomes["fusion"] = _outcome(setting, fusion_answers(setting.retriever, opinion, examples, first, k))
+    scripted = _scripted(setting)
+    if not np.array_equal(scripted.ranks, outcomes["trm"].ranks):
+        outcomes["scripted"] = scripted
     for name, outcome in outcomes.items():
         progress(_line(name, outcome))
     return outcomes
 
 
-def _policies(
-    setting: Setting, paths: Mapping[str, Path], count: int, work: Path, progress: Progress
-) -> tuple[dict[str, Outcome], list[ReadTrajectory]]:
-    """Outcomes of the policies, and the last one's trajectories: some to read, all of them in a file under ``work``.
+def _outcome(setting: Setting, answers: Sequence[Sequence[str]]) -> Outcome:
+    return Outcome(ranks_of(answers, setting.examples, setting.explore.answer_size))
 
-    A policy whose files equal an earlier one's (a stage that took no steps) is not rolled out again.
-    """
+
+def _answers_of(trm: Path, setting: Setting) -> list[tuple[str, ...]]:
+    """Another TRM's answers for the same users."""
+    from deeprec.trm.retriever import TrmRetriever
+
+    retriever = TrmRetriever.load(trm, setting.catalogue, setting.embedder)
+    return trm_answers(retriever, setting.examples, setting.explore.answer_size)
+
+
+def _opinion(start: Path, setting: Setting, progress: Progress) -> Opinion | None:
+    """What the start expects to come next, None where it has no opinion of single titles."""
+    try:
+        return open_opinion(start, setting.titles, setting.explore)
+    except PolicyError as error:
+        progress(f"fusion: left out, {error}")
+        return None
+
+
+def _one_list(setting: Setting, lengths: Sequence[int]) -> Outcome:
+    lists = one_list(setting.retriever, setting.examples, lengths)
+    found = [example.target in items for example, items in zip(setting.examples, lists, strict=True)]
+    figures = {"candidate_recall": float(np.mean(found)), "mean_length": float(np.mean(lengths))}
+    return Outcome(ranks_of(lists, setting.examples, setting.explore.answer_size), figures)
+
+
+@dataclass(frozen=True)
+class _Last:
+    """What is kept of the last policy."""
+
+    trajectories: list[Trajectory]
+    violations: list[tuple[str, ...]]
+    milliseconds: float
+
+
+def _policies(setting: Setting, paths: Mapping[str, Path], progress: Progress) -> tuple[dict[str, Outcome], _Last]:
+    """Outcomes of the policies, and what is kept of the last one."""
     manifests = {name: read_artifact(path, "policy") for name, path in paths.items()}
+    names = list(paths)
     outcomes: dict[str, Outcome] = {}
-    trajectories: list[Trajectory] = []
-    violations: list[tuple[str, ...]] = []
+    last = _Last([], [], 0.0)
     previous = ""
     for name, path in paths.items():
         if previous and same_policy(manifests[previous], manifests[name]):
@@ -167,13 +273,13 @@ def _policies(
         else:
             with closing(open_policy(path, setting.explore.engine)) as policy:
                 trajectories = roll_out(setting, name, policy, progress)
-            violations = [violations_of(setting, trajectory) for trajectory in trajectories]
-            outcomes[name] = measure(setting, trajectories, violations)
+                is_last = all(same_policy(manifests[name], manifests[later]) for later in names[names.index(name) :])
+                taken = policy_milliseconds(setting, policy) if is_last else 0.0
+            last = _Last(trajectories, [violations_of(setting, one) for one in trajectories], taken)
+            outcomes[name] = measure(setting, last.trajectories, last.violations)
         progress(_line(name, outcomes[name]))
         previous = name
-    trajectories = scored(setting, trajectories)
-    write_trajectories(work / "trajectories.parquet", trajectories)
-    return outcomes, stories(setting, trajectories, violations, count)
+    return outcomes, last
 
 
 def _scripted(setting: Setting) -> Outcome:

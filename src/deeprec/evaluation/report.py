@@ -49,9 +49,9 @@ _CURVE_TEXT = "One panel per figure and reward part, by rollout batch; a gap is 
 class ReportData:
     """Everything the report shows.
 
-    ``metrics`` is the evaluation's ``metrics.json``; ``curves`` holds rows per step under ``trm``, ``start``,
-    ``stage1`` and ``stage2``; ``trajectories`` are the last policy's, picked by ``reading.choose`` from one per user;
-    ``configuration`` is shown as YAML, section by section.
+    ``metrics`` is the evaluation's ``metrics.json``; ``curves`` holds rows per step under ``trm``, ``trm_everything``,
+    ``start``, ``stage1`` and ``stage2``; ``trajectories`` are the last policy's, picked by ``reading.choose`` from one
+    per user; ``configuration`` is shown as YAML, section by section.
     """
 
     metrics: JsonDict
@@ -74,6 +74,7 @@ def render(data: ReportData) -> str:
         table=_metric_rows(data.metrics),
         behaviour_columns=BEHAVIOUR_FIGURES,
         behaviour_table=_behaviour_rows(data.metrics),
+        steps=_step_rows(data.metrics),
         charts=charts,
         missing_curves=[title for key, title in STAGES.items() if key not in charts],
         figures={key: safe_json(chart.figure) for key, chart in charts.items()},
@@ -90,7 +91,7 @@ def _charts(data: ReportData) -> dict[str, Chart]:
     policies = {name: found for name, found in data.behaviours.items() if name != "scripted"}
     last = data.behaviours.get("stage2")
     charts = [
-        metric_chart(data.metrics["significance"]["intervals"]),
+        metric_chart(data.metrics["intervals"]),
         *(curve_chart(key, title, _CURVE_TEXT, data.curves.get(key, ())) for key, title in STAGES.items()),
         valid_chart(policies),
         violations_chart(policies),
@@ -104,13 +105,19 @@ def _charts(data: ReportData) -> dict[str, Chart]:
         curve_chart(
             "trm", "Training of the TRM", "Figures on the validation target by epoch.", data.curves.get("trm", ())
         ),
+        curve_chart(
+            "trm_everything",
+            "Training of the TRM on everything",
+            "Everything before the validation item; figures on the validation target by epoch.",
+            data.curves.get("trm_everything", ()),
+        ),
     ]
     return {chart.key: chart for chart in charts if chart is not None}
 
 
 def _metric_rows(metrics: JsonDict) -> list[tuple[str, list[tuple[str, str]]]]:
     """Recommender → (mean, interval) of each metric."""
-    intervals = metrics["significance"]["intervals"]
+    intervals = metrics["intervals"]
     found = {**metrics["baselines"], **metrics["policy"]}
     return [
         (
@@ -124,7 +131,7 @@ def _metric_rows(metrics: JsonDict) -> list[tuple[str, list[tuple[str, str]]]]:
             ],
         )
         for name in NAMES
-        if name in found
+        if name in intervals
     ]
 
 
@@ -133,3 +140,18 @@ def _behaviour_rows(metrics: JsonDict) -> list[tuple[str, list[str]]]:
         (NAMES[name], [number(values.get(figure), 3) for figure in BEHAVIOUR_FIGURES])
         for name, values in metrics["policy"].items()
     ]
+
+
+def _step_rows(metrics: JsonDict) -> list[tuple[str, list[str]]]:
+    """What is compared with what, and the difference in NDCG@10 and in Recall@10 with its interval."""
+    return [
+        (
+            " − ".join(NAMES[name] for name in pair.split("_minus_")),
+            [_signed(found[key]) for key in ("ndcg@10", "recall@10")],
+        )
+        for pair, found in metrics["steps"].items()
+    ]
+
+
+def _signed(found: Mapping[str, float]) -> str:
+    return f"{found['mean']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})"

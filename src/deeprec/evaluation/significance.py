@@ -69,6 +69,21 @@ def interval(means: NDArray[np.float64], mean: float) -> Interval:
     return Interval(float(mean), float(low), float(high))
 
 
+def ratio(
+    ranks: NDArray[np.int64], others: NDArray[np.int64], resamples: int, seed: int, metric: str = "ndcg@10"
+) -> Interval | None:
+    """How many times ``others``' metric one recommender has, on the same users; None where theirs is 0.
+
+    Args:
+        ranks: (users,) 0-based ranks of the targets, and ``others`` likewise, in the same order.
+    """
+    values = np.stack([metrics_per_user(one)[metric] for one in (ranks, others)], axis=1)
+    observed, means = values.mean(axis=0), bootstrap_means(values, resamples, seed)
+    if not observed[1] or not means[:, 1].all():
+        return None
+    return interval(means[:, 0] / means[:, 1], observed[0] / observed[1])
+
+
 def compare(
     ranks: Mapping[str, NDArray[np.int64]], differences: Sequence[tuple[str, str]], resamples: int, seed: int
 ) -> JsonDict:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,12 +15,16 @@ from deeprec.config import EngineConfig, EvaluationConfig, EvaluationGate, Explo
 from deeprec.data.dataset import read_dataset
 from deeprec.data.splits import test_examples as held_out_examples
 from deeprec.errors import ArtifactError, ConfigError, PolicyError
-from deeprec.evaluation.evaluate import evaluate
+from deeprec.evaluation.baselines import trm_answers
+from deeprec.evaluation.evaluate import Made, evaluate
+from deeprec.evaluation.outcome import Outcome, ranks_of
 from deeprec.evaluation.setting import Setting, measure
 from deeprec.explore.loading import load_policy
 from deeprec.explore.protocol import TitleBook
+from deeprec.explore.scripted import explore
 from deeprec.explore.trajectories import read_trajectories
 from deeprec.store import read_artifact
+from deeprec.trm.retriever import TrmRetriever
 from deeprec.types import Call, Catalogue, EndReason, Example, Item, RetrievedItem, Trajectory
 
 USERS, ITEMS, K = 30, 40, 5
@@ -30,21 +36,47 @@ TEXT = TextConfig(provider="hashing", width=32)
 GATE = EvaluationGate(min_valid_rate=0.5, min_ndcg_10_trm=0.0, min_ratio_to_trm=0.0)
 EVALUATION = EvaluationConfig(bootstrap_samples=200, trajectories=6, gate=GATE)
 METRICS = {"recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr"}
+BASELINES = {"popularity", "trm", "trm_everything", "one_list", "fusion"}
+PARTS = ("dataset", "trm", "trm_everything", "start", "prompts", "stage1", "stage2")
+STEPS = {
+    "trm_minus_popularity", "trm_everything_minus_trm", "fusion_minus_trm", "start_minus_trm", "stage1_minus_start",
+    "stage2_minus_stage1", "stage2_minus_start", "stage2_minus_trm", "stage2_minus_trm_everything",
+    "stage2_minus_fusion",
+}  # fmt: skip
 FIGURES = {"valid_rate", "mean_calls", "candidate_recall", "tokens_per_user", "same_as_trm", "top_preference_share"}
+
+
+def made(world: Path, **others: str) -> Made:
+    """The world's artifacts, some of them by another name."""
+    return Made(*(world / others.get(name, name) for name in PARTS))
+
+
+def opinion(examples: Sequence[Example], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
+    """One that likes items the better, the higher their number, more than any place in a list can say."""
+    return [[10.0 * int(item[1:]) for item in items] for items in candidates]
 
 
 class Run:
     """One evaluation of the world, with the policies that took part."""
 
-    def __init__(self, world: Path, policy: Any, out: Path, evaluation: EvaluationConfig = EVALUATION) -> None:
+    def __init__(
+        self,
+        world: Path,
+        policy: Any,
+        out: Path,
+        evaluation: EvaluationConfig = EVALUATION,
+        has_opinion: bool = True,
+    ) -> None:
         self.policies = {"start": policy("drama", repeats=5), "stage1": policy("comedy", repeats=1)}
         self.lines: list[str] = []
         self.opened: list[Any] = []
         self.out, self.report = out / "evaluation", out / "html" / "report.html"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("deeprec.evaluation.evaluate.open_policy", self.open)
+            if has_opinion:
+                patch.setattr("deeprec.evaluation.evaluate.open_opinion", lambda *_: opinion)
             self.verdict, self.metrics = evaluate(
-                *(world / name for name in ("dataset", "trm", "start", "stage1", "stage2")),
+                made(world),
                 EXPLORE,
                 RewardsConfig(),
                 TEXT,
@@ -57,7 +89,7 @@ class Run:
 
     def open(self, path: Path, engine: EngineConfig) -> Any:
         """As ``open_policy``, of an engine that has room for one policy at a time."""
-        assert engine is EXPLORE.engine
+        assert engine == EXPLORE.engine
         assert all(policy.closed for policy in self.opened)
         self.opened.append(self.policies[path.name])
         return self.opened[-1]
@@ -70,18 +102,84 @@ def run(world: Path, scripted_policy: Any, tmp_path_factory: pytest.TempPathFact
 
 def test_metrics_have_the_promised_structure(run: Run) -> None:
     metrics = run.metrics
-    assert set(metrics) == {"data", "baselines", "policy", "users_evaluated", "significance", "serve"}
+    assert set(metrics) == {
+        "data", "baselines", "policy", "users_evaluated", "minutes", "intervals", "steps", "verdict"
+    }  # fmt: skip
     assert metrics["data"] == {"users": USERS, "items": ITEMS, "interactions": 9 * USERS}
     assert metrics["users_evaluated"] == USERS
-    assert set(metrics["baselines"]) == {"popularity", "trm", "scripted"}
+    assert set(metrics["baselines"]) - {"scripted"} == BASELINES
     assert set(metrics["policy"]) == {"start", "stage1", "stage2"}
-    assert all(set(found) == METRICS for found in metrics["baselines"].values())
+    assert all(set(found) >= METRICS for found in metrics["baselines"].values())
+    assert set(metrics["baselines"]["one_list"]) == METRICS | {"candidate_recall", "mean_length"}
     assert all(set(found) == METRICS | FIGURES for found in metrics["policy"].values())
-    assert set(metrics["significance"]["intervals"]) == {*metrics["baselines"], *metrics["policy"]}
-    differences = metrics["significance"]["differences"]
-    assert set(differences) == {"stage2_minus_trm", "stage2_minus_start", "stage2_minus_stage1"}
-    assert all(set(difference) == {"ndcg@10", "recall@10"} for difference in differences.values())
-    assert metrics["serve"] == "policy"
+    assert set(metrics["intervals"]) == {*metrics["baselines"], *metrics["policy"]}
+    assert set(metrics["steps"]) == STEPS
+    for difference in metrics["steps"].values():
+        assert set(difference) == {"ndcg@10", "recall@10"}
+        assert all(set(found) == {"mean", "low", "high"} for found in difference.values())
+
+
+def test_the_verdict_agrees_with_the_figures(run: Run) -> None:
+    metrics = run.metrics
+    verdict, baselines = metrics["verdict"], metrics["baselines"]
+    assert set(verdict) == {"serve", "over", "ratio", "low", "high", "ms_per_request", "sentence"}
+    assert verdict["serve"] == "policy"
+    best = max(found["ndcg@10"] for found in baselines.values())
+    assert baselines[verdict["over"]]["ndcg@10"] == best
+    assert verdict["ratio"] == pytest.approx(metrics["policy"]["stage2"]["ndcg@10"] / best)
+    assert verdict["low"] <= verdict["ratio"] <= verdict["high"]
+    assert set(verdict["ms_per_request"]) == {"policy", "trm"}
+    assert all(value > 0 for value in verdict["ms_per_request"].values())
+    assert "The bundle serves the policy, with the TRM it was trained with" in verdict["sentence"]
+
+
+def test_minutes_are_those_of_the_artifacts(run: Run, world: Path) -> None:
+    seconds = {name: read_artifact(world / name).seconds for name in PARTS}
+    assert run.metrics["minutes"]["trm_everything"] == pytest.approx(seconds["trm_everything"] / 60, abs=0.001)
+    policy = sum(seconds[name] for name in ("trm", "start", "prompts", "stage1", "stage2"))
+    assert run.metrics["minutes"]["policy"] == pytest.approx(policy / 60, abs=0.001)
+
+
+def test_baselines_are_what_they_are_called(run: Run, world: Path) -> None:
+    data = read_dataset(world / "dataset")
+    examples = held_out_examples(data)
+    everything = TrmRetriever.load(world / "trm_everything")
+    baselines = run.metrics["baselines"]
+    assert baselines["trm_everything"] == Outcome(ranks_of(trm_answers(everything, examples, K), examples, K)).metrics
+    calls = {one.user_id: one.calls for one in read_trajectories(run.out / "trajectories.parquet")}
+    trm = TrmRetriever.load(world / "trm")
+    longest = trm_answers(trm, examples, 24)
+    lengths = [sum(len(call.items) for call in calls[example.user_id]) for example in examples]
+    long = [items[:length] for items, length in zip(longest, lengths, strict=True)]
+    held = [example.target in items for example, items in zip(examples, long, strict=True)]
+    assert baselines["one_list"]["candidate_recall"] == pytest.approx(sum(held) / USERS)
+    assert baselines["one_list"]["mean_length"] == pytest.approx(sum(lengths) / USERS)
+    assert baselines["one_list"]["ndcg@10"] == baselines["trm"]["ndcg@10"]
+    liked = [sorted(items[:8], key=lambda item: -int(item[1:]))[:K] for items in longest]
+    assert baselines["fusion"] == Outcome(ranks_of(liked, examples, K)).metrics
+
+
+def test_a_policy_without_an_opinion_of_titles_has_no_fusion(world: Path, scripted_policy: Any, tmp_path: Path) -> None:
+    found = Run(world, scripted_policy, tmp_path, has_opinion=False)
+    assert found.metrics["baselines"]["fusion"] is None
+    assert "fusion" not in found.metrics["intervals"]
+    assert not any("fusion" in pair for pair in found.metrics["steps"])
+    assert any(line.startswith("fusion: left out, ") for line in found.lines)
+    assert "fusion" not in found.report.read_text(encoding="utf-8").split("How the policy explores")[0]
+
+
+def test_the_scripted_explorer_is_a_row_only_where_it_differs(
+    run: Run, world: Path, scripted_policy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "scripted" not in run.metrics["baselines"]
+
+    def reversed_answers(*arguments: Any) -> list[Trajectory]:
+        return [replace(one, answer=one.answer[::-1]) for one in explore(*arguments)]
+
+    monkeypatch.setattr("deeprec.explore.scripted.explore", reversed_answers)
+    found = Run(world, scripted_policy, tmp_path).metrics
+    assert found["baselines"]["scripted"]["ndcg@10"] != found["baselines"]["trm"]["ndcg@10"]
+    assert set(found["intervals"]["scripted"]) == METRICS
 
 
 def test_the_artifact_is_whole_and_says_the_same(run: Run) -> None:
@@ -95,7 +193,7 @@ def test_the_artifact_is_whole_and_says_the_same(run: Run) -> None:
 
 def test_an_equal_policy_is_not_rolled_out_again(run: Run) -> None:
     assert run.metrics["policy"]["stage2"] == run.metrics["policy"]["stage1"]
-    assert run.policies["stage1"].starts == -(-USERS // EXPLORE.batch_size)
+    assert run.policies["stage1"].starts == -(-USERS // EXPLORE.batch_size) + USERS  # and each user by itself, timed
     assert any("stage2: the same files as stage1" in line for line in run.lines)
     assert run.policies["stage1"].temperatures == {0.0}
     assert run.metrics["policy"]["start"] != run.metrics["policy"]["stage1"]
@@ -110,9 +208,8 @@ def test_the_policies_have_the_configured_engine_to_themselves(run: Run) -> None
 def test_a_server_has_one_policy_and_is_refused_for_three(world: Path, tmp_path: Path) -> None:
     engine = EngineConfig(kind="server", url="http://policy:8000")
     served = EXPLORE.model_copy(update={"engine": engine})
-    places = [world / name for name in ("dataset", "trm", "start", "stage1", "stage2")]
     with pytest.raises(ConfigError, match="what http://policy:8000 serves cannot be the start and both"):
-        evaluate(*places, served, RewardsConfig(), TEXT, EVALUATION, 0, tmp_path / "out", tmp_path / "report.html")
+        evaluate(made(world), served, RewardsConfig(), TEXT, EVALUATION, 0, tmp_path / "out", tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -155,19 +252,27 @@ def test_a_failed_gate_still_writes_everything(world: Path, scripted_policy: Any
     run = Run(world, scripted_policy, tmp_path, strict)
     assert not run.verdict.passed
     assert "valid_rate" in run.verdict.reason
-    assert run.metrics["serve"] == "trm" or run.metrics["baselines"]["trm"]["ndcg@10"] == 0
+    assert run.metrics["baselines"]["trm"]["ndcg@10"] > 0
+    assert run.metrics["verdict"]["serve"] == "trm"
     assert "Gate failed" in run.report.read_text(encoding="utf-8")
     assert read_artifact(run.out, "evaluation").files
 
 
 def test_the_same_seed_gives_the_same_metrics(run: Run, world: Path, scripted_policy: Any, tmp_path: Path) -> None:
-    assert Run(world, scripted_policy, tmp_path).metrics == run.metrics
+    again = Run(world, scripted_policy, tmp_path).metrics
+    measured = {"verdict", "minutes"}
+    assert {key: again[key] for key in set(again) - measured} == {
+        key: run.metrics[key] for key in set(again) - measured
+    }
+    assert [again["verdict"][key] for key in ("serve", "over", "ratio", "low", "high")] == [
+        run.metrics["verdict"][key] for key in ("serve", "over", "ratio", "low", "high")
+    ]
 
 
 def test_a_missing_policy_is_named_and_nothing_is_written(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="absent"):
         evaluate(
-            *(world / name for name in ("dataset", "trm", "start", "absent", "stage2")),
+            made(world, stage1="absent"),
             EXPLORE,
             RewardsConfig(),
             TEXT,

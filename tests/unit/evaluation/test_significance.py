@@ -12,6 +12,7 @@ from deeprec.evaluation.significance import (
     compare,
     interval,
     metrics_per_user,
+    ratio,
     verdict_sentence,
 )
 from deeprec.metrics import MISS, metrics_from_ranks
@@ -95,3 +96,12 @@ def test_verdict_sentence(low: float, high: float, expected: str) -> None:
     sentence = verdict_sentence("policy", "TRM", {"mean": (low + high) / 2, "low": low, "high": high})
     assert expected in sentence
     assert f"{low:+.4f} to {high:+.4f}" in sentence
+
+
+def test_a_ratio_by_hand_and_none_over_nothing() -> None:
+    hit, late, miss = np.array([0, 0]), np.array([2, 2]), np.array([MISS, MISS])
+    found = ratio(hit, late, 100, seed=0)
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((2.0, 2.0, 2.0))
+    assert ratio(hit, miss, 100, seed=0) is None
+    assert ratio(hit, np.array([0, MISS]), 100, seed=0) is None  # a resample may hold the second user only

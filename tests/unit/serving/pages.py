@@ -188,8 +188,6 @@ BUNDLE = Bundle(
         "users_evaluated": 1500,
         "baselines": {"trm": {"ndcg@10": 0.0684, "recall@10": float("nan")}, "popularity": {"ndcg@10": 0.0185}},
         "policy": {"stage2": {"ndcg@10": 0.0712, "recall@10": 0.134, "valid_rate": 0.998, "mean_calls": 2.1}},
-        "significance": {
-            "differences": {"stage2_minus_trm": {"ndcg@10": {"mean": 0.0028, "low": 0.0004, "high": 0.005}}}
-        },
+        "steps": {"stage2_minus_trm": {"ndcg@10": {"mean": 0.0028, "low": 0.0004, "high": 0.005}}},
     },
 )

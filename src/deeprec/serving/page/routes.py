@@ -251,7 +251,6 @@ def _overview(sources: Sources) -> JsonDict:
     recommender, bundle = sources.served(), sources.bundle()
     metrics = bundle.metrics
     recommenders = {**metrics.get("baselines", {}), **metrics.get("policy", {})}
-    differences = metrics.get("significance", {}).get("differences", {})
     return {
         "at": time.time(),
         "ready": recommender.ready,
@@ -272,7 +271,7 @@ def _overview(sources: Sources) -> JsonDict:
         "deadline_ms": recommender.serving.deadline_ms,
         "users_evaluated": metrics.get("users_evaluated"),
         "recommenders": recommenders,
-        "policy_minus_trm": differences.get("stage2_minus_trm", {}).get("ndcg@10"),
+        "policy_minus_trm": metrics.get("steps", {}).get("stage2_minus_trm", {}).get("ndcg@10"),
         "last_hour": sources.measures.last_hour(),
     }
 

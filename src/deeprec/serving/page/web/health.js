@@ -6,7 +6,9 @@ deeprec.health = (() => {
   const { traffic, latency } = deeprec.charts;
   const EVERY = 5000;
   const RECOMMENDERS = [
-    ["popularity", "Popularity"], ["trm", "TRM alone"], ["scripted", "Scripted explorer"],
+    ["popularity", "Popularity"], ["trm", "TRM alone"],
+    ["trm_everything", "TRM trained on everything"], ["one_list", "One list as long as all calls"],
+    ["fusion", "Fusion, first list × policy"], ["scripted", "Scripted explorer"],
     ["start", "Policy, start"], ["stage1", "Policy after stage 1"], ["stage2", "Policy after stage 2"],
   ];
   const FIGURES = [["ndcg@10", "NDCG@10", 4], ["recall@10", "Recall@10", 4], ["mrr", "MRR", 4],
