@@ -22,6 +22,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,9 @@ from deeprec.errors import ArtifactError, StoreError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+_IMPORTED = time.monotonic()
+_START_TIME = 19
+"""Place of ``starttime`` in ``/proc/PID/stat``, counted from behind the process's name (proc_pid_stat(5))."""
 _FULL_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_TEXTS = ("No space left on device", "os error 28", "Disk quota exceeded", "File too large")
 
@@ -47,8 +51,8 @@ class Manifest:
 
     ``files`` maps relative POSIX paths to sha256; ``parents`` maps a parent's kind (``policy-2`` for the second of one
     kind) to the sha256 of its manifest. ``seconds`` is the wall time from the start of the writing process to the
-    moment of writing. ``digest`` is the sha256 of the manifest file itself; it differs between two runs that wrote
-    equal files, ``contents`` does not.
+    moment of writing; of a training that was killed and gone on with, that of its last process alone. ``digest`` is the
+    sha256 of the manifest file itself; it differs between two runs that wrote equal files, ``contents`` does not.
     """
 
     kind: str
@@ -239,9 +243,15 @@ def _parent_digests(parents: Sequence[str | Path]) -> dict[str, str]:
 
 
 def _process_seconds() -> float:
-    import psutil  # type: ignore[import-untyped]
+    """Wall seconds since this process started, a forked one when it was forked.
 
-    return max(0.0, time.time() - float(psutil.Process().create_time()))
+    Where there is no ``/proc``, since this module was imported.
+    """
+    if sys.platform != "linux":
+        return time.monotonic() - _IMPORTED
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    started = int(fields[_START_TIME]) / os.sysconf("SC_CLK_TCK")
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
 
 
 # ------------------------------------------------------------------------------------------------- replacing a place

@@ -5,6 +5,9 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,3 +232,30 @@ def test_a_fingerprint_changes_with_the_files_and_with_where_a_link_points(tmp_p
         assert now not in found
         assert fingerprint(str(link)) == now
         found.add(now)
+
+
+SECONDS = """
+import os, sys, time
+from pathlib import Path
+from deeprec.store import read_artifact, write_artifact
+
+place = Path(sys.argv[1])
+time.sleep(0.5)
+if os.fork() == 0:
+    with write_artifact(place / "forked", "thing"):
+        time.sleep(0.2)
+    os._exit(0)
+os.wait()
+with write_artifact(place / "first", "thing"):
+    pass
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork counts from its parent's import")
+def test_an_artifacts_seconds_count_from_the_start_of_its_own_process(tmp_path: Path) -> None:
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", SECONDS, str(tmp_path)], check=True)
+    passed = time.monotonic() - began
+    forked, first = (read_artifact(tmp_path / name).seconds for name in ("forked", "first"))
+    assert 0.7 <= first <= passed + 0.02
+    assert 0.15 <= forked <= passed - 0.45
