@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from deeprec.config.section import Positive, Section, Share
 
@@ -131,8 +131,17 @@ class PipelineConfig(Section):
     """Container image of every task; name a digest so that caching sees a change."""
     default: TaskResources = TaskResources()
     tasks: dict[str, TaskResources] = Field(default_factory=dict)
-    """Overrides by task name."""
+    """Overrides by task name; what one does not name is that of ``default``."""
     gpu_pool: GpuPool = GpuPool()
     checkpoints_claim: str = ""
     """A PersistentVolumeClaim for the checkpoints of the training tasks, to be there before the run. Without one a task
     that is started again begins anew."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _over_the_default(cls, tasks: dict[str, TaskResources], info: ValidationInfo) -> dict[str, TaskResources]:
+        default: TaskResources | None = info.data.get("default")
+        if default is None:
+            return tasks
+        named = {name: {key: getattr(task, key) for key in task.model_fields_set} for name, task in tasks.items()}
+        return {name: default.model_copy(update=values) for name, values in named.items()}
