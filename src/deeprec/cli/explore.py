@@ -331,10 +331,8 @@ def _policy(loaded: Bundle, named: Path | None) -> tuple[Path, ExploreConfig]:
         return loaded.path / "policy", loaded.explore
     from deeprec.errors import ArtifactError
     from deeprec.store import read_artifact
-    from deeprec.trm.artifact import read_record
+    from deeprec.trm.artifact import fits_policy_of
 
-    made_from = read_artifact(named, "policy", verify=False).parents.get("trm")
-    record = read_record(loaded.path / "trm")
-    if made_from not in (record.digest, *record.extends):
+    if not fits_policy_of(loaded.path / "trm", read_artifact(named, "policy", verify=False).parents.get("trm")):
         raise ArtifactError(f"the policy {named} was not made from the TRM of this bundle; name the run it belongs to")
     return named, explore_of(named)

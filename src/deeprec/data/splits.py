@@ -2,17 +2,19 @@
 
 Per user v1 … vN in time order, with p = ``policy_positions``: vN is the test target, v(N−1) the validation target, the
 p items before it are the policy's targets, and the TRM trains on v1 … v(N−2−p) alone (a stand-alone one, which serves
-no policy, on v1 … v(N−2)). An example's history is everything before its target.
+no policy, on v1 … v(N−2); one that only serves, on all of them). An example's history is everything before its target.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.data.dataset import Dataset
 from deeprec.errors import DataError
-from deeprec.types import Example
+from deeprec.types import Catalogue, Example
 
 
 def trm_sequences(dataset: Dataset) -> dict[str, tuple[str, ...]]:
@@ -37,6 +39,19 @@ def standalone_sequences(dataset: Dataset) -> dict[str, tuple[str, ...]]:
     """
     _require_length(dataset)
     return {user: items[:-2] for user, items in dataset.sequences.items()}
+
+
+def everything_sequences(dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    """User id → every interaction, test item included, oldest first: what a TRM trains on that only serves.
+
+    No target is left to measure it with: the figures of a TRM trained by the same recipe on ``standalone_sequences``
+    say what to expect of it.
+
+    Raises:
+        DataError: a user has too few interactions to split, and was not in those figures.
+    """
+    _require_length(dataset)
+    return dict(dataset.sequences)
 
 
 def policy_examples(dataset: Dataset) -> list[Example]:
@@ -66,9 +81,13 @@ test_examples.__test__ = False  # type: ignore[attr-defined]  # pytest collects 
 
 def popularity(dataset: Dataset) -> NDArray[np.int64]:
     """(items,) how often each catalogue row occurs in the TRM's training sequences."""
-    index = dataset.catalogue.index
-    rows = [index[item] for items in trm_sequences(dataset).values() for item in items]
-    return np.bincount(np.asarray(rows, dtype=np.int64), minlength=len(dataset.catalogue)).astype(np.int64)
+    return interaction_counts(dataset.catalogue, trm_sequences(dataset))
+
+
+def interaction_counts(catalogue: Catalogue, sequences: Mapping[str, Sequence[str]]) -> NDArray[np.int64]:
+    """(items,) how often each catalogue row occurs in the sequences."""
+    rows = [catalogue.index[item] for items in sequences.values() for item in items]
+    return np.bincount(np.asarray(rows, dtype=np.int64), minlength=len(catalogue)).astype(np.int64)
 
 
 def _example(user: str, items: tuple[str, ...], position: int) -> Example:

@@ -1,9 +1,10 @@
 """The TRM artifact: what a trained TRM consists of, on disk and in memory.
 
 A directory of kind ``trm``: ``model.safetensors`` (parameters), ``vectors.safetensors`` (item_text, phrase_text,
-popularity), ``config.json`` (the ``trm`` and ``text`` sections, the text encoder's identity, and the manifests' digests
-of the TRMs it extends), ``catalogue.json`` (the items in row order), ``phrases.json`` (in row order), ``metrics.json``
-and ``curves.json``. It answers by itself: catalogue and encoder configuration are its own, and no other fit.
+popularity), ``config.json`` (the ``trm`` and ``text`` sections, the text encoder's identity, and by the digests of
+their manifests the TRMs it extends and the one it was trained anew for), ``catalogue.json`` (the items in row order),
+``phrases.json`` (in row order), ``metrics.json`` and ``curves.json``. It answers by itself: catalogue and encoder
+configuration are its own, and no other fit.
 
 ``item_text`` may be float16, in memory and on disk; it is read as it was written.
 """
@@ -79,11 +80,13 @@ def write_trm(
     parents: Sequence[Path] = (),
     seed: int | None = None,
     extends: Sequence[str] = (),
+    refit_of: str | None = None,
 ) -> None:
     """Write the artifact, whole or not at all.
 
     Args:
         extends: digests of the manifests of the TRMs this one was made from by adding items, oldest first.
+        refit_of: digest of the manifest of the TRM that it, or the first it extends, was trained anew to stand in for.
 
     Raises:
         TrmError: the catalogue's items are not those of the vocabulary.
@@ -99,7 +102,8 @@ def write_trm(
             f"order; give the catalogue it was trained with"
         )
     parts = {"trm": trm.model_dump(mode="json"), "text": text.model_dump(mode="json")}
-    settings = {**parts, "text_identity": vocabulary.text_identity, "extends": list(extends)}
+    lineage = {"extends": list(extends), "refit_of": refit_of}
+    settings = {**parts, "text_identity": vocabulary.text_identity, **lineage}
     with write_artifact(out, KIND, config=parts, parents=parents, seed=seed) as work:
         save_tensors(
             {name: value.contiguous().cpu() for name, value in trained.model.state_dict().items()},
@@ -172,7 +176,8 @@ class TrmRecord:
     """How a TRM came about: what an artifact keeps besides the TRM itself.
 
     ``metrics`` and ``curves`` are those of the training; ``extends`` names, by the digests of their manifests and
-    oldest first, the TRMs it was made from by adding items; ``digest`` is its own manifest's, None where it has none.
+    oldest first, the TRMs it was made from by adding items, ``refit_of`` the one that it, or the first of these, was
+    trained anew to stand in for; ``digest`` is its own manifest's, None where it has none.
     """
 
     text: TextConfig
@@ -181,6 +186,7 @@ class TrmRecord:
     curves: Sequence[Mapping[str, float]] = ()
     seed: int | None = None
     extends: tuple[str, ...] = ()
+    refit_of: str | None = None
     digest: str | None = None
 
     def extended(self) -> TrmRecord:
@@ -205,8 +211,22 @@ def read_record(path: Path) -> TrmRecord:
         curves=_part(place, "curves.json"),
         seed=manifest.seed,
         extends=tuple(map(str, settings.get("extends", ()))),
+        refit_of=settings.get("refit_of"),
         digest=manifest.digest,
     )
+
+
+def fits_policy_of(path: Path, trm: str | None) -> bool:
+    """Whether the TRM at ``path`` may stand beside a policy that was made from the TRM whose manifest has this digest.
+
+    It may when it is that one, extends it by new items, or names it as the one it was trained anew to stand in for.
+
+    Raises:
+        ArtifactError: no TRM there, or it cannot be read.
+    """
+    settings = _part(Path(path), "config.json")
+    own = read_artifact(path, KIND, verify=False).digest
+    return trm is not None and trm in (own, *settings.get("extends", ()), settings.get("refit_of"))
 
 
 def _part(place: Path, name: str) -> Any:

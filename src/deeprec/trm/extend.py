@@ -82,6 +82,7 @@ def extend_trm(trm: Path, items: Sequence[Item], out: Path) -> TrainedTrm:
         parents=(trm,),
         seed=record.seed,
         extends=record.extends,
+        refit_of=record.refit_of,
     )
     return extended
 

@@ -179,6 +179,7 @@ class TrmRecommender:
             record.curves,
             seed=record.seed,
             extends=record.extends,
+            refit_of=record.refit_of,
         )
         return Path(path)
 

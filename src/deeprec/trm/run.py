@@ -40,28 +40,16 @@ def train_directory(
         TrmError: training failed, or the state that is there is of another training.
         StoreError: ``out`` cannot be written.
     """
-    from deeprec.data.dataset import read_dataset
-    from deeprec.data.splits import standalone_sequences, trm_sequences, validation_examples
+    from deeprec.data.splits import standalone_sequences, trm_sequences
     from deeprec.trm.learning.checkpoint import remove_checkpoint
-    from deeprec.trm.text import load_embedder
-    from deeprec.trm.training import train_trm
+    from deeprec.trm.training import train_split
 
     check_output(out)
-    data = read_dataset(dataset)
     if fresh:
         remove_checkpoint(checkpoint_path(out))
-    evaluation, _ = train_trm(
-        data,
-        standalone_sequences(data) if standalone else trm_sequences(data),
-        trm,
-        text,
-        load_embedder(text),
-        seed,
-        out,
-        progress=progress,
-        validation=validation_examples(data),
-        parents=(dataset,),
-        checkpoint=checkpoint_path(out),
+    split = standalone_sequences if standalone else trm_sequences
+    evaluation, _ = train_split(
+        dataset, split, trm, text, seed, out, progress=progress, checkpoint=checkpoint_path(out)
     )
     return dict(evaluation.metrics)
 

@@ -5,7 +5,7 @@ one, drawn from the target's phrases (or, so that the TRM does not trust blindly
 not shown the history. The loss is a softmax over the whole catalogue, or above ``sampled_above`` items over a sample.
 What is measured and kept is a moving average of the weights. The same seed on the same machine gives the same weights,
 also when the training was killed and gone on with from its checkpoint; on a GPU, whose sums come in any order, the same
-but for rounding. The gate reads the validation targets; ``training.train`` never sees a test target.
+but for rounding. The gate reads the validation targets; neither ``train`` nor ``train_everything`` sees a test target.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from deeprec.checks.gate import Verdict, check_metrics
 from deeprec.config import TextConfig, TrmConfig
 from deeprec.data.dataset import Dataset, read_dataset
-from deeprec.data.splits import trm_sequences, validation_examples
+from deeprec.data.splits import standalone_sequences, trm_sequences, validation_examples
 from deeprec.errors import TrmError
 from deeprec.metrics import metrics_from_ranks
 from deeprec.trm.artifact import TrainedTrm, build_vocabulary, write_trm
@@ -74,6 +74,13 @@ class EpochReport:
 
 
 Progress = Callable[[EpochReport], None]
+Split = Callable[[Dataset], Mapping[str, Sequence[str]]]
+"""Gives the sequences of a dataset that a TRM trains on; see ``data.splits``."""
+
+
+def say(line: EpochReport) -> None:
+    """Progress of a pipeline's task: a line of its log."""
+    print(line, flush=True)
 
 
 def train(
@@ -96,20 +103,7 @@ def train(
         TrmError: training failed.
         StoreError: ``out`` or ``report`` cannot be written.
     """
-    data = read_dataset(dataset)
-    evaluation, curves = train_trm(
-        data,
-        trm_sequences(data),
-        trm,
-        text,
-        load_embedder(text),
-        seed,
-        Path(out),
-        progress=lambda line: print(line, flush=True),
-        validation=validation_examples(data),
-        parents=(Path(dataset),),
-        checkpoint=checkpoint,
-    )
+    evaluation, curves = train_split(dataset, trm_sequences, trm, text, seed, out, progress=say, checkpoint=checkpoint)
     metrics = dict(evaluation.metrics)
     losses = [(float(point["epoch"]), point["loss"]) for point in curves]
     measured = [(float(point["epoch"]), point["ndcg@10"]) for point in curves if "ndcg@10" in point]
@@ -131,6 +125,61 @@ def train(
     return verdict, metrics
 
 
+def train_everything(
+    dataset: Path, trm: TrmConfig, text: TextConfig, seed: int, out: Path, *, checkpoint: Path | None = None
+) -> dict[str, float]:
+    """Train as ``train`` does, but on everything before the validation item, which alone the figures returned measure.
+
+    No policy may learn from such a TRM's lists, so that it is what a policy and its TRM have to beat. It has no gate.
+
+    Raises:
+        ArtifactError, DataError, TrmError, StoreError: as ``train``.
+    """
+    evaluation, _ = train_split(
+        dataset, standalone_sequences, trm, text, seed, out, progress=say, checkpoint=checkpoint
+    )
+    return dict(evaluation.metrics)
+
+
+def train_split(
+    dataset: Path,
+    split: Split,
+    trm: TrmConfig,
+    text: TextConfig,
+    seed: int,
+    out: Path,
+    *,
+    measure: bool = True,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    refit_of: str | None = None,
+) -> tuple[Evaluation, list[dict[str, float]]]:
+    """``train_trm`` on the sequences that ``split`` gives of the dataset at ``dataset``.
+
+    Args:
+        measure: evaluate on the validation targets; not where they are trained on.
+
+    Raises:
+        ArtifactError, DataError: the dataset cannot be read.
+        TrmError, StoreError: as ``train_trm``.
+    """
+    data = read_dataset(dataset)
+    return train_trm(
+        data,
+        split(data),
+        trm,
+        text,
+        load_embedder(text),
+        seed,
+        Path(out),
+        progress=progress,
+        validation=validation_examples(data) if measure else (),
+        parents=(Path(dataset),),
+        checkpoint=checkpoint,
+        refit_of=refit_of,
+    )
+
+
 def train_trm(
     dataset: Dataset,
     sequences: Mapping[str, Sequence[str]],
@@ -144,12 +193,14 @@ def train_trm(
     validation: Sequence[Example] | None = None,
     parents: Sequence[Path] = (),
     checkpoint: Path | None = None,
+    refit_of: str | None = None,
 ) -> tuple[Evaluation, list[dict[str, float]]]:
     """Train on ``sequences`` and write the artifact.
 
     Args:
         checkpoint: directory that keeps the state after every epoch and is removed once the artifact is written. A
             training that finds one goes on from it, to the same weights as if it had never stopped.
+        refit_of: see ``write_trm``.
 
     Returns:
         The evaluation of the validation examples, and one point per epoch: ``epoch``, ``loss``, ``seconds``
@@ -172,7 +223,8 @@ def train_trm(
     )
     retriever = TrmRetriever(trained, dataset.catalogue, embedder)
     evaluation = evaluate(retriever, examples)
-    write_trm(out, trained, text, evaluation.metrics if examples else {}, curves, parents=parents, seed=seed)
+    metrics = evaluation.metrics if examples else {}
+    write_trm(out, trained, text, metrics, curves, parents=parents, seed=seed, refit_of=refit_of)
     if checkpoint is not None:
         remove_checkpoint(checkpoint)
     return evaluation, curves

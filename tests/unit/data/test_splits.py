@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from deeprec.data.dataset import Dataset
 from deeprec.data.splits import (
+    everything_sequences,
+    interaction_counts,
     policy_examples,
     popularity,
     standalone_sequences,
@@ -74,3 +76,15 @@ def test_a_stand_alone_trm_trains_on_everything_before_the_validation_item(datas
     assert standalone_sequences(dataset) == validation
     with pytest.raises(DataError, match="2 interactions"):
         standalone_sequences(Dataset(dataset.catalogue, {"u": dataset.sequences[next(iter(dataset.sequences))][:2]}))
+
+
+def test_a_trm_that_only_serves_trains_on_the_last_items_too() -> None:
+    dataset = make({"u": ["i0", "i1", "i2", "i3"], "v": ["i3", "i2", "i0", "i4"]}, 1)
+    everything = everything_sequences(dataset)
+    assert everything == {"u": ("i0", "i1", "i2", "i3"), "v": ("i3", "i2", "i0", "i4")}
+    assert {user: items[-1] for user, items in everything.items()} == {
+        example.user_id: example.target for example in test_examples(dataset)
+    }
+    assert interaction_counts(dataset.catalogue, everything).tolist() == [2, 1, 2, 2, 1, *[0] * 7]
+    with pytest.raises(DataError, match="needs 4"):
+        everything_sequences(make({"u": ["i0", "i1", "i2"]}, 1))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +20,23 @@ from deeprec.trm.evaluation import measure
 from deeprec.trm.learning import loss as loss_module
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.trm.text import HashingEmbedder
-from deeprec.trm.training import EpochReport, fit, train, train_trm
+from deeprec.trm.training import EpochReport, fit, train, train_everything, train_trm
 from deeprec.types import Example, Query
 
 
 @pytest.fixture
 def dataset(world: Dataset, tmp_path: Path) -> Path:
-    rows = [(user, item, place) for user, items in world.sequences.items() for place, item in enumerate(items)]
+    return written(world, world.sequences, tmp_path / "dataset")
+
+
+def written(world: Dataset, sequences: Mapping[str, Sequence[str]], place: Path) -> Path:
+    rows = [(user, item, step) for user, items in sequences.items() for step, item in enumerate(items)]
     interactions = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     items = pl.DataFrame(
         [{"item_id": one.item_id, "title": one.title, **one.attributes} for one in world.catalogue.items]
     )
     write_dataset(
-        tmp_path / "dataset",
+        place,
         interactions,
         items,
         source="table",
@@ -40,7 +45,17 @@ def dataset(world: Dataset, tmp_path: Path) -> Path:
         year_column="year",
         policy_positions=1,
     )
-    return tmp_path / "dataset"
+    return place
+
+
+def with_other_last_items(world: Dataset, count: int) -> dict[str, tuple[str, ...]]:
+    """The histories with each user's last ``count`` items replaced by others."""
+    changed = {}
+    for user, items in world.sequences.items():
+        kept, last = items[:-count], items[-count:]
+        changed[user] = (*kept, *(f"m{(int(item[1:]) + 7) % 40}" for item in last))
+        assert all(one != other for one, other in zip(changed[user][-count:], last, strict=True))
+    return changed
 
 
 def test_learns_the_walk_and_beats_popularity(retriever: TrmRetriever) -> None:
@@ -87,6 +102,28 @@ def test_train_writes_artifact_report_and_metrics(
     ids = {item for user in data.sequences.values() for item in user[:-3]}
     assert loaded.popularity.sum() == sum(len(user) - 3 for user in data.sequences.values())
     assert {item.item_id for item, count in zip(data.catalogue.items, loaded.popularity, strict=True) if count} == ids
+
+
+def test_the_trm_on_everything_before_the_validation_item_sees_neither_that_nor_the_test_item(
+    world: Dataset, tmp_path: Path, trm_config: TrmConfig, text_config: TextConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = trm_config.model_copy(update={"epochs": 2})
+    found = {}
+    for name, sequences in {
+        "as it is": world.sequences,
+        "others at the end": with_other_last_items(world, 2),
+        "one that it sees": with_other_last_items(world, 3),
+    }.items():
+        data = written(world, sequences, tmp_path / name / "dataset")
+        metrics = train_everything(data, short, text_config, 0, tmp_path / name / "trm")
+        found[name] = (tmp_path / name / "trm" / "model.safetensors").read_bytes()
+        assert json.loads((tmp_path / name / "trm" / "metrics.json").read_text()) == metrics
+        assert read_trm(tmp_path / name / "trm").vocabulary.popularity.sum() == sum(
+            len(items) - 2 for items in sequences.values()
+        )
+    assert found["as it is"] == found["others at the end"]
+    assert found["as it is"] != found["one that it sees"]
+    assert "validation NDCG@10" in capsys.readouterr().out
 
 
 def test_saved_and_read_again_gives_equal_results(
