@@ -77,7 +77,8 @@ def toy_trm(sample_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def make_bundle(toy_trm: Path, sample_dataset: Path) -> Callable[..., Path]:
     """``make_bundle(out, titles, serve="policy")``: a bundle of the toy TRM and a policy that knows these titles.
 
-    The policy is a tokenizer without weights: it can be read, not run.
+    The policy is a tokenizer without weights: it can be read, not run. ``trm`` takes the place of the toy TRM in the
+    bundle, not as what the policy was made from.
     """
     from deeprec.checks.gate import Verdict
     from deeprec.config import BundleConfig, ExploreConfig
@@ -86,19 +87,19 @@ def make_bundle(toy_trm: Path, sample_dataset: Path) -> Callable[..., Path]:
     from deeprec.serving.bundle import publish
     from deeprec.store import write_artifact
 
-    def make(out: Path, titles: Sequence[str], serve: str = "policy") -> Path:
+    def make(out: Path, titles: Sequence[str], serve: str = "policy", trm: Path = toy_trm) -> Path:
         places = {name: out.parent / f"{out.name}-run" / name for name in ("policy", "evaluation", "features")}
         explore = ExploreConfig(prompt="compact")
         for name, place in places.items():
             parents = [sample_dataset, toy_trm] if name == "policy" else [sample_dataset]
             with write_artifact(place, name, parents=parents) as work:
-                (work / "metrics.json").write_text(json.dumps({"serve": serve}))
+                (work / "metrics.json").write_text(json.dumps({"verdict": {"serve": serve}}))
                 if name == "policy":
                     build_tokenizer(titles, ["comedy"], [], MARKUP, ["History:\n1. "], explore).save_pretrained(work)
         text, passed = TextConfig(provider="hashing", width=32), Verdict("evaluation", True, "passed", ())
         publish(
             sample_dataset,
-            toy_trm,
+            trm,
             **places,
             text=text,
             explore=explore,

@@ -45,7 +45,7 @@ def make_run(place: Path) -> Path:
     train(parts["dataset"], trm, TEXT, 0, parts["trm"], place / "trm.html")
     build_policy(parts["dataset"], parts["trm"], tiny, EXPLORE, TEXT, 0, parts["policy"])
     with write_artifact(parts["evaluation"], "evaluation", parents=[parts["dataset"]]) as work:
-        (work / "metrics.json").write_text(json.dumps({"serve": "policy"}))
+        (work / "metrics.json").write_text(json.dumps({"verdict": {"serve": "policy"}}))
     make_bundle(place, place / "bundle")
     return place
 

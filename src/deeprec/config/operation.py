@@ -30,10 +30,13 @@ class EvaluationConfig(Section):
 
 
 class BundleConfig(Section):
-    """Where the bundle is published besides the run's own artifact."""
+    """What the bundle holds, and where it is published besides the run's own artifact."""
 
     uri: str = ""
     """Local path or ``s3://bucket/prefix``; empty publishes nowhere else."""
+    refit: bool = True
+    """Where the TRM is served, train it anew on everything, each user's last items included, which no figure measures.
+    Off, the TRM that was evaluated serves; under a policy it always does, being the one the policy was trained with."""
 
 
 class RequestLogConfig(Section):

@@ -3,12 +3,14 @@
 An artifact of kind ``bundle``:
 
 - ``catalogue.json``: items with attributes and phrases, in the order of every model's rows;
-- ``popularity.safetensors``: ``counts`` (items,), training interactions only;
+- ``popularity.safetensors``: ``counts`` (items,), of the interactions that the TRM was trained on;
 - ``trm/``, ``policy/``: those artifacts, with their manifests; ``trm/vectors.safetensors`` has the items' text vectors
-  (the policy was made from this TRM, or from one that this TRM extends by new items);
+  (the policy was made from this TRM, from one that this TRM extends by new items, or from the one that this TRM names
+  as that which it was trained anew for);
 - ``explore.json``: the loop's limits and prompt; ``text.json``: the text encoder's configuration and identity;
 - ``metrics.json``: the figures of the evaluation, and the seconds each task took;
-- ``bundle.json``: version, what is served and why, when and from what it was made.
+- ``bundle.json``: version, what is served and why, whether its TRM was trained anew on everything (``refit``), when and
+  from what it was made.
 
 User histories are not in it. Nothing is pickled. ``Bundle.load`` refuses changed files and parts of different bundles.
 """
@@ -34,6 +36,7 @@ from deeprec.config import BundleConfig, ExploreConfig, TextConfig
 from deeprec.data.catalogue import FILE, read_catalogue, write_catalogue
 from deeprec.errors import ArtifactError
 from deeprec.store import MANIFEST, Manifest, file_digest, get_directory, put_directory, read_artifact, write_artifact
+from deeprec.trm.artifact import fits_policy_of
 from deeprec.types import Catalogue, Item, JsonDict
 
 KIND = "bundle"
@@ -108,6 +111,7 @@ def publish(
         StoreError: a place cannot be written.
     """
     from deeprec.data.dataset import read_dataset
+    from deeprec.data.splits import everything_sequences, interaction_counts, trm_sequences
 
     kinds = {"dataset": dataset, "trm": trm, "policy": policy, "evaluation": evaluation, "features": features}
     parents = {kind: read_artifact(path, kind) for kind, path in kinds.items()}
@@ -115,19 +119,27 @@ def publish(
     _check_together(parents, trm, _ids(data.catalogue), _ids(read_catalogue(trm)))
     metrics = _read_json(evaluation / "metrics.json")
     serve, why = choose(metrics, verdict)
+    refit = _is_refit(trm)
+    if refit and serve == "policy":
+        raise ArtifactError(
+            f"{trm} was trained anew on everything, but the policy is to be served, with the TRM it was trained with; "
+            f"give that one"
+        )
     sections = {"text": text.model_dump(mode="json"), "explore": explore.model_dump(mode="json")}
     with write_artifact(out, KIND, config=sections, parents=list(kinds.values())) as work:
         for name, path in (("trm", trm), ("policy", policy)):
             shutil.copytree(path, work / name, copy_function=shutil.copyfile)
         write_catalogue(work, data.catalogue)
-        _write_popularity(work, dataset, data)
+        counted = everything_sequences(data) if refit else trm_sequences(data)
+        _save_counts(work, interaction_counts(data.catalogue, counted), parents["dataset"].digest)
         _write_json(work / "explore.json", sections["explore"])
         _write_json(work / "text.json", {"config": sections["text"], "identity": _trm_encoder(trm)})
-        _write_json(work / "metrics.json", {**metrics, "seconds": _seconds(metrics, parents)})
+        _write_json(work / "metrics.json", {**metrics, "seconds": _seconds(metrics, parents, refit)})
         info = {
             "version": _version(work),
             "serve": serve,
-            "why": why,
+            "why": f"{why}; {_of_the_trm(serve, refit)}",
+            "refit": refit,
             "gate": verdict.reason,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "example_user": next(iter(data.sequences), None),
@@ -192,18 +204,52 @@ def _choose_extended(old: Bundle, catalogue: Catalogue) -> tuple[Served, str]:
 def choose(metrics: Mapping[str, Any], verdict: Verdict) -> tuple[Served, str]:
     """What a bundle serves and the sentence that says why.
 
-    The evaluation's own choice (``serve`` in its metrics) stands; without one the policy is served when its NDCG@10
-    is not below that of the TRM alone. A gate that did not pass serves the TRM.
+    The evaluation's own choice (``verdict.serve`` in its metrics) stands; a gate that did not pass serves the TRM.
+
+    Raises:
+        ArtifactError: the metrics name no choice.
     """
-    policy = float(metrics.get("policy", {}).get("stage2", {}).get("ndcg@10", 0.0))
-    trm = float(metrics.get("baselines", {}).get("trm", {}).get("ndcg@10", 0.0))
-    figures = f"NDCG@10 of the policy {policy:.4f}, of the TRM alone {trm:.4f}"
+    chosen, figures = chosen_by(metrics), _figures(metrics)
     if not verdict.passed:
         return "trm", f"this bundle serves the TRM alone: {verdict.reason}"
-    chosen = metrics.get("serve", "policy" if policy >= trm else "trm")
     if chosen == "policy":
         return "policy", f"this bundle serves the policy: {figures}"
     return "trm", f"this bundle serves the TRM alone, because the policy did not do well enough: {figures}"
+
+
+def chosen_by(metrics: Mapping[str, Any]) -> Served:
+    """What an evaluation wants served, by its ``metrics.json``.
+
+    Raises:
+        ArtifactError: it does not say.
+    """
+    verdict = metrics.get("verdict")
+    serve = verdict.get("serve") if isinstance(verdict, Mapping) else None
+    if serve == "policy":
+        return "policy"
+    if serve == "trm":
+        return "trm"
+    raise ArtifactError(f"the evaluation's verdict.serve is {serve!r}, neither 'policy' nor 'trm'; evaluate again")
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
+    policy, baselines = metrics.get("policy", {}).get("stage2", {}), metrics.get("baselines", {})
+    named = {
+        "of the policy": policy,
+        "of the TRM alone": baselines.get("trm", {}),
+        "of the TRM trained on everything before each user's last two items": baselines.get("trm_everything"),
+    }
+    found = {name: values.get("ndcg@10", 0.0) for name, values in named.items() if values is not None}
+    return "NDCG@10 " + ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+
+
+def _of_the_trm(serve: Served, refit: bool) -> str:
+    """What ``why`` says of the bundle's TRM."""
+    if refit:
+        return "the TRM was trained anew on everything, the last items included"
+    if serve == "policy":
+        return "the TRM stays the one that the policy was trained with"
+    return "the TRM is the one that was evaluated"
 
 
 def restate_metrics(place: Path, metrics: Mapping[str, Any]) -> None:
@@ -259,7 +305,7 @@ def _read(place: Path) -> JsonDict:
 def _check_together(
     parts: Mapping[str, Manifest], trm: Path, catalogue: tuple[str, ...], trm_ids: tuple[str, ...]
 ) -> None:
-    if parts["policy"].parents.get("trm") not in (parts["trm"].digest, *_trm_extends(trm)):
+    if not fits_policy_of(trm, parts["policy"].parents.get("trm")):
         raise ArtifactError(
             "the policy was not made from this TRM; parts of different runs cannot be used together, use those of one"
         )
@@ -278,9 +324,8 @@ def _ids(catalogue: Catalogue) -> tuple[str, ...]:
     return tuple(item.item_id for item in catalogue.items)
 
 
-def _trm_extends(trm: Path) -> list[str]:
-    """Digests of the manifests of the TRMs that this one was made from by adding items."""
-    return list(_read_json(trm / "config.json").get("extends", []))
+def _is_refit(trm: Path) -> bool:
+    return bool(_read_json(trm / "config.json").get("refit_of"))
 
 
 def _trm_encoder(trm: Path) -> str:
@@ -297,12 +342,6 @@ def _read_json(path: Path) -> Any:
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-def _write_popularity(work: Path, place: Path, data: Any) -> None:
-    from deeprec.data.splits import popularity
-
-    _save_counts(work, popularity(data), read_artifact(place).digest)
-
-
 def _save_counts(work: Path, counts: NDArray[np.int64], dataset: str) -> None:
     """Training interactions by item, and the digest of the dataset they were counted in."""
     from safetensors.numpy import save_file
@@ -311,12 +350,12 @@ def _save_counts(work: Path, counts: NDArray[np.int64], dataset: str) -> None:
     save_file({"counts": whole}, work / "popularity.safetensors", metadata={"dataset": dataset})
 
 
-def _seconds(metrics: Mapping[str, Any], parents: Mapping[str, Manifest]) -> dict[str, float]:
+def _seconds(metrics: Mapping[str, Any], parents: Mapping[str, Manifest], refit: bool) -> dict[str, float]:
     """Seconds by task, process start included, from the artifacts' manifests; ``total`` is the sum of those listed."""
     tasks = {
         "dataset": "ingest",
         "features": "publish-features",
-        "trm": "train-trm",
+        "trm": "refit" if refit else "train-trm",
         "policy": "train-stage-2",
         "evaluation": "evaluate",
     }

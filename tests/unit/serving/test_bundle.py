@@ -29,7 +29,11 @@ from deeprec.trm.artifact import read_trm
 from deeprec.types import Catalogue, Item
 
 PASSED = Verdict("evaluation", True, "evaluation: passed, 2 of 2 checks", ())
-METRICS = {"policy": {"stage2": {"ndcg@10": 0.2}}, "baselines": {"trm": {"ndcg@10": 0.1}}, "serve": "policy"}
+METRICS: dict[str, Any] = {
+    "policy": {"stage2": {"ndcg@10": 0.2}},
+    "baselines": {"trm": {"ndcg@10": 0.1}, "trm_everything": {"ndcg@10": 0.15}},
+    "verdict": {"serve": "policy"},
+}
 ITEMS = 12
 
 
@@ -112,12 +116,15 @@ def test_a_bundle_is_copied_to_its_address(parts: dict[str, Path], tmp_path: Pat
 
 def test_what_is_served_and_why() -> None:
     assert choose(METRICS, PASSED)[0] == "policy"
-    serve, why = choose({**METRICS, "serve": "trm"}, PASSED)
+    serve, why = choose({**METRICS, "verdict": {"serve": "trm"}}, PASSED)
     assert serve == "trm"
-    assert "0.2000" in why
-    assert "0.1000" in why
-    below: dict[str, Any] = {"policy": {"stage2": {"ndcg@10": 0.05}}, "baselines": METRICS["baselines"]}
-    assert choose(below, PASSED)[0] == "trm"
+    assert why.endswith(
+        "NDCG@10 of the policy 0.2000, of the TRM alone 0.1000, of the TRM trained on everything before each user's "
+        "last two items 0.1500"
+    )
+    for verdict in ({}, {"verdict": None}, {"verdict": {"serve": "best"}}, {"serve": "policy"}):
+        with pytest.raises(ArtifactError, match=r"verdict\.serve is .*, neither 'policy' nor 'trm'; evaluate again"):
+            choose({"policy": METRICS["policy"], "baselines": METRICS["baselines"], **verdict}, PASSED)
     failed = Verdict("evaluation", False, "evaluation: failed 1 of 2 checks", ())
     assert choose(METRICS, failed) == ("trm", "this bundle serves the TRM alone: evaluation: failed 1 of 2 checks")
 

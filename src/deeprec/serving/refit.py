@@ -1,0 +1,81 @@
+"""The TRM of a bundle: trained anew on everything where it is what serves, else the one that the policy learned from.
+
+Every TRM that is measured was held away from each user's last items. Where the TRM serves, one trained by the same
+recipe on all of them takes its place and is never measured. A policy learned from the lists of its own TRM, so that
+under a policy that one stays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from deeprec.config import BundleConfig, TextConfig, TrmConfig
+from deeprec.errors import ArtifactError
+from deeprec.serving.bundle import chosen_by
+from deeprec.store import put_directory, read_artifact
+
+
+def say(line: str) -> None:
+    """Progress of a pipeline's task: a line of its log."""
+    print(line, flush=True)
+
+
+def refit(
+    dataset: Path,
+    trm: Path,
+    evaluation: Path,
+    settings: TrmConfig,
+    text: TextConfig,
+    bundle: BundleConfig,
+    seed: int,
+    out: Path,
+    *,
+    checkpoint: Path | None = None,
+    progress: Callable[[str], None] = say,
+) -> None:
+    """Write the bundle's TRM to ``out``: trained on everything, or a copy of ``trm`` with an equal digest.
+
+    One that was trained anew names ``trm`` as that which it stands in for, so that the policy keeps its place beside
+    it.
+
+    Args:
+        settings: those that ``trm`` was trained with, as are ``text`` and ``seed``.
+        checkpoint: see ``train_trm``.
+
+    Raises:
+        ArtifactError, DataError: an input cannot be read, or the evaluation does not say what serves.
+        TrmError: training failed.
+        StoreError: ``out`` cannot be written.
+    """
+    from deeprec.data.splits import everything_sequences
+    from deeprec.trm.training import train_split
+
+    policy_serves = _policy_serves(evaluation)
+    if policy_serves or not bundle.refit:
+        reason = "the policy serves, with the TRM that it was trained with" if policy_serves else "bundle.refit is off"
+        progress(f"the TRM is handed on as it is: {reason}")
+        put_directory(trm, str(out))
+        return
+    progress("the TRM serves: it is trained anew on everything, the last items included")
+    train_split(
+        dataset,
+        everything_sequences,
+        settings,
+        text,
+        seed,
+        out,
+        measure=False,
+        progress=lambda line: progress(str(line)),
+        checkpoint=checkpoint,
+        refit_of=read_artifact(trm, "trm").digest,
+    )
+
+
+def _policy_serves(evaluation: Path) -> bool:
+    read_artifact(evaluation, "evaluation")
+    try:
+        return chosen_by(json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))) == "policy"
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"cannot read the figures in {evaluation}: {error}; evaluate again") from error
