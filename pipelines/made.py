@@ -15,6 +15,7 @@ OUTPUTS = {
     "prompts": ("select-prompts", "prompts"),
     "stage1": ("train-stage-1", "trained"),
     "stage2": ("train-stage-2", "trained"),
+    "trm_everything": ("train-trm-everything", "model"),
     "evaluation": ("evaluate", "results"),
 }
 """What it is called here → the task that makes it and the task's output."""

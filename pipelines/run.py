@@ -67,7 +67,7 @@ def run_training(config: Config, workdir: Path, *, resume: bool = False, progres
     with _claimed(workdir, resume):
         write_text(workdir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         results = run_pipeline(
-            training.build(config.pipeline),
+            training.build(config.pipeline, in_turn=True),
             arguments,
             workdir,
             resume=resume,

@@ -21,9 +21,11 @@ from deeprec.components.evaluate import evaluate
 from deeprec.components.ingest import ingest
 from deeprec.components.publish_bundle import publish_bundle
 from deeprec.components.publish_features import publish_features
+from deeprec.components.refit import refit
 from deeprec.components.select_prompts import select_prompts
 from deeprec.components.train_stage import train_stage
 from deeprec.components.train_trm import train_trm
+from deeprec.components.train_trm_everything import train_trm_everything
 from deeprec.config import Config, GpuPool, PipelineConfig, TaskResources
 from deeprec.errors import ConfigError, PipelineError
 
@@ -38,12 +40,14 @@ TASKS = (
     "select-prompts",
     "train-stage-1",
     "train-stage-2",
+    "train-trm-everything",
     "evaluate",
+    "refit",
     "publish-bundle",
 )
 """Every task, in order; the names under ``pipeline.tasks`` and in a run's figures."""
 
-TRAINING = frozenset({"train-trm", "train-stage-1", "train-stage-2"})
+TRAINING = frozenset({"train-trm", "train-stage-1", "train-stage-2", "train-trm-everything", "refit"})
 """Tasks that go on from a checkpoint when they are started again."""
 
 CHECKPOINTS = "/mnt/checkpoints"
@@ -53,8 +57,12 @@ SIDE_EFFECTS = frozenset({"publish-features", "publish-bundle"})
 """Tasks that change something outside their own artifacts; KFP never caches them."""
 
 
-def build(settings: PipelineConfig) -> Any:
+def build(settings: PipelineConfig, *, in_turn: bool = False) -> Any:
     """The pipeline for these pods: a KFP graph component that can be compiled, or called to run locally.
+
+    Args:
+        in_turn: each task also waits for the one before it in ``TASKS``, though it may need nothing of it. Where tasks
+            run one after the other, as locally, this is their order; KFP's own differs from one process to the next.
 
     Raises:
         ConfigError: ``settings`` names a task that does not exist, or a quantity Kubernetes does not know.
@@ -116,15 +124,36 @@ def build(settings: PipelineConfig) -> Any:
                 **learning,
             ),
         )
+        everything = place(
+            "train-trm-everything",
+            train_trm_everything(gate=retrieval.outputs["verdict"], trm=trm, text=text, seed=seed, dataset=dataset),
+        )
+        if in_turn:
+            everything.after(second)
         evaluated = place(
             "evaluate",
             evaluate(
                 gate=second.outputs["verdict"],
                 evaluation=evaluation,
+                trm_everything=everything.outputs["model"],
                 start=start,
+                prompts=prompts,
                 stage1=first.outputs["trained"],
                 stage2=second.outputs["trained"],
                 **world,
+            ),
+        )
+        serving = place(
+            "refit",
+            refit(
+                gate=evaluated.outputs["verdict"],
+                trm=trm,
+                text=text,
+                settings=bundle,
+                seed=seed,
+                dataset=dataset,
+                policy_trm=retrieval.outputs["model"],
+                evaluation=evaluated.outputs["results"],
             ),
         )
         place(
@@ -135,7 +164,7 @@ def build(settings: PipelineConfig) -> Any:
                 explore=explore,
                 settings=bundle,
                 dataset=dataset,
-                trm=retrieval.outputs["model"],
+                trm=serving.outputs["model"],
                 policy=second.outputs["trained"],
                 evaluation=evaluated.outputs["results"],
                 features=published.outputs["published"],

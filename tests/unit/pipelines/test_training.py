@@ -24,7 +24,9 @@ GATED = {
     "build-policy": "train-trm",
     "train-stage-1": "train-trm",
     "train-stage-2": "train-stage-1",
+    "train-trm-everything": "train-trm",
     "evaluate": "train-stage-2",
+    "refit": "evaluate",
     "publish-bundle": "evaluate",
 }
 
@@ -50,9 +52,13 @@ def test_compiled_pipeline_is_the_golden_one(documents: list[dict[str, Any]]) ->
 
 def test_tasks_and_their_order(tasks: dict[str, Any]) -> None:
     assert set(tasks) == set(training.TASKS)
-    spec = training.build(Config().pipeline).pipeline_spec.root.dag.tasks
+    spec = training.build(Config().pipeline, in_turn=True).pipeline_spec.root.dag.tasks
+    names = {name: task.task_info.name for name, task in spec.items()}
     order = graph_utils.topological_sort_tasks(spec)[::-1]
-    assert tuple(spec[name].task_info.name for name in order) == training.TASKS
+    assert tuple(names[name] for name in order) == training.TASKS
+    waits = {names[name]: {names[other] for other in task.dependent_tasks} for name, task in spec.items()}
+    pairs = zip(training.TASKS, training.TASKS[1:], strict=False)
+    assert all(earlier in waits[later] for earlier, later in pairs), "no other order is possible"
 
 
 def test_every_task_has_its_own_component(tasks: dict[str, Any]) -> None:
@@ -69,6 +75,44 @@ def test_each_gate_is_an_input_of_what_follows_it(tasks: dict[str, Any]) -> None
             assert source["outputParameterKey"] == "verdict"
             found[name] = names[source["producerTask"]]
     assert found == GATED
+
+
+def artifacts_of(tasks: dict[str, Any], name: str) -> dict[str, tuple[str, str]]:
+    """Artifact inputs of a task: the task each comes from, and its output."""
+    names = {task["componentRef"]["name"].removeprefix("comp-"): other for other, task in tasks.items()}
+    sources = {key: given["taskOutputArtifact"] for key, given in tasks[name]["inputs"]["artifacts"].items()}
+    return {key: (names[one["producerTask"]], one["outputArtifactKey"]) for key, one in sources.items()}
+
+
+def test_the_trm_on_everything_is_trained_beside_the_policy(tasks: dict[str, Any]) -> None:
+    """It needs no policy, so that on a cluster neither waits for the other."""
+    assert set(tasks["train-trm-everything"]["dependentTasks"]) == {"ingest", "train-trm"}
+    given = tasks["train-trm-everything"]["inputs"]["parameters"]
+    assert given["trm"] == tasks["train-trm"]["inputs"]["parameters"]["trm"]
+    assert artifacts_of(tasks, "train-trm-everything") == {"dataset": ("ingest", "dataset")}
+
+
+def test_evaluation_is_given_all_that_took_time(tasks: dict[str, Any]) -> None:
+    assert artifacts_of(tasks, "evaluate") == {
+        "dataset": ("ingest", "dataset"),
+        "trm": ("train-trm", "model"),
+        "trm_everything": ("train-trm-everything", "model"),
+        "start": ("build-policy", "start"),
+        "prompts": ("select-prompts", "prompts"),
+        "stage1": ("train-stage-1", "trained"),
+        "stage2": ("train-stage-2", "trained"),
+    }
+
+
+def test_the_bundle_takes_its_trm_from_the_refit_and_that_from_the_policys_own(tasks: dict[str, Any]) -> None:
+    assert artifacts_of(tasks, "refit") == {
+        "dataset": ("ingest", "dataset"),
+        "policy_trm": ("train-trm", "model"),
+        "evaluation": ("evaluate", "results"),
+    }
+    bundle = artifacts_of(tasks, "publish-bundle")
+    assert bundle["trm"] == ("refit", "model")
+    assert bundle["policy"] == ("train-stage-2", "trained")
 
 
 def test_tasks_with_side_effects_are_never_cached(tasks: dict[str, Any]) -> None:
@@ -118,7 +162,9 @@ def test_gpu_pool_is_given_to_tasks_with_accelerators_only(documents: list[dict[
         "exec-select-prompts",
         "exec-train-stage",
         "exec-train-stage-2",
+        "exec-train-trm-everything",
         "exec-evaluate",
+        "exec-refit",
     }
     for pod in pods.values():
         assert pod["nodeSelector"]["labels"] == {"nvidia.com/gpu.present": "true"}
@@ -134,7 +180,7 @@ def test_training_tasks_keep_their_checkpoints_on_the_claim(documents: list[dict
     training.compile(Config.model_validate({"pipeline": {"checkpoints_claim": "kept"}}), tmp_path / "train.yaml")
     graph, platforms = yaml.safe_load_all((tmp_path / "train.yaml").read_text())
     pods = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    mounted = {"exec-train-trm", "exec-train-stage", "exec-train-stage-2"}
+    mounted = {"exec-train-trm", "exec-train-stage", "exec-train-stage-2", "exec-train-trm-everything", "exec-refit"}
     assert {name for name, pod in pods.items() if "pvcMount" in pod} == mounted
     for name, executor in graph["deploymentSpec"]["executors"].items():
         told = {"name": "DEEPREC_CHECKPOINTS_CLAIM", "value": "/mnt/checkpoints"} in executor["container"].get(
