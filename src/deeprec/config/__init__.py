@@ -17,7 +17,6 @@ from deeprec.config.operation import (
     TaskResources,
 )
 from deeprec.config.policy import (
-    CarelessConfig,
     GenerationConfig,
     HealthConfig,
     HistoriesConfig,
@@ -36,7 +35,6 @@ from deeprec.config.trm import IndexConfig, TrmConfig, TrmGate
 
 __all__ = [
     "BundleConfig",
-    "CarelessConfig",
     "ChecksConfig",
     "Config",
     "DataConfig",

@@ -41,23 +41,6 @@ class HistoriesConfig(Section):
     """Share of the embeddings' cells that are dropped."""
 
 
-class CarelessConfig(Section):
-    """Trajectories of a careless teacher, for the stages to unlearn: one pass over them, after the careful ones."""
-
-    trajectories: int = Field(0, ge=0)
-    """Scripted trajectories of a teacher who is careless at times; 0 skips them."""
-    hasty: Share = 0.0
-    """Share of those of them with the most calls that answer with the newest list as it is. Their last thought says so,
-    so that stage 2 can find out which thought serves better."""
-    unaided: Annotated[float, Field(ge=0, le=0.6)] = 0.0
-    """Share of them that answer without a call, for users whose next title a judge of ``histories`` is surest of: no
-    valid answer, as of a language model that trusts itself, and for stage 1 to unlearn. At most 0.6, which is the
-    chance that the teacher trusts itself with a user it is sure of."""
-    valid: Share = 0.0
-    """Share of greedy answers that are to stay valid: where fewer are, the weights are drawn back toward what the
-    careful trajectories had made of them, as little as it takes. 0 leaves them as they are."""
-
-
 class WarmStartConfig(Section):
     """Supervised learning on trajectories of the scripted explorer; for the tiny policy only."""
 
@@ -79,20 +62,22 @@ class WarmStartConfig(Section):
     policy itself expects to come next, once it has learnt from histories."""
     sharpness: float = Field(1.0, gt=0)
     """Exponent of the phrases' scores in the teacher's draw of narrow calls: a larger one draws the strongest more."""
-    use_target: Share = 0.0
-    """Chance that a narrow call of the teacher draws its phrases from the target instead of the history."""
-    careless: CarelessConfig = CarelessConfig()
 
     @model_validator(mode="after")
-    def _careless_ones_can_be_taught(self) -> Self:
-        if self.careless.unaided and self.judge != "histories":
+    def _calls_can_be_drawn(self) -> Self:
+        if not sum(self.call_shares) > 0:
             raise ValueError(
-                f"careless.unaided is {self.careless.unaided:g}, but only a judge can be sure of a user; set judge to "
-                f"'histories', or careless.unaided to 0"
+                f"call_shares is {list(self.call_shares)}, from which no number of calls can be drawn; give the shares "
+                f"of 1, 2, 3, … calls, at least one of them above 0"
             )
-        if self.careless.trajectories and not self.trajectories:
+        return self
+
+    @model_validator(mode="after")
+    def _judge_has_learnt(self) -> Self:
+        if self.trajectories and self.judge == "histories" and not self.histories.passes:
             raise ValueError(
-                "careless.trajectories come after careful ones, of which there are none; set trajectories as well"
+                "judge is 'histories', but histories.passes is 0, and a policy that has learnt from no history has no "
+                "opinion to rank answers by; set histories.passes to 1 or more, or judge to 'lists'"
             )
         return self
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from deeprec.explore.engine import TransformersPolicy
     from deeprec.explore.tokens import TokenizedPolicy
 
-LOGS = frozenset({"curves.json", "metrics.json"})
+HISTORIES = "histories.safetensors"
+"""File of a start's artifact: its weights after plain histories, before it was taught to explore (``opinion``)."""
+LOGS = frozenset({"curves.json", "metrics.json", HISTORIES})
 """Files of a policy artifact that say how it came about and change nothing of what it does."""
 
 

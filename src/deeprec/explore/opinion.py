@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deeprec.config import ExploreConfig
 from deeprec.errors import PolicyError
-from deeprec.explore.loading import load_policy
+from deeprec.explore.loading import HISTORIES, load_policy
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import TitleBook
 from deeprec.types import Example, Opinion
 
-HISTORIES = "histories.safetensors"
-"""File of a start's artifact: the model's weights before it was taught to explore."""
+if TYPE_CHECKING:
+    import torch
 
 
 class OwnOpinion:
@@ -76,12 +76,16 @@ def open_opinion(start: Path, titles: TitleBook, explore: ExploreConfig) -> Opin
             f"explore.prompt is {explore.prompt!r}, and only the compact one leaves a line open for a title"
         )
     actor = load_policy(start, dtype="float32")
-    kept = Path(start) / HISTORIES
-    if kept.is_file():
-        from safetensors.torch import load_file
-
-        actor.model.load_state_dict(load_file(kept), strict=False)
+    actor.model.load_state_dict(read_histories(start), strict=False)
     return OwnOpinion(actor.model.eval(), actor.tokenizer, titles, explore)
+
+
+def read_histories(start: Path) -> dict[str, torch.Tensor]:
+    """A start's parameters after its histories, by name; none where it has learnt from none."""
+    from safetensors.torch import load_file
+
+    kept = Path(start) / HISTORIES
+    return load_file(kept) if kept.is_file() else {}
 
 
 def _title_ids(titles: TitleBook, tokenizer: Any) -> dict[str, int]:

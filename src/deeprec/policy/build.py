@@ -1,7 +1,8 @@
 """Policies on disk, and the first one: the tiny model with its warm start, or a language model by name or path.
 
 A policy artifact is a Hugging Face model directory (safetensors weights, tokenizer) with ``explore.json`` (the
-exploration it was built for), ``curves.json`` (what its last training logged, a list of dicts) and the manifest;
+exploration it was built for), ``curves.json`` (what its last training logged, a list of dicts) and the manifest; a
+start that has learnt from histories also holds its weights after them, for its opinion (``explore.opinion``);
 ``explore.loading`` reads it.
 """
 
@@ -9,16 +10,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deeprec.config import ExploreConfig, PolicyConfig, TextConfig
 from deeprec.errors import PolicyError
-from deeprec.explore.loading import load_policy
+from deeprec.explore.loading import HISTORIES, load_policy
+from deeprec.explore.opinion import read_histories
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import MARKUP
 from deeprec.policy.setting import Setting, derived_seed
-from deeprec.policy.teaching import Teaching
+from deeprec.policy.teaching import Taught, Teaching
 from deeprec.policy.tiny import build_model, build_tokenizer
 from deeprec.store import write_artifact
 from deeprec.types import JsonDict
@@ -45,15 +48,15 @@ def build_policy(
         PolicyError: the model cannot be loaded, built or warm-started as configured.
     """
     setting = Setting.open(dataset, trm, text)
-    curve: list[JsonDict] = []
+    taught = Taught([], {})
     if policy.model == "tiny":
         model, tokenizer = _build_tiny(setting, policy, explore, seed)
         if policy.warm_start.trajectories or policy.warm_start.histories.passes:
-            curve = Teaching(setting, model, tokenizer, policy, explore, seed, progress).curve()
+            taught = Teaching(setting, model, tokenizer, policy, explore, seed, progress).teach()
     else:
         model, tokenizer = _load_base(policy.model, policy.dtype)
         add_markup(model, tokenizer)
-    return _write(model, tokenizer, curve, policy, explore, [dataset, trm], seed, out)
+    return _write(model, tokenizer, taught, policy, explore, [dataset, trm], seed, out)
 
 
 def warm_start_policy(
@@ -70,34 +73,43 @@ def warm_start_policy(
 ) -> dict[str, float]:
     """Write the policy that a policy artifact becomes by the warm start; see ``build_policy``.
 
+    Where no histories are taught, those that ``start`` has learnt stay its opinion.
+
     Raises:
         ArtifactError, PolicyError: ``start`` cannot be read, or not be warm-started as configured.
     """
     setting = Setting.open(dataset, trm, text)
     actor = load_policy(start, dtype="float32")
-    curve = Teaching(setting, actor.model, actor.tokenizer, policy, explore, seed, progress).curve()
-    return _write(actor.model, actor.tokenizer, curve, policy, explore, [dataset, trm, start], seed, out)
+    taught = Teaching(setting, actor.model, actor.tokenizer, policy, explore, seed, progress).teach()
+    if not taught.histories:
+        taught = replace(taught, histories=read_histories(start))
+    return _write(actor.model, actor.tokenizer, taught, policy, explore, [dataset, trm, start], seed, out)
 
 
 def _write(
     model: Any,
     tokenizer: Any,
-    curve: Sequence[JsonDict],
+    taught: Taught,
     policy: PolicyConfig,
     explore: ExploreConfig,
     parents: Sequence[Path],
     seed: int,
     out: Path,
 ) -> dict[str, float]:
+    from safetensors.torch import save_file
+
     config = {"policy": policy.model_dump(mode="json"), "explore": explore.model_dump(mode="json")}
     with write_artifact(out, KIND, config=config, parents=parents, seed=seed) as work:
-        write_policy(work, model, tokenizer, explore, curve)
+        write_policy(work, model, tokenizer, explore, taught.curve)
+        if taught.histories:
+            save_file(taught.histories, work / HISTORIES)
     metrics = {
         "parameters": float(sum(parameter.numel() for parameter in model.parameters())),
         "vocabulary": float(len(tokenizer)),
     }
-    if curve:
-        metrics |= {"warm_start_loss": curve[-1]["loss"], "warm_start_accuracy": curve[-1]["accuracy"]}
+    if taught.curve:
+        last = taught.curve[-1]
+        metrics |= {"warm_start_loss": last["loss"], "warm_start_accuracy": last["accuracy"]}
     return metrics
 
 

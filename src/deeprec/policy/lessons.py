@@ -78,7 +78,7 @@ def _windows(items: Sequence[str], width: int, generator: np.random.Generator) -
     """The sequence cut into windows, the newest of which ends at random among the last ``width`` items or with them."""
     ends = range(len(items), 0, -width)
     if len(items) > width:
-        ends = range(len(items) - int(generator.integers(width)), 0, -width)
+        ends = range(len(items) - int(generator.integers(1, width + 1)), 0, -width)
         yield items[-width:]
     for end in ends:
         if len(window := items[max(0, end - width) : end]) > 1:
@@ -109,10 +109,10 @@ def scripted_lessons(
     seed: int,
     *,
     progress: Callable[[str], None] = print,
-) -> tuple[Lessons, Lessons]:
-    """The careful teacher's lessons and the careless one's, on the policy's examples, each used about equally often.
+) -> Lessons:
+    """The scripted explorer's lessons on the policy's examples, each used about equally often.
 
-    Both are made with ``policy`` as it is, whose opinion of what comes next is lost as it learns to explore. Where
+    They are made with ``policy`` as it is, whose opinion of what comes next is lost as it learns to explore. Where
     ``explore.list_weight`` is set, the lists weigh 1 in what could be written, as they do for the teacher: what is left
     to learn is its opinion, and a larger weight is for those who have learnt it in part.
 
@@ -127,30 +127,23 @@ def scripted_lessons(
     judge = OwnOpinion(policy.model, policy.tokenizer, setting.titles, explore) if config.judge == "histories" else None
     taught = explore.model_copy(update={"list_weight": 1.0}) if explore.list_weight else explore
     rules = answer_rules(policy, setting.titles, taught)
-
-    def made(count: int, hasty: float, unaided: float) -> Lessons:
-        lessons = teach(
-            [_shortened(one, config.short_histories, generator) for one in _repeated(examples, count, generator)],
-            setting.retriever,
-            setting.titles,
-            explore,
-            generator,
-            judge=judge,
-            hasty=hasty,
-            unaided=unaided,
-            call_shares=config.call_shares,
-            use_target=config.use_target,
-            sharpness=config.sharpness,
-        )
-        tokens: list[Trajectory] = []
-        for lesson in lessons:
-            tokens.append(_tokenised(lesson, policy.tokenizer))
-            if len(tokens) % TOLD == 0:
-                progress(f"wrote {len(tokens)} of {count} scripted trajectories")
-        return Lessons(tokens, [rules.allowed(lesson) for lesson in tokens] if rules else ())
-
-    careless = config.careless
-    return made(config.trajectories, 0.0, 0.0), made(careless.trajectories, careless.hasty, careless.unaided)
+    shown = _repeated(examples, config.trajectories, generator)
+    lessons = teach(
+        [_shortened(one, config.short_histories, generator) for one in shown],
+        setting.retriever,
+        setting.titles,
+        explore,
+        generator,
+        judge=judge,
+        call_shares=config.call_shares,
+        sharpness=config.sharpness,
+    )
+    tokens: list[Trajectory] = []
+    for lesson in lessons:
+        tokens.append(_tokenised(lesson, policy.tokenizer))
+        if len(tokens) % TOLD == 0:
+            progress(f"wrote {len(tokens)} of {config.trajectories} scripted trajectories")
+    return Lessons(tokens, [rules.allowed(lesson) for lesson in tokens] if rules else ())
 
 
 def _repeated(examples: Sequence[Example], count: int, generator: np.random.Generator) -> list[Example]:

@@ -121,11 +121,12 @@ def split_stages(
     """Disjoint prompts for both stages: those that qualify first, then the nearest in difficulty where too few do.
 
     Each stage gets at most what it can show (steps × prompts per step) and, where both want more than there is, its
-    proportional part. Prompts that do not qualify come in only up to ``MAX_PASSES`` passes over a stage's prompts.
+    proportional part; a stage of no steps gets none. Prompts that do not qualify come in only up to ``MAX_PASSES``
+    passes over a stage's prompts.
     """
-    wanted = [max(stage.steps, 1) * stage.prompts_per_step for stage in (stage1, stage2)]
-    scale = min(1.0, len(measured) / sum(wanted))
-    limits = [max(1, math.floor(want * scale)) for want in wanted]
+    wanted = [stage.steps * stage.prompts_per_step for stage in (stage1, stage2)]
+    scale = min(1.0, len(measured) / max(sum(wanted), 1))
+    limits = [max(1, math.floor(want * scale)) if want else 0 for want in wanted]
     floors = [
         min(limit, max(stage.prompts_per_step, math.ceil(want / MAX_PASSES)))
         for stage, want, limit in zip((stage1, stage2), wanted, limits, strict=True)

@@ -9,7 +9,6 @@ import pytest
 
 from deeprec.config import Config, load_config, parse_config
 from deeprec.errors import ConfigError
-from deeprec.explore.scripted import _TRUST
 
 PROFILES = Path(__file__).parents[3] / "configs"
 
@@ -93,22 +92,14 @@ def test_a_section_of_which_one_key_is_named_keeps_the_other_defaults_of_its_pla
     assert policy.stage2.health.min_valid_rate == 0.02
 
 
-def test_lessons_of_who_is_sure_need_a_judge() -> None:
-    careless = {"unaided": 0.2}
-    with pytest.raises(ConfigError, match=r"careless.unaided is 0\.2, but only a judge can be sure of a user; set jud"):
-        parse_config({"policy": {"warm_start": {"careless": careless}}}, "here")
-    parse_config({"policy": {"warm_start": {"careless": careless, "judge": "histories"}}}, "here")
+@pytest.mark.parametrize("shares", [[], [0, 0.0]])
+def test_shares_of_calls_from_which_none_can_be_drawn_are_refused(shares: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"call_shares is \[.*no number of calls can be drawn; give the shares"):
+        parse_config({"policy": {"warm_start": {"call_shares": shares}}}, "here")
 
 
-def test_as_many_lessons_without_a_call_are_asked_for_as_the_teacher_may_give() -> None:
-    def asked(share: float) -> None:
-        parse_config({"policy": {"warm_start": {"careless": {"unaided": share}, "judge": "histories"}}}, "here")
-
-    asked(_TRUST)
-    with pytest.raises(ConfigError, match="unaided"):
-        asked(_TRUST + 0.01)
-
-
-def test_careless_lessons_come_after_careful_ones() -> None:
-    with pytest.raises(ConfigError, match="come after careful ones, of which there are none; set trajectories as well"):
-        parse_config({"policy": {"warm_start": {"trajectories": 0, "careless": {"trajectories": 8}}}}, "here")
+def test_a_judge_needs_histories() -> None:
+    with pytest.raises(ConfigError, match=r"judge is 'histories', but histories\.passes is 0, .* set histories\.pass"):
+        parse_config({"policy": {"warm_start": {"judge": "histories"}}}, "here")
+    for rest in ({"histories": {"passes": 1}}, {"trajectories": 0}):
+        parse_config({"policy": {"warm_start": {"judge": "histories", **rest}}}, "here")

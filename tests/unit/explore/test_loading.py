@@ -94,7 +94,9 @@ def test_logs_do_not_make_another_policy_but_weights_do(policy: Path) -> None:
     manifest = read_artifact(policy)
     logged = replace(manifest, files={**manifest.files, "curves.json": "other"})
     trained = replace(manifest, files={**manifest.files, "model.safetensors": "other"})
+    opinion = replace(manifest, files={**manifest.files, "histories.safetensors": "other"})
     assert same_policy(manifest, logged)
+    assert same_policy(manifest, opinion)
     assert not same_policy(manifest, trained)
     assert fingerprint(manifest) == fingerprint(logged) != fingerprint(trained)
 

@@ -9,10 +9,7 @@ from deeprec.explore.fusion import merge, merged_weights
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import AnswerText, PreferenceText, parse_segment
 from deeprec.explore.scripted import (
-    FINAL_THOUGHTS,
-    HASTY_THOUGHTS,
     THOUGHTS,
-    UNAIDED_THOUGHTS,
     PhraseScorer,
     explore,
     teach,
@@ -118,50 +115,6 @@ def test_a_judge_ranks_beside_the_merged_lists(retriever, titles, config):
     assert [set(one.answer) for one in judged] == plain
 
 
-def test_who_is_hasty_answers_with_the_newest_list_and_says_so(retriever, titles, config):
-    """Only after the most calls that a lesson may have: else unlearning short explorations unlearns haste as well."""
-    rng = np.random.default_rng(0)
-    lessons = list(teach(examples() * 100, retriever, titles, config, rng, call_shares=(0, 0.5, 0.5, 0), hasty=0.3))
-    longest = [lesson for lesson in lessons if len(lesson.calls) == 3]
-    assert 250 < len(longest) < 350, "half of 600"
-    hasty = [lesson for lesson in lessons if lesson.segments[-1][0].split("\n")[0] in HASTY_THOUGHTS]
-    assert 0.2 < len(hasty) / len(longest) < 0.4, "about three tenths"
-    assert all(lesson in longest for lesson in hasty)
-    for lesson in lessons:
-        newest = [item.item_id for item in lesson.calls[-1].items][: config.answer_size]
-        merged = merge([call.items for call in lesson.calls])[: config.answer_size]
-        assert newest != merged
-        assert list(lesson.answer) == (newest if lesson in hasty else merged)
-        assert lesson in hasty or lesson.segments[-1][0].split("\n")[0] in FINAL_THOUGHTS
-
-
-@pytest.mark.parametrize("answers", ["free", "retrieved"])
-def test_who_is_sure_answers_without_a_call(retriever, titles, config, answers):
-    """Half of the users are known well; most of their lessons have no call, and all those of the others do."""
-    known = [Example(f"known{row}", ("i0", "i1"), "i9") for row in range(100)]
-    others = [Example(f"other{row}", ("i0", "i2"), "i9") for row in range(100)]
-
-    def judge(tasks, candidates):
-        sure = [task.user_id.startswith("known") for task in tasks]
-        return [[-0.1 if known else -5.0] * len(items) for known, items in zip(sure, candidates, strict=True)]
-
-    setting = config.model_copy(update={"answers": answers, "batch_size": 200})
-    lessons = list(
-        teach(known + others, retriever, titles, setting, np.random.default_rng(0), judge=judge, unaided=0.3)
-    )
-    unaided = [lesson for lesson in lessons if not lesson.calls]
-    assert len(lessons) == 200
-    assert 45 < len(unaided) < 75, "three tenths of 200"
-    assert all(lesson.example.user_id.startswith("known") for lesson in unaided)
-    for lesson in unaided:
-        [(text, by_policy)] = lesson.segments
-        assert by_policy
-        assert text.strip("\n").split("\n")[0] in UNAIDED_THOUGHTS
-        expected = () if answers == "retrieved" else tuple(titles.title(item_id) for item_id in lesson.answer)
-        assert parse_segment(text) == AnswerText(expected)
-        assert len(lesson.answer) == (0 if answers == "retrieved" else config.answer_size)
-
-
 def test_sharp_phrases_are_the_strongest(retriever, titles, config):
     task = Example("u", ("i0", "i1", "i2"), "i9")
     options = {"call_shares": (0.0, 1.0)}
@@ -175,13 +128,10 @@ def test_sharp_phrases_are_the_strongest(retriever, titles, config):
     assert share(30.0) > 0.95
 
 
-def test_phrases_of_the_target_only_on_request(retriever, titles, config):
+def test_phrases_are_those_of_the_history(retriever, titles, config):
     task = Example("u", ("i0",), "i2")
-    options = {"call_shares": (0.0, 1.0)}
-    plain = teach([task] * 20, retriever, titles, config, np.random.default_rng(0), **options)
-    assert {phrase for lesson in plain for call in lesson.calls for phrase in call.phrases} == {"comedy", "1980s"}
-    hinted = teach([task] * 20, retriever, titles, config, np.random.default_rng(0), use_target=1.0, **options)
-    assert {phrase for lesson in hinted for call in lesson.calls for phrase in call.phrases} == {"horror", "2000s"}
+    lessons = teach([task] * 20, retriever, titles, config, np.random.default_rng(0), call_shares=(0.0, 1.0))
+    assert {phrase for lesson in lessons for call in lesson.calls for phrase in call.phrases} == {"comedy", "1980s"}
 
 
 def test_answers_that_cannot_be_filled_give_no_lesson(retriever, titles, config):

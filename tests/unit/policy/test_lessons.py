@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from deeprec.config import CarelessConfig, ExploreConfig, WarmStartConfig
+from deeprec.config import ExploreConfig, WarmStartConfig
 from deeprec.data.dataset import Dataset
 from deeprec.data.splits import trm_sequences
 from deeprec.errors import PolicyError
 from deeprec.explore.engine import TransformersPolicy
 from deeprec.explore.opinion import OwnOpinion
 from deeprec.explore.protocol import TitleBook
-from deeprec.explore.scripted import teach
-from deeprec.policy.lessons import _shortened, history_lessons, scripted_lessons
+from deeprec.policy.lessons import _shortened, _windows, history_lessons, scripted_lessons
 from deeprec.types import Catalogue, Example, Query, RetrievedItem
 
 ITEMS = tuple(f"i{row}" for row in range(8))
@@ -81,10 +80,10 @@ def test_scripted_lessons_teach_what_the_policy_would_write(
     setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig
 ) -> None:
     config = WarmStartConfig(trajectories=40, short_histories=0.0)
-    careful, careless = scripted_lessons(setting, TransformersPolicy(model, tokenizer), config, explore, seed=0)
-    assert not careful.allowed, "a free answer is held to nothing"
-    assert not careless.trajectories, "where none are asked for"
-    for lesson in careful.trajectories:
+    lessons = scripted_lessons(setting, TransformersPolicy(model, tokenizer), config, explore, seed=0)
+    assert not lessons.allowed, "a free answer is held to nothing"
+    for lesson in lessons.trajectories:
+        assert lesson.calls
         completion = tokenizer.decode(lesson.completion_ids)
         own = "".join(learnt(lesson, tokenizer))
         for listed in completion.split("<|begin_of_item_list|>")[1:]:
@@ -108,7 +107,7 @@ def test_lessons_with_held_answers_say_which_titles_could_have_come(
     config = WarmStartConfig(trajectories=40, short_histories=0.5)
     held = explore.model_copy(update={"answers": "retrieved"})
     policy = TransformersPolicy(model, tokenizer)
-    lessons, _ = scripted_lessons(setting, policy, config, held, seed=0)
+    lessons = scripted_lessons(setting, policy, config, held, seed=0)
     assert len(lessons.allowed) == len(lessons.trajectories) == 40
     for lesson, rules in zip(lessons.trajectories, lessons.allowed, strict=True):
         found = {setting.titles.title(item.item_id) for call in lesson.calls for item in call.items}
@@ -129,32 +128,12 @@ def test_the_lists_weigh_one_in_lessons_wherever_they_weigh(
 
     def added(weight: float) -> list[list[float]]:
         held = explore.model_copy(update={"answers": "retrieved", "list_weight": weight})
-        lessons, _ = scripted_lessons(setting, policy, config, held, seed=0)
+        lessons = scripted_lessons(setting, policy, config, held, seed=0)
         return [list(tokens.values()) for rules in lessons.allowed for tokens in rules.values()]
 
     assert added(3.0) == added(1.0)
     assert any(any(values) for values in added(3.0))
     assert not any(any(values) for values in added(0.0))
-
-
-def test_the_careless_teacher_comes_after_the_careful_one_and_leaves_its_lessons_alone(
-    setting: Any, model: Any, tokenizer: Any, explore: ExploreConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[float, float]] = []
-
-    def noted(*given: Any, hasty: float, unaided: float, **options: Any) -> Any:
-        asked.append((hasty, unaided))
-        return teach(*given, hasty=hasty, unaided=unaided, **options)
-
-    monkeypatch.setattr("deeprec.explore.scripted.teach", noted)
-    policy, alone = TransformersPolicy(model, tokenizer), WarmStartConfig(trajectories=40, judge="histories")
-    both = alone.model_copy(update={"careless": CarelessConfig(trajectories=100, hasty=0.5, unaided=0.3)})
-    careful, careless = scripted_lessons(setting, policy, both, explore, seed=0)
-    assert asked == [(0.0, 0.0), (0.5, 0.3)]
-    assert careful == scripted_lessons(setting, policy, alone, explore, seed=0)[0]
-    assert all(lesson.calls for lesson in careful.trajectories)
-    assert len(careless.trajectories) == 100
-    assert 15 < sum(not lesson.calls for lesson in careless.trajectories) < 45
 
 
 def test_the_models_own_opinion_is_that_of_the_next_line(
@@ -207,3 +186,11 @@ def test_some_lessons_show_a_short_history() -> None:
     assert set(lengths) - {30} == set(range(1, 10))
     assert _shortened(example, 0.9, generator).history[-1] == "i29"
     assert _shortened(Example("u", ("a",), "b"), 1.0, generator).history == ("a",)
+
+
+def test_no_window_comes_twice() -> None:
+    """Whatever the cut: the newest one could be cut again, and would be learnt twice."""
+    for seed in range(30):
+        cut = [tuple(window) for window in _windows([str(item) for item in range(13)], 6, np.random.default_rng(seed))]
+        assert len(set(cut)) == len(cut)
+        assert cut[0][-1] == "12"

@@ -88,15 +88,20 @@ def test_rollouts_without_a_call_do_not_say_that_a_target_cannot_be_found() -> N
     steps=st.tuples(st.integers(0, 5), st.integers(0, 5)),
     prompts=st.tuples(st.integers(1, 6), st.integers(1, 6)),
 )
-def test_stages_never_share_a_prompt_and_never_stay_empty(
+def test_stages_never_share_a_prompt_and_have_some_where_they_have_steps(
     shares: list[tuple[float, float]], steps: tuple[int, int], prompts: tuple[int, int]
 ) -> None:
     first, second = split_stages(measured(*shares), stage(steps[0], prompts[0]), stage(steps[1], prompts[1]))
     assert not users(first) & users(second)
-    assert first
-    assert second
-    assert len(first) <= max(steps[0], 1) * prompts[0]
-    assert len(second) <= max(steps[1], 1) * prompts[1]
+    for chosen, count, size in zip((first, second), steps, prompts, strict=True):
+        assert bool(chosen) == (count > 0)
+        assert len(chosen) <= count * size
+
+
+def test_a_stage_without_steps_leaves_all_prompts_to_the_other() -> None:
+    rows = measured(*[(0.5, 0.5)] * 12)
+    assert [len(chosen) for chosen in split_stages(rows, stage(0, 4), stage(3, 4))] == [0, 12]
+    assert [len(chosen) for chosen in split_stages(rows, stage(0, 4), stage(0, 4))] == [0, 0]
 
 
 Select = Callable[..., dict[str, float]]

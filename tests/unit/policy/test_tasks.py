@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 from deeprec.config import (
-    CarelessConfig,
     ExploreConfig,
     HistoriesConfig,
     PolicyConfig,
@@ -27,6 +25,7 @@ from deeprec.data.dataset import Dataset
 from deeprec.data.splits import policy_examples
 from deeprec.errors import ArtifactError, PolicyError
 from deeprec.explore.loading import load_policy
+from deeprec.explore.opinion import read_histories
 from deeprec.explore.protocol import MARKUP, TitleBook
 from deeprec.explore.rollout import stop_ids
 from deeprec.policy.build import add_markup, build_policy, read_curves, read_explore, warm_start_policy
@@ -235,8 +234,7 @@ def test_a_model_that_is_not_there_is_one_message(sample_dataset: Path, trm: Pat
 def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path, trm: Path, tmp_path: Path) -> None:
     """Histories, then scripted explorations whose answers what was learnt from the histories has a say in."""
     histories = HistoriesConfig(passes=2, learning_rate=1e-2, rehearse=0.5)
-    careless = CarelessConfig(trajectories=32, hasty=0.5, unaided=0.3)
-    whole = WarmStartConfig(trajectories=40, epochs=1, judge="histories", histories=histories, careless=careless)
+    whole = WarmStartConfig(trajectories=40, epochs=1, judge="histories", histories=histories)
 
     def policy(warm_start: WarmStartConfig) -> PolicyConfig:
         tiny = POLICY.tiny.model_copy(update={"upper_layers": 1})
@@ -251,15 +249,21 @@ def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path
     )
     parts = weights(tmp_path / "second")
     assert all(torch.equal(weight, parts[name]) for name, weight in weights(tmp_path / "whole").items())
+    after = weights(tmp_path / "first")
+    for name in ("whole", "first", "second"):
+        kept = read_histories(tmp_path / name)
+        assert len(kept) > 10
+        assert all(torch.equal(weight, after[parameter]) for parameter, weight in kept.items())
     curve = read_curves(tmp_path / "whole")
-    assert list(dict.fromkeys(point["part"] for point in curve)) == ["histories", "warm start", "careless"]
+    assert list(dict.fromkeys(point["part"] for point in curve)) == ["histories", "warm start"]
     assert [point["step"] for point in curve] == sorted({point["step"] for point in curve})
     learnt = [point["loss"] for point in curve if point["part"] == "histories"]
     assert learnt[-1] < learnt[0]
     untouched, taught = (weights(tmp_path / name)[UPPER] for name in ("first", "second"))
     assert not untouched.any(), "histories pass by the upper layer"
     assert taught.any(), "which explorations teach"
-    taller = PolicyConfig(tiny=TinyConfig(width=32, layers=2, upper_layers=2, heads=2), warm_start=second)
+    upper = TinyConfig(width=32, layers=2, upper_layers=2, heads=2)
+    taller = policy(second).model_copy(update={"tiny": upper})
     with pytest.raises(PolicyError, match=r"has 3 layers, but policy\.tiny says 2 and 2 upper_layers"):
         warm_start_policy(
             sample_dataset, trm, tmp_path / "first", taller, EXPLORE, TEXT, 0, tmp_path / "taller", progress=quiet
@@ -272,31 +276,3 @@ def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path
     full = EXPLORE.model_copy(update={"prompt": "full"})
     with pytest.raises(PolicyError, match=r"continue the compact prompt.*histories\.passes and rehearse to 0"):
         build_policy(sample_dataset, trm, policy(first), full, TEXT, 0, tmp_path / "full", progress=quiet)
-
-
-def test_careless_lessons_leave_as_many_answers_valid_as_wanted(
-    sample_dataset: Path, trm: Path, start: Path, tmp_path: Path
-) -> None:
-    """By themselves these leave none."""
-    held = EXPLORE.model_copy(update={"answers": "retrieved"})
-
-    def kept(valid: float) -> tuple[float, float]:
-        careless = CarelessConfig(trajectories=300, unaided=0.6, valid=valid)
-        lessons = WarmStartConfig(
-            trajectories=16, epochs=1, batch_size=16, learning_rate=4e-3, judge="histories", careless=careless
-        )
-        said: list[str] = []
-        warm_start_policy(
-            sample_dataset, trm, start, POLICY.model_copy(update={"warm_start": lessons}), held, TEXT, 0,
-            tmp_path / f"kept-{valid:g}", progress=said.append,
-        )  # fmt: skip
-        [line] = [line for line in said if "greedy answers are valid" in line]
-        found = re.match(r"(\d+)% of the careless lessons kept: ([\d.]+) of \d+ greedy answers are valid", line)
-        assert found, line
-        return float(found[1]), float(found[2])
-
-    much, few = kept(0.1)
-    less, more = kept(0.6)
-    assert 0 < less < much < 100
-    assert 0.1 <= few < 0.3
-    assert 0.6 <= more < 0.8
