@@ -15,7 +15,8 @@ class EvaluationGate(Section):
     min_ndcg_10_trm: Share = 0.0
     """Least NDCG@10 of the TRM alone."""
     min_ratio_to_trm: float = Field(1.0, ge=0)
-    """The policy is published when its NDCG@10 reaches this multiple of the TRM's; below, the bundle serves the TRM."""
+    """The policy is served when its NDCG@10 reaches this multiple of the better TRM's, its own or the one trained on
+    everything; below, the bundle serves the TRM."""
 
 
 class EvaluationConfig(Section):
