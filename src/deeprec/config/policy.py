@@ -72,14 +72,10 @@ class WarmStartConfig(Section):
             )
         return self
 
-    @model_validator(mode="after")
-    def _judge_has_learnt(self) -> Self:
-        if self.trajectories and self.judge == "histories" and not self.histories.passes:
-            raise ValueError(
-                "judge is 'histories', but histories.passes is 0, and a policy that has learnt from no history has no "
-                "opinion to rank answers by; set histories.passes to 1 or more, or judge to 'lists'"
-            )
-        return self
+    @property
+    def asks_the_unlearnt(self) -> bool:
+        """Whether the teacher's answers are ranked by an opinion that this warm start alone teaches no policy."""
+        return bool(self.trajectories) and self.judge == "histories" and not self.histories.passes
 
 
 class SelectConfig(Section):

@@ -47,6 +47,8 @@ def build_policy(
     Raises:
         PolicyError: the model cannot be loaded, built or warm-started as configured.
     """
+    if policy.model == "tiny" and policy.warm_start.asks_the_unlearnt:
+        raise _unlearnt("a new policy")
     setting = Setting.open(dataset, trm, text)
     taught = Taught([], {})
     if policy.model == "tiny":
@@ -73,17 +75,26 @@ def warm_start_policy(
 ) -> dict[str, float]:
     """Write the policy that a policy artifact becomes by the warm start; see ``build_policy``.
 
-    Where no histories are taught, those that ``start`` has learnt stay its opinion.
+    Where no histories are taught, those that ``start`` has learnt stay its opinion, and may be the teacher's judge.
 
     Raises:
         ArtifactError, PolicyError: ``start`` cannot be read, or not be warm-started as configured.
     """
+    actor, learnt = load_policy(start, dtype="float32"), read_histories(start)
+    if policy.warm_start.asks_the_unlearnt and not learnt:
+        raise _unlearnt(f"the policy in {start}")
     setting = Setting.open(dataset, trm, text)
-    actor = load_policy(start, dtype="float32")
     taught = Teaching(setting, actor.model, actor.tokenizer, policy, explore, seed, progress).teach()
     if not taught.histories:
-        taught = replace(taught, histories=read_histories(start))
+        taught = replace(taught, histories=learnt)
     return _write(actor.model, actor.tokenizer, taught, policy, explore, [dataset, trm, start], seed, out)
+
+
+def _unlearnt(what: str) -> PolicyError:
+    return PolicyError(
+        f"policy.warm_start.judge is 'histories' and policy.warm_start.histories.passes is 0, but {what} has learnt "
+        f"from no history, so that it has no opinion to rank answers by; set passes to 1 or more, or judge to 'lists'"
+    )
 
 
 def _write(

@@ -75,7 +75,7 @@ def rehearsal(setting: Setting, tokenizer: Any, explore: ExploreConfig, count: i
 
 
 def _windows(items: Sequence[str], width: int, generator: np.random.Generator) -> Iterator[Sequence[str]]:
-    """The sequence cut into windows, the newest of which ends at random among the last ``width`` items or with them."""
+    """The newest window, and those that the sequence is cut into from one of the ``width`` items before the last."""
     ends = range(len(items), 0, -width)
     if len(items) > width:
         ends = range(len(items) - int(generator.integers(1, width + 1)), 0, -width)

@@ -98,8 +98,14 @@ def test_shares_of_calls_from_which_none_can_be_drawn_are_refused(shares: list[f
         parse_config({"policy": {"warm_start": {"call_shares": shares}}}, "here")
 
 
-def test_a_judge_needs_histories() -> None:
-    with pytest.raises(ConfigError, match=r"judge is 'histories', but histories\.passes is 0, .* set histories\.pass"):
-        parse_config({"policy": {"warm_start": {"judge": "histories"}}}, "here")
-    for rest in ({"histories": {"passes": 1}}, {"trajectories": 0}):
-        parse_config({"policy": {"warm_start": {"judge": "histories", **rest}}}, "here")
+@pytest.mark.parametrize(
+    ("warm_start", "asks"),
+    [
+        ({"judge": "histories"}, True),
+        ({"judge": "histories", "histories": {"passes": 1}}, False),
+        ({"judge": "histories", "trajectories": 0}, False),
+        ({}, False),
+    ],
+)
+def test_a_judge_asks_the_unlearnt_where_no_history_is_taught(warm_start: dict[str, Any], asks: bool) -> None:
+    assert parse_config({"policy": {"warm_start": warm_start}}, "here").policy.warm_start.asks_the_unlearnt is asks

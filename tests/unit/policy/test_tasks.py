@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,14 @@ from deeprec.config import (
 from deeprec.data.dataset import Dataset
 from deeprec.data.splits import policy_examples
 from deeprec.errors import ArtifactError, PolicyError
-from deeprec.explore.loading import load_policy
+from deeprec.explore.loading import HISTORIES, load_policy
 from deeprec.explore.opinion import read_histories
 from deeprec.explore.protocol import MARKUP, TitleBook
 from deeprec.explore.rollout import stop_ids
 from deeprec.policy.build import add_markup, build_policy, read_curves, read_explore, warm_start_policy
 from deeprec.policy.select import read_prompts, select_prompts
 from deeprec.policy.stage import train_stage
-from deeprec.store import read_artifact
+from deeprec.store import read_artifact, write_artifact
 from deeprec.trm.training import train
 from tests.unit.policy.world import EXPLORE, TEXT
 
@@ -92,8 +93,6 @@ def test_the_start_is_a_hugging_face_directory(dataset: Dataset, start: Path) ->
 
 
 def test_a_changed_file_is_refused(start: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(start, copy)
     (copy / "explore.json").write_text("{}")
@@ -141,14 +140,22 @@ def test_a_stage_trains_and_reports(
 
 
 def test_no_steps_copy_the_start_and_a_gate_can_fail(
-    sample_dataset: Path, trm: Path, start: Path, prompts: Path, tmp_path: Path
+    sample_dataset: Path, trm: Path, start: Path, tmp_path: Path
 ) -> None:
     gate = {"min_valid_rate": 1.0, "min_mean_calls": 9.0}
     idle = POLICY.model_copy(update={"stage1": StageConfig.model_validate({"steps": 0, "gate": gate})})
+    learnt, chosen = tmp_path / "learnt", tmp_path / "prompts"
+    with write_artifact(learnt, "policy") as work:
+        for name in read_artifact(start, "policy").files:
+            shutil.copyfile(start / name, work / name)
+        (work / HISTORIES).write_bytes(b"weights after histories")
+    select_prompts(sample_dataset, trm, learnt, idle, EXPLORE, REWARDS, TEXT, 0, chosen, progress=quiet)
+    assert read_prompts(chosen, "stage1", []) == [], "a stage without steps has no prompts"
     verdict, _ = train_stage(
-        "stage1", sample_dataset, trm, start, prompts, idle, EXPLORE, REWARDS, TEXT, 0,
+        "stage1", sample_dataset, trm, learnt, chosen, idle, EXPLORE, REWARDS, TEXT, 0,
         tmp_path / "out", tmp_path / "report.html", None, progress=quiet,
     )  # fmt: skip
+    assert HISTORIES not in read_artifact(tmp_path / "out", "policy").files, "which is the start's alone"
     assert not verdict.passed
     assert "mean_calls" in verdict.reason
     assert (tmp_path / "report.html").is_file()
@@ -276,3 +283,15 @@ def test_a_warm_start_in_two_halves_is_the_one_at_a_stretch(sample_dataset: Path
     full = EXPLORE.model_copy(update={"prompt": "full"})
     with pytest.raises(PolicyError, match=r"continue the compact prompt.*histories\.passes and rehearse to 0"):
         build_policy(sample_dataset, trm, policy(first), full, TEXT, 0, tmp_path / "full", progress=quiet)
+
+
+def test_a_judge_is_asked_by_a_policy_that_has_learnt_from_histories_alone(start: Path, tmp_path: Path) -> None:
+    """It is refused before dataset and TRM are opened: here there are none."""
+    policy = POLICY.model_copy(update={"warm_start": WarmStartConfig(trajectories=40, judge="histories")})
+    nowhere, out = tmp_path / "nowhere", tmp_path / "out"
+    cure = r"has learnt from no history, .*; set passes to 1 or more, or judge to 'lists'"
+    with pytest.raises(PolicyError, match=f"passes is 0, but a new policy {cure}"):
+        build_policy(nowhere, nowhere, policy, EXPLORE, TEXT, 0, out, progress=quiet)
+    with pytest.raises(PolicyError, match=f"passes is 0, but the policy in .* {cure}"):
+        warm_start_policy(nowhere, nowhere, start, policy, EXPLORE, TEXT, 0, out, progress=quiet)
+    assert not out.exists()
