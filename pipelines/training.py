@@ -182,10 +182,15 @@ def arguments(config: Config, data_version: str = "") -> dict[str, Any]:
     ``data.year_column`` is passed as "" where there is none, which the configuration reads as none.
 
     Raises:
-        ConfigError: the engine is a server, which cannot have the policies that the run is yet to make; or the stages'
-            processes do not fit their pods.
+        ConfigError: the engine is a server, which cannot have the policies that the run is yet to make; the stages'
+            processes do not fit their pods; or answers are to be ranked by a policy that has learnt from no history.
     """
     _check_processes(config)
+    if config.policy.model == "tiny" and config.policy.warm_start.asks_the_unlearnt:
+        raise ConfigError(
+            "policy.warm_start.judge is 'histories', but policy.warm_start.histories.passes is 0, and a policy that has "
+            "learnt from no history has no opinion to rank answers by; set passes to 1 or more, or judge to 'lists'"
+        )
     if config.explore.engine.kind == "server":
         raise ConfigError(
             f"explore.engine.kind is 'server', but the policies of a run are made while it runs, so that "

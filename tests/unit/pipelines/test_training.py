@@ -215,6 +215,13 @@ def test_a_server_cannot_be_the_engine_of_a_run(tmp_path: Path) -> None:
     assert training.arguments(in_process)["explore"]["engine"]["kind"] == "vllm"
 
 
+def test_a_judge_without_histories_is_refused_before_anything_is_trained() -> None:
+    warm_start = {"judge": "histories"}
+    with pytest.raises(ConfigError, match=r"histories\.passes is 0, .* set passes to 1 or more, or judge to 'lists'"):
+        training.arguments(Config.model_validate({"policy": {"warm_start": warm_start}}))
+    training.arguments(Config.model_validate({"policy": {"model": "some/model", "warm_start": warm_start}}))
+
+
 def test_a_file_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="cannot write"):
         training.compile(Config(), tmp_path / "absent" / "train.yaml")
