@@ -188,8 +188,8 @@ def arguments(config: Config, data_version: str = "") -> dict[str, Any]:
     _check_processes(config)
     if config.policy.model == "tiny" and config.policy.warm_start.asks_the_unlearnt:
         raise ConfigError(
-            "policy.warm_start.judge is 'histories', but policy.warm_start.histories.passes is 0, and a policy that has "
-            "learnt from no history has no opinion to rank answers by; set passes to 1 or more, or judge to 'lists'"
+            "policy.warm_start.judge is 'histories', but policy.warm_start.histories.passes is 0, and a policy that "
+            "has learnt from no history has no opinion to rank answers by; set passes to 1 or more, or judge to 'lists'"
         )
     if config.explore.engine.kind == "server":
         raise ConfigError(
