@@ -52,7 +52,6 @@ START_ABLATIONS: Mapping[str, tuple[str, ...]] = {
     "no upper layer": ("policy.tiny.upper_layers=0",),
     "no upper layer, four layers": ("policy.tiny.upper_layers=0", "policy.tiny.layers=4"),
     "histories not rehearsed": ("policy.warm_start.histories.rehearse=0",),
-    "phrases as often as they occur": ("policy.warm_start.sharpness=1",),
 }
 STAGE_ABLATIONS: Mapping[str, tuple[str, ...]] = {
     "as it is": (),

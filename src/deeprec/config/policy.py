@@ -60,8 +60,6 @@ class WarmStartConfig(Section):
     judge: Literal["lists", "histories"] = "lists"
     """What ranks the items of the teacher's answers: ``lists`` is their merged lists alone, ``histories`` also what the
     policy itself expects to come next, once it has learnt from histories."""
-    sharpness: float = Field(1.0, gt=0)
-    """Exponent of the phrases' scores in the teacher's draw of narrow calls: a larger one draws the strongest more."""
 
     @model_validator(mode="after")
     def _calls_can_be_drawn(self) -> Self:

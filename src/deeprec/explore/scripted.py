@@ -93,7 +93,6 @@ def teach(
     *,
     judge: Opinion | None = None,
     call_shares: Sequence[float] = (0.25, 0.5, 0.25),
-    sharpness: float = 1.0,
 ) -> Iterator[Lesson]:
     """Scripted completions to learn from, in the order of examples; repeat an example for more of its lessons.
 
@@ -102,7 +101,6 @@ def teach(
             weight, a product of the two experts (Hinton, 2002), best first. A free answer keeps the order in which the
             lists showed it instead, so that it can be read off them from top to bottom, which small models can learn.
         call_shares: chances of 1, 2, 3, … calls. Calls that would not fill the answer are never made fewer.
-        sharpness: phrases are drawn in proportion to their scores to this power.
 
     The first call is ``anything``. Examples whose calls find fewer than k items give no lesson.
     """
@@ -115,8 +113,7 @@ def teach(
         plans = []
         for example in chunk:
             count = min(max(int(rng.choice(len(shares), p=shares / shares.sum())) + 1, fewest), config.max_calls)
-            scores = {phrase: score**sharpness for phrase, score in scorer.scores(example.history).items()}
-            plans.append(_random_plan(scores, count, rng))
+            plans.append(_random_plan(scorer.scores(example.history), count, rng))
         made = _call(chunk, plans, retriever, config)
         answers = [merge([call.items for call in calls]) for calls in made]
         if judge is not None:

@@ -136,7 +136,6 @@ def scripted_lessons(
         generator,
         judge=judge,
         call_shares=config.call_shares,
-        sharpness=config.sharpness,
     )
     tokens: list[Trajectory] = []
     for lesson in lessons:

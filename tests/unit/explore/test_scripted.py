@@ -115,19 +115,6 @@ def test_a_judge_ranks_beside_the_merged_lists(retriever, titles, config):
     assert [set(one.answer) for one in judged] == plain
 
 
-def test_sharp_phrases_are_the_strongest(retriever, titles, config):
-    task = Example("u", ("i0", "i1", "i2"), "i9")
-    options = {"call_shares": (0.0, 1.0)}
-    strongest = next(iter(PhraseScorer(titles).scores(task.history)))
-
-    def share(sharpness):
-        made = teach([task] * 60, retriever, titles, config, np.random.default_rng(0), sharpness=sharpness, **options)
-        return np.mean([strongest in lesson.calls[1].phrases for lesson in made])
-
-    assert share(1.0) < 0.8
-    assert share(30.0) > 0.95
-
-
 def test_phrases_are_those_of_the_history(retriever, titles, config):
     task = Example("u", ("i0",), "i2")
     lessons = teach([task] * 20, retriever, titles, config, np.random.default_rng(0), call_shares=(0.0, 1.0))
