@@ -82,6 +82,12 @@ def deeprec(*arguments: object) -> list[str]:
     return [sys.executable, "-c", "from deeprec.cli import main; main()", *map(str, arguments)]
 
 
+class _Plain(subprocess.Popen):  # type: ignore[type-arg]
+    """``subprocess.Popen``, routed or not."""
+
+    _execute_child = _execute_child
+
+
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
     """``subprocess.Popen``, forked where that can be; ``nested``: what the process starts is forked too."""
 
@@ -210,7 +216,7 @@ class Client:
         ours, theirs = socket.socketpair()
         with theirs, tempfile.TemporaryFile() as printed:
             client = cls(ours)
-            client.process = subprocess.Popen(
+            client.process = _Plain(
                 [sys.executable, __file__, str(theirs.fileno()), "-" * _TITLE_ROOM],
                 stdin=subprocess.DEVNULL, stdout=printed, stderr=printed, pass_fds=[theirs.fileno()],
                 env=os.environ | _AT_IMPORT,
