@@ -1,4 +1,7 @@
-"""The command line as a user meets it: help, bad input, exit statuses. Each test runs the installed command."""
+"""The command line as a user meets it: help, bad input, exit statuses.
+
+What needs a process of its own is forked from one that is preloaded; one test runs the installed command.
+"""
 
 import os
 import signal
@@ -8,17 +11,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from deeprec.cli import main
+from deeprec.cli import app, main
 from deeprec.cli.run import table
 from deeprec.errors import PipelineError
-
-COMMAND = (sys.executable, "-c", "from deeprec.cli import main; main()")
+from tests import forkserver
 
 
 def deeprec(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
+    return forkserver.run(
+        forkserver.deeprec(*arguments),
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -69,8 +72,15 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
     ],
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
-    done = deeprec(*command, "--help")
-    assert done.returncode == 0
+    done = CliRunner().invoke(app, [*command, "--help"], prog_name="deeprec")
+    assert done.exit_code == 0
+    assert "Example" in done.stdout
+
+
+def test_the_installed_command_explains_itself() -> None:
+    installed = str(Path(sys.executable).with_name("deeprec"))
+    done = subprocess.run([installed, "run", "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
     assert "Example" in done.stdout
 
 
@@ -158,9 +168,9 @@ def test_a_full_disk_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_interrupt_ends_the_task_and_has_its_status(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [*COMMAND, "run", "--workdir", "out"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    command = forkserver.deeprec("run", "--workdir", "out")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with forkserver.Popen(command, cwd=tmp_path, text=True, **pipes) as process:
         assert process.stdout
         while "ingest" not in process.stdout.readline():
             pass
