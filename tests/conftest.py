@@ -1,15 +1,19 @@
 """Fixtures shared by every test: a small generated dataset, a toy TRM and bundle of it, and a scripted policy.
 
 Tests compare bits and mix what is trained with tensors of their own, so they see no GPU, whatever the machine has;
-``DEEPREC_TEST_GPU=1`` shows it to those that need one (``pytest -k gpu``).
+``DEEPREC_TEST_GPU=1`` shows it to those that need one (``pytest -k gpu``). They run in several workers at a time, so
+each process has one thread, and a module's tests stay together, the long modules first. ``docs/how-to/test.md`` says
+where a new test belongs.
 """
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -20,11 +24,78 @@ from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.data.ingest import ingest
 from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, MARKUP, PREFERENCE_CLOSE, PREFERENCE_OPEN, THINK_CLOSE
 from deeprec.types import Catalogue, Generation, Rule, Segment
+from tests import forkserver
 
 if not os.environ.get("DEEPREC_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+ROOT = Path(__file__).parent
+SLOW = ("e2e/test_quickstart.py", "e2e/test_pipeline.py")
+"""Modules that take minutes, longest first: `make test-slow` runs them, with the tests marked `slow`."""
+HEAVY = ("integration", "browser")
+"""What starts servers or trains for seconds, and is no part of `make check`, with the tests marked `heavy`."""
 
 SMALL = DataConfig(sample=SampleConfig(users=150, items=80, mean_history=16))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow and heavy by its place, keep each module on one worker, and begin with what takes longest."""
+    for item in items:
+        place = item.path.relative_to(ROOT).as_posix()
+        if place in SLOW:
+            item.add_marker("slow")
+        elif place.startswith(HEAVY):
+            item.add_marker("heavy")
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(place))
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    place = item.path.relative_to(ROOT).as_posix()
+    if place in SLOW:
+        return SLOW.index(place)
+    marks = {mark.name for mark in item.iter_markers()}
+    return len(SLOW) + (0 if "slow" in marks else 1 if "heavy" in marks else 2)
+
+
+@pytest.fixture(scope="session")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``built_once(name, build)``: a directory that ``build(directory)`` fills, once for all workers of this run."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def built(name: str, build: Callable[[Path], object]) -> Path:
+        place, done = shared / f"built-{name}", shared / f"built-{name}.done"
+        with (shared / f"built-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                place.mkdir()
+                build(place)
+                done.touch()
+        return place
+
+    return built
+
+
+@pytest.fixture
+def forked() -> Iterator[None]:
+    """Processes that this test starts, by whatever code, are forked from one that is preloaded: see ``forkserver``."""
+    with forkserver.routed():
+        yield
+
+
+@pytest.fixture
+def few_objects() -> Iterator[None]:
+    """What exists before the test is hidden from ``gc.get_objects``, which is slow on a large heap."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
