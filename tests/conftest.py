@@ -32,34 +32,56 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parent
-SLOW = ("e2e/test_quickstart.py", "e2e/test_pipeline.py")
-"""Modules that take minutes, longest first: `make test-slow` runs them, with the tests marked `slow`."""
-HEAVY = ("integration", "browser")
-"""What starts servers or trains for seconds, and is no part of `make check`, with the tests marked `heavy`."""
+SLOW = (
+    "e2e/test_quickstart.py", "e2e/test_pipeline.py", "integration/test_benchmarks.py",
+    "integration/test_trm_learning.py",
+)  # fmt: skip
+"""What takes minutes, the longest first: marked ``slow``, together with the tests that are marked so by hand."""
+HEAVY = (
+    "integration/", "browser/", "unit/cli/test_policy.py", "unit/docs/test_readme.py",
+    "unit/evaluation/test_browser.py", "unit/features/test_store.py", "unit/pipelines/test_local.py",
+    "unit/policy/test_generation.py", "unit/policy/test_launch.py", "unit/policy/test_lora.py",
+    "unit/policy/test_processes.py", "unit/policy/test_resume.py", "unit/policy/test_stops.py", "unit/policy/test_tasks.py",
+    "unit/policy/test_trl_adapter.py", "unit/policy/test_warm_start.py", "unit/serving/test_loading.py",
+    "unit/serving/worker/", "unit/trm/test_training.py",
+)  # fmt: skip
+"""What starts processes, trains for seconds or imports TRL or Feast: marked ``heavy``."""
 
 SMALL = DataConfig(sample=SampleConfig(users=150, items=80, mean_history=16))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out whole modules that ``-m "not slow"`` and the like leave out: importing them takes seconds."""
+    mark = _place_mark(collection_path)
+    return True if mark and f"not {mark}" in config.option.markexpr else None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow and heavy by its place, keep each module on one worker, and begin with what takes longest."""
     for item in items:
-        place = item.path.relative_to(ROOT).as_posix()
-        if place in SLOW:
-            item.add_marker("slow")
-        elif place.startswith(HEAVY):
-            item.add_marker("heavy")
+        if mark := _place_mark(item.path):
+            item.add_marker(mark)
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(place))
+            item.add_marker(pytest.mark.xdist_group(_place(item.path)))
     items.sort(key=_rank)
 
 
+def _place(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else ""
+
+
+def _place_mark(path: Path) -> str:
+    """``slow`` or ``heavy`` for a module below one of these places, and nothing for any other."""
+    place = _place(path)
+    return "slow" if place.startswith(SLOW) else "heavy" if place.startswith(HEAVY) else ""
+
+
 def _rank(item: pytest.Item) -> int:
-    place = item.path.relative_to(ROOT).as_posix()
-    if place in SLOW:
-        return SLOW.index(place)
-    marks = {mark.name for mark in item.iter_markers()}
-    return len(SLOW) + (0 if "slow" in marks else 1 if "heavy" in marks else 2)
+    for rank, start in enumerate((*SLOW, *HEAVY)):
+        if _place(item.path).startswith(start):
+            return rank
+    return len(SLOW) + len(HEAVY)
 
 
 @pytest.fixture(scope="session")

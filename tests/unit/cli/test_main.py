@@ -1,33 +1,38 @@
-"""The command line as a user meets it: help, bad input, exit statuses.
+"""The command line as a user meets it: help, bad input, exit statuses, in the tests' process.
 
-What needs a process of its own is forked from one that is preloaded; one test runs the installed command.
+One test runs the installed command, and one interrupts a process.
 """
 
+import io
 import os
 import signal
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from deeprec.cli import app, main
+from deeprec.cli import main
 from deeprec.cli.run import table
 from deeprec.errors import PipelineError
-from tests import forkserver
 
 
 def deeprec(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return forkserver.run(
-        forkserver.deeprec(*arguments),
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=120,
-        env={**os.environ, "COLUMNS": "99"},
-    )
+    output, errors = io.StringIO(), io.StringIO()
+    with (
+        chdir(cwd or Path.cwd()),
+        mock.patch.object(sys, "argv", ["deeprec", *arguments]),
+        mock.patch.dict(os.environ, {"COLUMNS": "99"}),
+        redirect_stdout(output),
+        redirect_stderr(errors),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    assert isinstance(ended.value.code, int)
+    return subprocess.CompletedProcess(arguments, ended.value.code, output.getvalue(), errors.getvalue())
 
 
 def fails(*arguments: str, cwd: Path, status: int = 2) -> str:
@@ -72,8 +77,8 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
     ],
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
-    done = CliRunner().invoke(app, [*command, "--help"], prog_name="deeprec")
-    assert done.exit_code == 0
+    done = deeprec(*command, "--help")
+    assert done.returncode == 0
     assert "Example" in done.stdout
 
 
@@ -168,9 +173,8 @@ def test_a_full_disk_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_interrupt_ends_the_task_and_has_its_status(tmp_path: Path) -> None:
-    command = forkserver.deeprec("run", "--workdir", "out")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with forkserver.Popen(command, cwd=tmp_path, text=True, **pipes) as process:
+    command = [sys.executable, "-c", "from deeprec.cli import main; main()", "run", "--workdir", "out"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         while "ingest" not in process.stdout.readline():
             pass
