@@ -9,7 +9,7 @@ They are started as a user starts them, and end with SIGTERM and exit status 0 a
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,15 +24,15 @@ PATIENCE_MS = 120_000
 
 
 @pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(built_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """A run's directory, see ``parts.make_run``. Read it, never write into it."""
-    return make_run(tmp_path_factory.mktemp("plain") / "run")
+    return built_once("run", make_run)
 
 
 @pytest.fixture(scope="session")
-def taught(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def taught(plain: Path, built_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """``plain`` with a policy that answers, see ``taught.teach``. Read it, never write into it."""
-    return teach(plain, tmp_path_factory.mktemp("taught") / "run")
+    return built_once("taught", lambda place: teach(plain, place))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import asyncio
 import os
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from deeprec.serving.worker.explorer import Patience, WorkerExplorer
 from deeprec.trm.filters import filter_mask
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.types import JsonDict
+from tests import forkserver
 from tests.unit.serving.policies import CATALOGUE, CONFIG, ListRetriever, Make
 
 REQUESTS, AT_ONCE = 200, 20
@@ -38,12 +40,22 @@ LIMITS = ServingConfig(deadline_ms=DEADLINE_MS)
 
 
 @pytest.fixture(scope="module")
-def moody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Recommender, WorkerExplorer, Path]]:
+def workers_forked() -> Iterator[None]:
+    """Worker processes are forked, from one that is there before any clock runs."""
+    forkserver.run([sys.executable, "-c", ""], check=True)
+    with forkserver.routed():
+        yield
+
+
+@pytest.fixture(scope="module")
+def moody(
+    workers_forked: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Recommender, WorkerExplorer, Path]]:
     """A recommender whose policy is in the mood that the file names."""
     mood = tmp_path_factory.mktemp("mood") / "mood"
     mood.write_text("good")
-    explorer = WorkerExplorer(Make(file=mood), CONFIG.answer_size, patience=QUICK)
     counts = np.arange(len(CATALOGUE), 0, -1)
+    explorer = WorkerExplorer(Make(file=mood), CONFIG.answer_size, patience=QUICK)
     recommender = Recommender(CATALOGUE, counts, Batcher(ListRetriever(), 64), explorer=explorer, serving=LIMITS)
     yield recommender, explorer, mood
     recommender.close()
@@ -161,7 +173,7 @@ def test_a_request_without_an_answer_is_not_in_time() -> None:
 
 
 @pytest.fixture(scope="module")
-def real(toy_trm: Path) -> Iterator[tuple[Recommender, TrmRetriever]]:
+def real(workers_forked: None, toy_trm: Path) -> Iterator[tuple[Recommender, TrmRetriever]]:
     """A recommender over a real, tiny TRM, in this process and in the policy's."""
     trm = TrmRetriever.load(toy_trm)
     explorer = WorkerExplorer(Make(trm=toy_trm), CONFIG.answer_size)
