@@ -19,6 +19,8 @@ from deeprec.cli import main
 from deeprec.cli.run import table
 from deeprec.errors import PipelineError
 
+pytestmark = pytest.mark.usefixtures("quick_stacks")
+
 
 def deeprec(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     output, errors = io.StringIO(), io.StringIO()
