@@ -2,9 +2,13 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin
+WORKERS ?= 2
+PYTEST = $(RUN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+export OMP_WAIT_POLICY ?= PASSIVE
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart check test test-slow quick-tests all-tests lint golden format clean
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +30,25 @@ lint: $(STAMP) ## Lint, check the format, check the types
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 
-test: lint ## Everything that must hold
-	$(RUN)/python -m pytest
+check: $(STAMP) ## Lint, types and the tests that take a moment: two minutes
+	@$(MAKE) --no-print-directory -j2 quick-tests lint
+
+test: $(STAMP) ## Lint, types and all tests but the slow ones: twelve minutes
+	@$(MAKE) --no-print-directory -j2 all-tests lint
+
+test-slow: $(STAMP) ## The slow tests: the quickstart, whole pipelines, the benchmarks: a quarter of an hour
+	$(PYTEST) -m slow
+
+quick-tests all-tests test-slow: export OMP_NUM_THREADS ?= 1
+
+quick-tests:
+	$(PYTEST) -m "not slow and not heavy" tests/unit
+
+all-tests:
+	$(PYTEST) -m "not slow"
+
+golden: $(STAMP) ## Write the golden files of compiled pipelines anew
+	DEEPREC_UPDATE_GOLDEN=1 $(RUN)/python -m pytest tests/unit/pipelines/test_training.py
 
 format: $(STAMP) ## Format the code
 	$(RUN)/ruff check --fix .

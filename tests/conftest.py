@@ -1,38 +1,146 @@
 """Fixtures shared by every test: a small generated dataset, a toy TRM and bundle of it, and a scripted policy.
 
 Tests compare bits and mix what is trained with tensors of their own, so they see no GPU, whatever the machine has;
-``DEEPREC_TEST_GPU=1`` shows it to those that need one (``pytest -k gpu``).
+``DEEPREC_TEST_GPU=1`` shows it to those that need one (``pytest -k gpu``). They run in several workers at a time, so
+each process has one thread, and a module's tests stay together, the long modules first. ``docs/how-to/test.md`` says
+where a new test belongs.
 """
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import gc
+import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from hypothesis import settings
 
 from deeprec.config import DataConfig, SampleConfig, TextConfig, TrmConfig
 from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.data.ingest import ingest
 from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, MARKUP, PREFERENCE_CLOSE, PREFERENCE_OPEN, THINK_CLOSE
 from deeprec.types import Catalogue, Generation, Rule, Segment
+from tests import forkserver
 
 if not os.environ.get("DEEPREC_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+settings.register_profile("deeprec", deadline=None)
+settings.load_profile("deeprec")
 
+ROOT = Path(__file__).parent
+SLOW = (
+    "e2e/test_quickstart.py", "e2e/test_pipeline.py", "integration/test_benchmarks.py",
+    "integration/test_trm_learning.py",
+)  # fmt: skip
+"""What takes minutes, the longest first: marked ``slow``, together with the tests that are marked so by hand."""
+HEAVY = (
+    "integration/", "browser/", "unit/cli/test_policy.py", "unit/docs/test_readme.py",
+    "unit/evaluation/test_browser.py", "unit/features/test_store.py", "unit/features/test_users.py",
+    "unit/pipelines/test_local.py", "unit/policy/test_generation.py", "unit/policy/test_launch.py",
+    "unit/policy/test_lora.py", "unit/policy/test_processes.py", "unit/policy/test_resume.py",
+    "unit/policy/test_stops.py", "unit/policy/test_tasks.py", "unit/policy/test_trl_adapter.py",
+    "unit/policy/test_warm_start.py", "unit/serving/test_loading.py", "unit/serving/worker/",
+    "unit/trm/test_training.py",
+)  # fmt: skip
+"""What starts processes, trains for seconds or imports TRL or Feast: marked ``heavy``."""
+
+BuiltOnce = Callable[[str, Callable[[Path], object]], Path]
 SMALL = DataConfig(sample=SampleConfig(users=150, items=80, mean_history=16))
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out whole modules that ``-m "not slow"`` and the like leave out: importing them takes seconds."""
+    mark = _place_mark(collection_path)
+    return True if mark and f"not {mark}" in config.option.markexpr else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow and heavy by its place, keep each module on one worker, and begin with what takes longest."""
+    for item in items:
+        if mark := _place_mark(item.path):
+            item.add_marker(mark)
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(_place(item.path)))
+    items.sort(key=_rank)
+
+
+def _place(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else ""
+
+
+def _place_mark(path: Path) -> str:
+    """``slow`` or ``heavy`` for a module below one of these places, and nothing for any other."""
+    place = _place(path)
+    return "slow" if place.startswith(SLOW) else "heavy" if place.startswith(HEAVY) else ""
+
+
+def _rank(item: pytest.Item) -> int:
+    for rank, start in enumerate((*SLOW, *HEAVY)):
+        if _place(item.path).startswith(start):
+            return rank
+    return len(SLOW) + len(HEAVY)
+
+
 @pytest.fixture(scope="session")
-def sample_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> BuiltOnce:
+    """``built_once(name, build)``: a directory that ``build(directory)`` fills, once for all workers of this run."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def built(name: str, build: Callable[[Path], object]) -> Path:
+        place, done = shared / f"built-{name}", shared / f"built-{name}.done"
+        with (shared / f"built-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+                build(place)
+                done.touch()
+        return place
+
+    return built
+
+
+@pytest.fixture
+def forked() -> Iterator[None]:
+    """Processes that this test starts, by whatever code, are forked from one that is preloaded: see ``forkserver``."""
+    with forkserver.routed():
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_stacks() -> Iterator[None]:
+    """Stacks without lines of source: KFP asks 50 times who called it, and pytest's stack is deep."""
+    with mock.patch.object(inspect, "stack", functools.partial(inspect.stack, 0)):
+        yield
+
+
+@pytest.fixture
+def few_objects() -> Iterator[None]:
+    """What exists before the test is hidden from ``gc.get_objects``, which is slow on a large heap."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def sample_dataset(built_once: BuiltOnce) -> Path:
     """A dataset artifact: 150 users, about 80 items, short histories. Read it, never write into it."""
-    place = tmp_path_factory.mktemp("data") / "dataset"
-    ingest(SMALL, 0, place)
-    return place
+    return built_once("sample", lambda place: ingest(SMALL, 0, place / "dataset")) / "dataset"
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +156,12 @@ def catalogue(dataset: Dataset) -> Catalogue:
 
 
 @pytest.fixture(scope="session")
-def toy_trm(sample_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toy_trm(sample_dataset: Path, built_once: BuiltOnce) -> Path:
     """A TRM artifact of the small dataset with the hashing encoder, its weights random. Never write into it."""
+    return built_once("trm", lambda place: _build_trm(sample_dataset, place / "trm")) / "trm"
+
+
+def _build_trm(sample_dataset: Path, place: Path) -> None:
     import numpy as np
     import torch
 
@@ -67,10 +179,8 @@ def toy_trm(sample_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         torch.manual_seed(0)
         model = Trm(TrmConfig(width=16, layers=1, heads=2, max_length=12), torch.from_numpy(vocabulary.item_text))
     curves = [{"epoch": float(epoch), "loss": 4.0 - epoch, "ndcg@10": 0.1 * epoch} for epoch in (1, 2, 3)]
-    place = tmp_path_factory.mktemp("trm") / "trm"
     trained = TrainedTrm(model.eval(), vocabulary, dataset.catalogue)
     write_trm(place, trained, text, {"ndcg@10": 0.3}, curves, parents=(sample_dataset,), seed=4)
-    return place
 
 
 @pytest.fixture

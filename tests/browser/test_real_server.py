@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PATIENCE_MS
-from tests.integration.parts import make_run
-from tests.integration.servers import ServerProcess, deeprec, started
-from tests.integration.taught import teach
+from tests.integration.rooms import PATIENCE_MS
+from tests.integration.servers import ServerProcess
 
-DEADLINE = PATIENCE_MS
-
-
-@pytest.fixture(scope="module")
-def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    place = tmp_path_factory.mktemp("page")
-    run = make_run(place / "run")
-    bundle = teach(run, place / "taught") / "bundle"
-    features = ("--features", run / "features")
-    patient = ("--set", f"serving.max_deadline_ms={DEADLINE}", "--deadline-ms", str(DEADLINE))
-    command = deeprec("serve", "recommender", bundle, *features, "--port", "0", *patient)
-    with started(command, place / "log") as process:
-        yield process
-        assert process.stop() == 0
-        assert "Traceback" not in process.printed
+pytest_plugins = ["tests.integration.rooms"]
+pytestmark = pytest.mark.xdist_group("taught")
 
 
-def test_a_user_of_the_feature_store_is_explored_live(server: ServerProcess, visit: Callable[..., Page]) -> None:
-    page = visit(server.url)
+def test_a_user_of_the_feature_store_is_explored_live(visit: Callable[..., Page], recommender: ServerProcess) -> None:
+    page = visit(recommender.url)
     page.get_by_label("User id").fill("u0")
     option = page.locator("#user-options > li").nth(1)
     user = option.locator(".option-label").text_content()
@@ -46,17 +30,17 @@ def test_a_user_of_the_feature_store_is_explored_live(server: ServerProcess, vis
     assert page.locator(".took").all_text_contents() == [
         text for text in page.locator(".took").all_text_contents() if text.endswith("ms")
     ]
-    body = {"instances": [{"user_id": user, "k": 10, "deadline_ms": DEADLINE}]}
-    asked = httpx.post(f"{server.url}/v1/models/deeprec:predict", json=body, timeout=150).json()["predictions"][0]
+    body = {"instances": [{"user_id": user, "k": 10, "deadline_ms": PATIENCE_MS}]}
+    asked = httpx.post(f"{recommender.url}/v1/models/deeprec:predict", json=body, timeout=150).json()["predictions"][0]
     assert [item["id"] for item in asked["items"]] == [
         row.get_attribute("data-item") for row in page.locator(".column.answer .ranking > li").all()
     ]
 
 
-def test_health_counts_what_was_answered(server: ServerProcess, visit: Callable[..., Page]) -> None:
-    history = httpx.get(f"{server.url}/v1/items", params={"limit": 2}, timeout=30).json()["items"]
+def test_health_counts_what_was_answered(visit: Callable[..., Page], recommender: ServerProcess) -> None:
+    history = httpx.get(f"{recommender.url}/v1/items", params={"limit": 2}, timeout=30).json()["items"]
     address = "&".join(f"history={item['id']}" for item in history)
-    page = visit(f"{server.url}/#explore?{address}&k=3&deadline=1")
+    page = visit(f"{recommender.url}/#explore?{address}&k=3&deadline=1")
     expect(page.locator("#verdict")).to_be_visible()
     expect(page.locator("#verdict")).to_contain_text("within 1 ms")
     page.get_by_role("tab", name="Health").click()
@@ -65,10 +49,10 @@ def test_health_counts_what_was_answered(server: ServerProcess, visit: Callable[
     expect(page.locator(".reasons")).to_contain_text("The policy did not finish within the deadline")
 
 
-def test_what_the_page_asks_is_described_and_guarded(server: ServerProcess) -> None:
-    paths = httpx.get(f"{server.url}/openapi.json", timeout=30).json()["paths"]
+def test_what_the_page_asks_is_described_and_guarded(recommender: ServerProcess) -> None:
+    paths = httpx.get(f"{recommender.url}/openapi.json", timeout=30).json()["paths"]
     assert {"/", "/v1/items", "/v1/users", "/v1/history", "/v1/facets", "/v1/overview", "/v1/explore"} <= set(paths)
-    explore = f"{server.url}/v1/explore"
+    explore = f"{recommender.url}/v1/explore"
     form = httpx.post(explore, data={"user_id": "u0001"}, timeout=30)
     assert form.status_code == 415
     refused = httpx.post(explore, json={"user_id": "u0001", "k": 10**9}, timeout=30)

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import yaml
 
 from deeprec.pipelines.training import TASKS
 from deeprec.store import read_artifact
+from tests import forkserver
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -73,8 +73,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from deeprec.cli import main; main()", "run", "--config", "small.yaml", *arguments],
+    return forkserver.run(
+        forkserver.deeprec("run", "--config", "small.yaml", *arguments),
         cwd=place,
         capture_output=True,
         text=True,

@@ -1,7 +1,6 @@
 """The quickstart as a user runs it: every row is there, and what is served agrees with the figures."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 
 from deeprec.store import read_artifact
+from tests import forkserver
 
 COMMAND = [sys.executable, "-c", "from deeprec.cli import main; main()", "run", "--config", "quickstart", "--workdir"]
 
@@ -16,7 +16,7 @@ COMMAND = [sys.executable, "-c", "from deeprec.cli import main; main()", "run", 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("quickstart") / "run"
-    done = subprocess.run([*COMMAND, str(place)], capture_output=True, text=True, check=False)
+    done = forkserver.run([*COMMAND, str(place)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert str(place / "report.html") in done.stdout
     return place

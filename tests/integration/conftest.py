@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +51,19 @@ def client(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_run(built_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """A run's directory with ``bundle`` and ``features``, see ``parts.make_run``. Read it, never write into it.
 
     A server that accepts events writes into its features: give it a copy.
     """
     from tests.integration.parts import make_run
 
-    return make_run(tmp_path_factory.mktemp("run"))
+    return built_once("run", make_run)
 
 
 @pytest.fixture(scope="session")
-def taught_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def taught_run(small_run: Path, built_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """``small_run`` with a policy that answers, see ``taught.teach``. Read it, never write into it."""
     from tests.integration.taught import teach
 
-    return teach(small_run, tmp_path_factory.mktemp("taught"))
+    return built_once("taught", lambda place: teach(small_run, place))

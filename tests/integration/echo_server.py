@@ -16,8 +16,9 @@ from pydantic import BaseModel, Field
 
 from deeprec.cli.serve.options import read_serving
 from deeprec.errors import ArtifactError, RequestError
+from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.model import JsonModel
-from deeprec.serving.http.server import free_port, run
+from deeprec.serving.http.server import Service, free_port, run
 from deeprec.types import JsonDict
 
 
@@ -28,7 +29,7 @@ class Wait(BaseModel):
 
 
 class Waited(BaseModel):
-    """Most requests that were waiting at a time."""
+    """Most requests that were waiting at a time since none was."""
 
     beside: int
 
@@ -56,6 +57,7 @@ class EchoModel(JsonModel):
             return {"beside": self.most}
         finally:
             self.now -= 1
+            self.most = self.most if self.now else 0
 
 
 router = APIRouter()
@@ -82,7 +84,7 @@ def main(gate: Path, *overrides: str) -> None:
         print("closed", flush=True)
 
     print(f"http://{serving.host}:{serving.port}", flush=True)
-    run([EchoModel(serving)], serving, routers=[router], start=start, close=close)
+    run(Service([EchoModel(serving)], serving, Admission(serving), [router], start, close))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,37 @@
-"""Server processes of tests: started, watched until they are ready, and ended."""
+"""Servers of tests: processes that are started, watched until they are ready, and ended; and applications in here.
+
+``started`` is the command as a process, forked from one that has imported what it imports, or with ``forked=False`` as
+a user starts it. ``hosted`` is the same application on a port of its own in a thread of this process: for tests of what
+is answered, which need no process.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
+import uvicorn
+
+from tests import forkserver
+from tests.forkserver import deeprec as deeprec
+
+if TYPE_CHECKING:
+    from deeprec.serving.http.server import Service
 
 START_SECONDS = 300
 STOP_SECONDS = 300
@@ -74,11 +92,12 @@ def until(
 
 
 @contextmanager
-def started(command: Sequence[str], log: Path, *, ready: bool = True) -> Iterator[ServerProcess]:
+def started(command: Sequence[str], log: Path, *, ready: bool = True, forked: bool = True) -> Iterator[ServerProcess]:
     """A process that prints its address, killed in the end. ``ready`` waits until it says that it is."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with log.open("w") as stream:
-        process = subprocess.Popen(list(command), stdout=stream, stderr=stream, env=environment)
+        start = forkserver.Popen if forked else subprocess.Popen
+        process = start(list(command), stdout=stream, stderr=stream, env=environment)
     try:
         address = re.compile(r"http://127\.0\.0\.1:\d+")
         until(lambda: address.search(log.read_text()), lambda: f"no address:\n{log.read_text()}", process)
@@ -93,6 +112,81 @@ def started(command: Sequence[str], log: Path, *, ready: bool = True) -> Iterato
         process.wait()
 
 
-def deeprec(*arguments: str | Path) -> list[str]:
-    """The command line ``deeprec …``."""
-    return [sys.executable, "-c", "from deeprec.cli import main; main()", *map(str, arguments)]
+@dataclass(frozen=True)
+class Hosted:
+    """An application that is served by a thread of this process.
+
+    ``log`` is the file that takes what is logged meanwhile, and what its worker process writes.
+    """
+
+    url: str
+    log: Path
+
+    printed = ServerProcess.printed
+    port = ServerProcess.port
+    ready = ServerProcess.ready
+    metric = ServerProcess.metric
+
+
+@contextmanager
+def hosted(make: Callable[[], Service], port: int = 0) -> Iterator[Hosted]:
+    """The application of ``make()``, ready to answer, with its hooks before and after it.
+
+    It is given uvicorn and the protocol that ``server.run`` gives it, and none of a process's signals and settings. Its
+    worker process starts as any other, so it is made and hosted within ``forkserver.routed()``.
+    """
+    from deeprec.serving.http.arrival import ArrivalProtocol
+    from deeprec.serving.http.server import application, free_port, live
+
+    ended: Future[None] = Future()
+
+    def serve(service: Service, server: uvicorn.Server) -> None:
+        try:
+            asyncio.run(live(service, server, server.serve()))
+            ended.set_result(None)
+        except BaseException as error:
+            ended.set_exception(error)
+
+    at = free_port("127.0.0.1", port)
+    with ExitStack() as stack:
+        log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
+        stack.enter_context(_logged_to(log))
+        with _errors_to(log):
+            service = make()
+            options = {"ws": "none", "lifespan": "off", "log_config": None, "access_log": False}
+            server = uvicorn.Server(uvicorn.Config(application(service), port=at, http=ArrivalProtocol, **options))
+            threading.Thread(target=serve, args=(service, server), name="hosted", daemon=True).start()
+            stack.callback(ended.result, STOP_SECONDS)
+            stack.callback(setattr, server, "should_exit", True)
+            found = Hosted(f"http://127.0.0.1:{at}", log)
+            until(lambda: ended.done() or found.ready(), lambda: f"it is not ready:\n{found.printed}")
+        assert not ended.done(), found.printed
+        yield found
+
+
+@contextmanager
+def _logged_to(log: Path) -> Iterator[None]:
+    """Whatever the server's loggers take is written to the file too."""
+    loggers = [logging.getLogger(name) for name in ("deeprec", "kserve", "uvicorn.error")]
+    handler = logging.FileHandler(log)
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _errors_to(log: Path) -> Iterator[None]:
+    """The standard error of processes that are started now is the file, for their life."""
+    kept = os.dup(2)
+    try:
+        with log.open("a") as stream:
+            os.dup2(stream.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

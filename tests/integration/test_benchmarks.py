@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from benchmarks import (
     trm_large,
     trm_training,
 )
+from tests import forkserver
 
 ROOT = Path(__file__).parents[2]
 TOY = [
@@ -88,7 +88,7 @@ def test_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_retrieval(tmp_path: Path) -> None:
     arguments = ("--items", "600", "--exact-only", "--seconds", "0.01", "--out", str(tmp_path / "figures.json"))
-    subprocess.run([sys.executable, "-m", "benchmarks.trm_retrieval", *arguments], cwd=ROOT, check=True)
+    forkserver.run([sys.executable, "-m", "benchmarks.trm_retrieval", *arguments], cwd=ROOT, check=True)
     assert json.loads((tmp_path / "figures.json").read_text())
 
 

@@ -7,15 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from deeprec.cli import app
-from tests.integration.servers import ServerProcess, deeprec, started
+from tests.integration.servers import ServerProcess
 
+pytest_plugins = ["tests.integration.rooms"]
+pytestmark = pytest.mark.xdist_group("taught")
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "call-it.md").read_text(encoding="utf-8")
 
 
@@ -27,16 +28,10 @@ CURLS = [block for block in blocks("sh") if block.startswith("curl")]
 COMMANDS = [block.strip() for block in blocks("sh") if block.startswith("deeprec")]
 
 
-@pytest.fixture(scope="module")
-def servers(taught_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerProcess]]:
-    """The page's ports and what listens there: a recommender, which is given features of its own, and a policy."""
-    place = tmp_path_factory.mktemp("page")
-    shutil.copytree(taught_run / "features", place / "features", symlinks=True)
-    options = ("--features", place / "features", "--deadline-ms", 20_000, "--port", 0)
-    recommender = deeprec("serve", "recommender", taught_run, *options)
-    policy = deeprec("serve", "policy", taught_run, "--port", 0)
-    with started(recommender, place / "recommender.log") as first, started(policy, place / "policy.log") as second:
-        yield {"8080": first, "8082": second}
+@pytest.fixture
+def servers(recommender: ServerProcess, policy_server: ServerProcess) -> dict[str, ServerProcess]:
+    """The page's ports and what listens there."""
+    return {"8080": recommender, "8082": policy_server}
 
 
 def here(text: str, servers: dict[str, ServerProcess]) -> str:

@@ -1,4 +1,7 @@
-"""TRM, policy and recommender as servers of their own: the same answers as in one process, and what a loss means."""
+"""TRM, policy and recommender as servers of their own: the same answers as in one process, and what a loss means.
+
+The policy server is the command's own process; the others are the same applications in this one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import httpx
@@ -21,20 +25,33 @@ from deeprec.errors import PolicyError
 from deeprec.explore.loading import load_policy, open_policy
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.rollout import rollout
+from deeprec.features.online import HistoryStore
 from deeprec.serving.bundle import Bundle
+from deeprec.serving.completions.model import open_policy_server
+from deeprec.serving.http.bundle_server import BundleServer
+from deeprec.serving.http.recommender_model import TrmModel
+from deeprec.serving.http.recommender_server import open_recommender_server
+from deeprec.serving.http.server import Service
 from deeprec.serving.remote import BlockingRetriever, OtherBundle, RemoteRetriever
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.types import Catalogue, EndReason, Example, Filter, Query, RetrievedItem, Trajectory
+from tests import forkserver
 from tests.integration.openapi import untruths
 from tests.integration.parts import make_bundle
-from tests.integration.servers import ServerProcess, deeprec, started, until
+from tests.integration.servers import Hosted, ServerProcess, hosted, until
+
+pytest_plugins = ["tests.integration.rooms"]
+pytestmark = [
+    pytest.mark.xdist_group("taught"),
+    pytest.mark.filterwarnings("ignore:ORJSONResponse is deprecated"),
+]
 
 DEADLINE_MS = 20_000
 
 
 @pytest.fixture(scope="module")
-def bundle(taught_run: Path) -> Bundle:
-    return Bundle.load(taught_run / "bundle")
+def bundle(taught: Path) -> Bundle:
+    return Bundle.load(taught / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +61,24 @@ def retriever(bundle: Bundle) -> TrmRetriever:
 
 
 @pytest.fixture(scope="module")
-def users(small_run: Path) -> Dataset:
-    return read_dataset(small_run / "dataset")
+def users(plain: Path) -> Dataset:
+    return read_dataset(plain / "dataset")
+
+
+def host_trm(bundle: Path, port: int = 0) -> AbstractContextManager[Hosted]:
+    """What ``deeprec serve trm`` serves."""
+
+    def make() -> Service:
+        server = BundleServer(str(bundle), ServingConfig(), trm_only=True)
+        return server.service([TrmModel(server.served, server.serving)])
+
+    return hosted(make, port)
 
 
 @pytest.fixture(scope="module")
-def policy_server(taught_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """``deeprec serve policy``, ended with SIGTERM."""
-    log = tmp_path_factory.mktemp("policy") / "server.log"
-    with started(deeprec("serve", "policy", taught_run, "--port", 0), log) as server:
-        yield server
-        assert server.stop() == 0
-        assert "Traceback" not in server.printed
-
-
-@pytest.fixture(scope="module")
-def trm_server(taught_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """``deeprec serve trm``."""
-    log = tmp_path_factory.mktemp("trm") / "server.log"
-    with started(deeprec("serve", "trm", taught_run, "--port", 0), log) as server:
+def trm_server(taught: Path) -> Iterator[Hosted]:
+    """What ``deeprec serve trm`` serves."""
+    with host_trm(taught / "bundle") as server:
         yield server
 
 
@@ -89,7 +105,7 @@ def test_the_printed_lines_of_the_policy_server_work(policy_server: ServerProces
         assert "anything" in answer["text"]
 
 
-def test_each_server_has_an_openapi_document(policy_server: ServerProcess, trm_server: ServerProcess) -> None:
+def test_each_server_has_an_openapi_document(policy_server: ServerProcess, trm_server: Hosted) -> None:
     for server, model, path in (
         (policy_server, "deeprec-policy", "/v1/completions"),
         (trm_server, "deeprec-trm", "/v2/health/ready"),
@@ -149,10 +165,10 @@ def test_sampled_rollouts_are_fixed_by_their_seed_whoever_else_asks(
         assert set(one.answer) <= {item.item_id for call in one.calls for item in call.items}
 
 
-def test_a_server_of_another_policy_is_refused(small_run: Path, policy_server: ServerProcess) -> None:
+def test_a_server_of_another_policy_is_refused(plain: Path, policy_server: ServerProcess) -> None:
     engine = EngineConfig(kind="server", url=policy_server.url, timeout=60)
     with pytest.raises(PolicyError, match="serve the same artifact"):
-        open_policy(small_run / "bundle" / "policy", engine)
+        open_policy(plain / "bundle" / "policy", engine)
 
 
 def queries(catalogue: Catalogue, users: Dataset, count: int) -> list[Query]:
@@ -190,7 +206,7 @@ def assert_same(found: Lists, wanted: Lists) -> None:
 
 
 def test_the_remote_trm_answers_as_the_one_in_this_process(
-    trm_server: ServerProcess, bundle: Bundle, retriever: TrmRetriever, users: Dataset
+    trm_server: Hosted, bundle: Bundle, retriever: TrmRetriever, users: Dataset
 ) -> None:
     serving = ServingConfig()
     asked = queries(bundle.catalogue, users, 120)
@@ -209,7 +225,7 @@ def test_the_remote_trm_answers_as_the_one_in_this_process(
 
 
 def test_the_loops_own_words_mean_the_same_over_http(
-    trm_server: ServerProcess, bundle: Bundle, retriever: TrmRetriever
+    trm_server: Hosted, bundle: Bundle, retriever: TrmRetriever
 ) -> None:
     """A policy may write phrases that a user's request would be refused or cleaned for."""
     history = (bundle.catalogue.items[0].item_id,)
@@ -225,17 +241,19 @@ def recommend(url: str, **question: object) -> Recommendation:
 
 
 def test_a_recommender_of_two_servers_and_what_their_loss_means(
-    taught_run: Path, small_run: Path, bundle: Bundle, retriever: TrmRetriever, users: Dataset, tmp_path: Path
+    taught: Path, plain: Path, bundle: Bundle, retriever: TrmRetriever, users: Dataset, tmp_path: Path
 ) -> None:
     here = explored(load_policy(bundle.path / "policy"), retriever, bundle, users, 0.0)
-    with (
-        started(deeprec("serve", "policy", taught_run, "--port", 0), tmp_path / "policy.log") as policy,
-        started(deeprec("serve", "trm", taught_run, "--port", 0), tmp_path / "trm.log") as trm,
-        started(
-            deeprec("serve", "recommender", taught_run, "--port", 0, "--trm-url", trm.url, "--policy-url", policy.url),
-            tmp_path / "recommender.log",
-        ) as recommender,
-    ):
+    place = str(taught / "bundle")
+    with forkserver.routed(), ExitStack() as running, ExitStack() as running_policy, ExitStack() as running_trm:
+        policy = running_policy.enter_context(
+            hosted(open_policy_server(place, ServingConfig(), EngineConfig(), "transformers").service)
+        )
+        trm = running_trm.enter_context(host_trm(taught / "bundle"))
+        serving = ServingConfig(trm_url=trm.url, policy_url=policy.url)
+        features = taught / "features"
+        opened = open_recommender_server(place, serving, features, HistoryStore(features))
+        recommender = running.enter_context(hosted(opened.service))
         user = here[0].user_id
         until(lambda: recommend(recommender.url, user_id=user).path == "policy", "the policy is not asked")
         for one in here[:4]:
@@ -244,38 +262,38 @@ def test_a_recommender_of_two_servers_and_what_their_loss_means(
             assert [item.id for item in found.items] == list(one.answer)
         alone = retriever.retrieve([Query(users.sequences[user])], 5)[0]
 
-        policy.stop()
+        running_policy.close()
         without_policy = recommend(recommender.url, user_id=user)
         assert without_policy.path == "trm"
         assert "policy" in str(without_policy.reason)
         assert [item.id for item in without_policy.items] == [item.item_id for item in alone]
 
-        trm.stop()
+        running_trm.close()
         popular = recommend(recommender.url, user_id=user)
         assert popular.path == "popularity"
         assert "the TRM failed" in str(popular.reason)
         assert len(popular.items) == 5
 
-        other = make_bundle(small_run, tmp_path / "other", max_calls=2)
-        with started(deeprec("serve", "trm", other, "--port", trm.port), tmp_path / "other.log"):
+        other = make_bundle(plain, tmp_path / "other", max_calls=2)
+        with host_trm(other, trm.port):
             mixed = recommend(recommender.url, user_id=user)
             assert mixed.path == "popularity"
             assert re.search("has bundle .* and this recommender", str(mixed.reason))
-        with started(deeprec("serve", "trm", taught_run, "--port", trm.port), tmp_path / "again.log"):
+        with host_trm(taught / "bundle", trm.port):
             again = recommend(recommender.url, user_id=user)
             assert again.path == "trm"
 
 
-def test_what_cannot_be_served_is_said_at_once(taught_run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_served_is_said_at_once(taught: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from deeprec.cli import app
 
     for arguments, part in (
-        ((taught_run / "bundle", "--engine", "tensorrt"), "there is no engine 'tensorrt'"),
-        ((taught_run / "bundle", "--engine", "vllm"), "install deeprec[gpu]"),
-        ((taught_run / "policy" / "model.safetensors",), "neither a bundle nor"),
-        ((taught_run / "features" / "current",), "neither a bundle nor"),
+        ((taught / "bundle", "--engine", "tensorrt"), "there is no engine 'tensorrt'"),
+        ((taught / "bundle", "--engine", "vllm"), "install deeprec[gpu]"),
+        ((taught / "policy" / "model.safetensors",), "neither a bundle nor"),
+        ((taught / "features" / "current",), "neither a bundle nor"),
         ((tmp_path,), "neither a bundle nor"),
     ):
         result = CliRunner().invoke(app, ["serve", "policy", "--port", "0", *map(str, arguments)])

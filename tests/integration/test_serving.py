@@ -15,9 +15,15 @@ import httpx
 import psutil
 import pytest
 
+from deeprec.config import ServingConfig
 from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.errors import ArtifactError
-from tests.integration.servers import ServerProcess, deeprec, started, until
+from deeprec.features.online import HistoryStore
+from deeprec.serving import loading
+from deeprec.serving.http.recommender_server import open_recommender_server
+from deeprec.serving.http.server import Service
+from tests import forkserver
+from tests.integration.servers import ServerProcess, deeprec, hosted, started, until
 
 JSON = {"Content-Type": "application/json"}
 
@@ -130,7 +136,8 @@ def test_v2_takes_and_gives_json_texts(served: Served) -> None:
 def test_the_trm_is_served_without_a_policy(run: Path, tmp_path: Path) -> None:
     """Readiness is false until the model has answered, and the answers are those of the recommender's own TRM."""
     statuses: list[int] = []
-    with started(deeprec("serve", "trm", run, "--port", "0"), tmp_path / "log", ready=False) as server:
+    command = deeprec("serve", "trm", run, "--port", "0")
+    with started(command, tmp_path / "log", ready=False, forked=False) as server:
         while 200 not in statuses:
             with suppress(httpx.TransportError):
                 statuses.append(httpx.get(f"{server.url}/v1/models/deeprec-trm", timeout=30).status_code)
@@ -151,9 +158,15 @@ def test_the_trm_is_served_without_a_policy(run: Path, tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-def test_the_recommender_stays_ready_without_its_policy(run: Path, tmp_path: Path) -> None:
-    arguments = ["--policy-url", "http://127.0.0.1:9", "--port", "0"]
-    with started(deeprec("serve", "recommender", run, *arguments), tmp_path / "log") as server:
+@pytest.mark.filterwarnings("ignore:ORJSONResponse is deprecated")
+def test_the_recommender_stays_ready_without_its_policy(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "REMOTE_SECONDS", 1.0)
+
+    def make() -> Service:
+        serving, features = ServingConfig(policy_url="http://127.0.0.1:9"), run / "features"
+        return open_recommender_server(str(run / "bundle"), serving, features, HistoryStore(features)).service()
+
+    with forkserver.routed(), hosted(make) as server:
         user = next(iter(read_dataset(run / "dataset").sequences))
         body = {"instances": [{"user_id": user, "k": 3, "deadline_ms": 20000}]}
         answer = httpx.post(f"{server.url}/v1/models/deeprec:predict", json=body, timeout=30).json()["predictions"][0]

@@ -1,4 +1,7 @@
-"""What nobody should send: every answer is one sentence or an answer, none a 5xx, none holds a stack trace."""
+"""What nobody should send: every answer is one sentence or an answer, none a 5xx, none holds a stack trace.
+
+The application of ``deeprec serve recommender`` and its worker process, on a port of this process.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,16 @@ from hypothesis import strategies as st
 from openapi_spec_validator import validate
 from schemathesis import GenerationMode
 
+from deeprec.config import ServingConfig
+from deeprec.features.online import HistoryStore
 from deeprec.serving.bundle import extend_bundle
+from deeprec.serving.http.recommender_server import open_recommender_server
 from deeprec.types import Item
+from tests import forkserver
 from tests.integration.openapi import GENTLE, untruths
-from tests.integration.servers import ServerProcess, deeprec, started
+from tests.integration.servers import Hosted, hosted
+
+pytestmark = pytest.mark.filterwarnings("ignore:ORJSONResponse is deprecated")
 
 JSON = {"Content-Type": "application/json"}
 PREDICTS = ("/v1/models/deeprec:predict", "/v1/models/deeprec-trm:predict")
@@ -33,20 +42,22 @@ client = httpx.Client(timeout=60)
 
 
 @pytest.fixture(scope="module")
-def server(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
     """The recommender of a catalogue with hostile titles; nothing that is sent to it may leave a trace in its log."""
     place = tmp_path_factory.mktemp("hostile")
     items = [Item(f"i-hostile-{number}", title) for number, title in enumerate(TITLES)]
     extend_bundle(small_run / "bundle", items, place / "bundle")
-    command = deeprec("serve", "recommender", place / "bundle", "--policy", "--port", "0", "--deadline-ms", "50")
     features = shutil.copytree(small_run / "features", place / "features", symlinks=True)
-    with started([*command, "--features", str(features)], place / "log") as running:
-        yield running
-        assert running.ready()
-        assert "Traceback" not in running.printed
+    address, serving = str(place / "bundle"), ServingConfig(deadline_ms=50)
+    with forkserver.routed():
+        opened = open_recommender_server(address, serving, features, HistoryStore(features), force_policy=True)
+        with hosted(opened.service) as running:
+            yield running
+            assert running.ready()
+            assert "Traceback" not in running.printed
 
 
-def test_the_document_is_openapi(server: ServerProcess) -> None:
+def test_the_document_is_openapi(server: Hosted) -> None:
     document = client.get(f"{server.url}/openapi.json").json()
     validate(document)
     assert document["openapi"].startswith("3.1")
@@ -54,11 +65,11 @@ def test_the_document_is_openapi(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-def test_the_document_tells_the_truth(server: ServerProcess, mode: GenerationMode) -> None:
+def test_the_document_tells_the_truth(server: Hosted, mode: GenerationMode) -> None:
     assert not untruths(server.url, mode)
 
 
-def post(server: ServerProcess, path: str, body: Any, **headers: str) -> httpx.Response:
+def post(server: Hosted, path: str, body: Any, **headers: str) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = client.post(server.url + path, content=content, headers={**JSON, **headers}, timeout=60)
     check(answer)
@@ -93,14 +104,14 @@ wild = st.dictionaries(st.sampled_from(FIELDS), values, max_size=5)
 
 @settings(parent=GENTLE, max_examples=150)
 @given(request=wild, path=st.sampled_from(PREDICTS))
-def test_fields_of_any_type_over_v1(server: ServerProcess, request: dict[str, Any], path: str) -> None:
+def test_fields_of_any_type_over_v1(server: Hosted, request: dict[str, Any], path: str) -> None:
     assert post(server, path, {"instances": [request]}).status_code in (200, 400)
 
 
 @settings(parent=GENTLE, max_examples=150)
 @given(request=wild, path=st.sampled_from(INFERS), as_text=st.booleans(), more=wild)
 def test_fields_of_any_type_over_v2(
-    server: ServerProcess, request: dict[str, Any], path: str, as_text: bool, more: dict[str, Any]
+    server: Hosted, request: dict[str, Any], path: str, as_text: bool, more: dict[str, Any]
 ) -> None:
     asked = post(server, path, {**more, **v2(json.dumps(request) if as_text else request)})
     assert asked.status_code in (200, 400)
@@ -141,11 +152,11 @@ def test_fields_of_any_type_over_v2(
     ],
     ids=lambda body: f"{body[:30]!r}-{len(body)}",
 )
-def test_bodies_that_are_no_requests(server: ServerProcess, path: str, body: bytes) -> None:
+def test_bodies_that_are_no_requests(server: Hosted, path: str, body: bytes) -> None:
     assert post(server, path, body).status_code in (200, 400, 413)
 
 
-def test_markup_in_titles_reaches_the_client_as_it_is_and_the_policy_as_text(server: ServerProcess) -> None:
+def test_markup_in_titles_reaches_the_client_as_it_is_and_the_policy_as_text(server: Hosted) -> None:
     history = [f"i-hostile-{number}" for number in range(len(TITLES))]
     for path in PREDICTS:
         request: dict[str, Any] = {"history": history[:-1], "k": 50, "preference": MARKUP}
@@ -178,7 +189,7 @@ TEXTS = (
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
-def test_text_of_all_kinds_in_every_field(server: ServerProcess, text: str) -> None:
+def test_text_of_all_kinds_in_every_field(server: Hosted, text: str) -> None:
     for request in (
         {"user_id": text},
         {"history": [text]},
@@ -198,7 +209,7 @@ def test_text_of_all_kinds_in_every_field(server: ServerProcess, text: str) -> N
             assert post(server, path, v2(json.dumps(request, ensure_ascii=False))).status_code in (200, 400)
 
 
-def test_forms_of_sending(server: ServerProcess) -> None:
+def test_forms_of_sending(server: Hosted) -> None:
     good = b'{"instances": [{"user_id": "1", "k": 1}]}'
     for path in PREDICTS:
         assert post(server, path, good, **{"Content-Type": "Application/JSON; charset=UTF-8"}).status_code == 200
@@ -223,7 +234,7 @@ def test_forms_of_sending(server: ServerProcess) -> None:
         check(client.get(server.url + path, timeout=60))
 
 
-def test_bytes_that_are_no_http(server: ServerProcess) -> None:
+def test_bytes_that_are_no_http(server: Hosted) -> None:
     noise = random.Random(0)
     for lead in (b"", b"GET / HTTP/1.1\r\n", b"POST /v1/models/deeprec:predict HTTP/1.1\r\nContent-Length: -1\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:

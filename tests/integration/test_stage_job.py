@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from deeprec.policy.build import build_policy
 from deeprec.policy.job import OUTCOME, StageJob
 from deeprec.policy.select import select_prompts
 from deeprec.store import get_directory, put_directory, read_artifact
+from tests import forkserver
 
 STORE = "s3://models/stage-job"
 
@@ -57,7 +57,7 @@ def test_artifacts_are_copied_from_the_store_and_to_it(
     )  # fmt: skip
     command = [sys.executable, "-m", "deeprec.policy.job", job.model_dump_json()]
     environment = os.environ | {"TMPDIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    forkserver.run(command, env=environment, check=True, capture_output=True)
     noted = json.loads((tmp_path / "kept" / OUTCOME).read_text())
     assert noted["verdict"]["passed"] is True
     assert noted["figures"]["validation_users"] > 100
@@ -68,7 +68,7 @@ def test_artifacts_are_copied_from_the_store_and_to_it(
     assert trained.files[weights] == read_artifact(start, "policy").files[weights]
 
     absent = job.model_copy(update={"trm": f"{STORE}/nowhere"})
-    failed = subprocess.run([*command[:-1], absent.model_dump_json()], env=environment, capture_output=True, text=True)
+    failed = forkserver.run([*command[:-1], absent.model_dump_json()], env=environment, capture_output=True, text=True)
     assert failed.returncode == 2
     error = json.loads((tmp_path / "kept" / "error-0.json").read_text())
     assert error["kind"] == "ArtifactError"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from prometheus_client import REGISTRY, CollectorRegistry, Histogram, Info
+from prometheus_client import CollectorRegistry, Histogram, Info
 from prometheus_client import Counter as Counted
 from prometheus_client import Gauge as Level
 
@@ -70,7 +70,7 @@ class Measures:
     """
 
     def __init__(self, registry: CollectorRegistry | None = None, clock: Callable[[], float] = time.time) -> None:
-        self._registry = registry = registry or CollectorRegistry()
+        self.registry = registry = registry or CollectorRegistry()
         self._clock = clock
         self._lock = threading.Lock()
         self._minutes: deque[_Minute] = deque(maxlen=MINUTES)
@@ -98,10 +98,6 @@ class Measures:
             "deeprec_bundle_refused", "1 while what is at the bundle's address is not put to use", registry=registry
         )
         self._restarts = Level("deeprec_policy_restarts", "Times the policy was started again", registry=registry)
-
-    def publish(self) -> None:
-        """Show the instruments on the ``/metrics`` of this process, which has one server."""
-        REGISTRY.register(self._registry)
 
     def observe(self, served: Served) -> None:
         """Count one answer."""

@@ -1,7 +1,7 @@
 """The bundle that serves now, and how another takes its place without a failed request.
 
 Contract: ``current`` always answers. The bundle's address (a directory, a link that is turned, ``s3://bucket/prefix``)
-is looked at every ``poll_seconds`` and on SIGHUP. What has changed there, and then stays as it is for a moment, is
+is looked at every ``poll_seconds`` and on ``look``. What has changed there, and then stays as it is for a moment, is
 read, checked, loaded and warmed up beside what serves, and takes its place in one step; the old one is closed when
 every request that may hold it has been answered and its explorations in shadow mode have ended, so never more than two
 are in memory. A bundle that cannot be used is refused: ``refused`` says why, the log says it once, and the old one
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ class Releases:
         warm_up: lets a recommender answer once, in the server's event loop.
         settled: returns when every request admitted before has been answered.
         measures: told what serves and what was refused.
-        poll_seconds: how often the address is looked at; 0 for on SIGHUP only.
+        poll_seconds: how often the address is looked at; 0 for on ``look`` only.
 
     Raises:
         ArtifactError: there is no bundle at the address, or it cannot be used.
@@ -97,7 +96,6 @@ class Releases:
         await self._warm_up(self.current)
         settle_memory()
         self._measures.serves(self.bundle.version, self.bundle.serve)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.look)
         self._watching = asyncio.create_task(self._watch())
 
     def look(self) -> None:

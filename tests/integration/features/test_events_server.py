@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from deeprec.features.online import HistoryStore
+from tests import forkserver
 from tests.integration.servers import ServerProcess, deeprec, started
 
 JSON = {"Content-Type": "application/json"}
@@ -27,7 +28,8 @@ def event(number: int, user: str = "u1", item: str = "d") -> dict[str, str]:
 def test_the_server_writes_histories_until_it_is_told_to_stop(place: Any, tmp_path: Path) -> None:
     place.publish()
     reader = HistoryStore(place.features)
-    with started(deeprec("serve", "events", "--features", place.features, "--port", "0"), tmp_path / "log") as server:
+    command = deeprec("serve", "events", "--features", place.features, "--port", "0")
+    with started(command, tmp_path / "log", forked=bool(place.online)) as server:
         answer = post(server, "/v1/events", {"events": [event(1), event(2, "new", "a"), event(3, "u1", "nowhere")]})
         assert answer.status_code == 200
         assert (answer.json()["accepted"], answer.json()["duplicates"]) == (2, 0)
@@ -91,10 +93,8 @@ def test_without_redis_events_are_a_503_and_are_written_when_it_is_back(
 
 
 def test_a_missing_store_is_one_sentence(tmp_path: Path) -> None:
-    import subprocess
-
     command = deeprec("serve", "events", "--features", tmp_path / "nowhere", "--port", "0")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forkserver.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "no feature store at" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,10 +1,16 @@
-"""The command line as a user meets it: help, bad input, exit statuses. Each test runs the installed command."""
+"""The command line as a user meets it: help, bad input, exit statuses, in the tests' process.
 
+One test runs the installed command, and one interrupts a process.
+"""
+
+import io
 import os
 import signal
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
@@ -13,18 +19,22 @@ from deeprec.cli import main
 from deeprec.cli.run import table
 from deeprec.errors import PipelineError
 
-COMMAND = (sys.executable, "-c", "from deeprec.cli import main; main()")
+pytestmark = pytest.mark.usefixtures("quick_stacks")
 
 
 def deeprec(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=120,
-        env={**os.environ, "COLUMNS": "99"},
-    )
+    output, errors = io.StringIO(), io.StringIO()
+    with (
+        chdir(cwd or Path.cwd()),
+        mock.patch.object(sys, "argv", ["deeprec", *arguments]),
+        mock.patch.dict(os.environ, {"COLUMNS": "99"}),
+        redirect_stdout(output),
+        redirect_stderr(errors),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    assert isinstance(ended.value.code, int)
+    return subprocess.CompletedProcess(arguments, ended.value.code, output.getvalue(), errors.getvalue())
 
 
 def fails(*arguments: str, cwd: Path, status: int = 2) -> str:
@@ -71,6 +81,13 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
 def test_every_command_explains_itself(command: list[str]) -> None:
     done = deeprec(*command, "--help")
     assert done.returncode == 0
+    assert "Example" in done.stdout
+
+
+def test_the_installed_command_explains_itself() -> None:
+    installed = str(Path(sys.executable).with_name("deeprec"))
+    done = subprocess.run([installed, "run", "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
     assert "Example" in done.stdout
 
 
@@ -158,9 +175,8 @@ def test_a_full_disk_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_interrupt_ends_the_task_and_has_its_status(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [*COMMAND, "run", "--workdir", "out"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    command = [sys.executable, "-c", "from deeprec.cli import main; main()", "run", "--workdir", "out"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         while "ingest" not in process.stdout.readline():
             pass

@@ -50,6 +50,7 @@ def test_the_page_resolves_what_was_chosen(world: Path, tmp_path: Path) -> None:
     assert f"10 of {len(examples)} rollouts" in page
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_memory_holds_few_trajectories_at_a_time(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the file is looked through, one trajectory; then those that were chosen."""
     examples = policy_examples(read_dataset(world / "dataset"))

@@ -1,4 +1,7 @@
-"""The local runner on a toy pipeline: which tasks ran, when all is well, when a gate fails, when a task fails."""
+"""The local runner on a toy pipeline: which tasks ran, when all is well, when a gate fails, when a task fails.
+
+Its tasks are forked from a preloaded process; those of a run that is killed are processes as a user has them.
+"""
 
 import inspect
 import json
@@ -83,6 +86,11 @@ def toy_pipeline():
         second.set_display_name("use-2")
 
     return toy
+
+
+@pytest.fixture(autouse=True)
+def tasks_are_forked(forked: None) -> None:
+    """See ``forked``."""
 
 
 def run(workdir: Path, *, broken: str = "", number: int = 3, least: int = 1, resume: bool = False) -> list[TaskResult]:
@@ -177,7 +185,8 @@ def test_resume_does_not_trust_a_changed_artifact(tmp_path: Path) -> None:
     assert after[-1].outputs == {"Output": 6}
 
 
-def test_a_killed_run_takes_its_task_along_and_resumes(tmp_path: Path) -> None:
+def test_a_killed_run_takes_its_task_along_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPREC_TEST_FORK", "0")
     script = (
         "import sys, pathlib, importlib.util as u\n"
         f"spec = u.spec_from_file_location('toy', {__file__!r})\n"

@@ -41,8 +41,9 @@ def tokenizer(books: Catalogue, explore: ExploreConfig) -> Any:
 
 
 @pytest.fixture(scope="session")
-def world(sample_dataset: Path, toy_trm: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World.build(sample_dataset, toy_trm, tmp_path_factory.mktemp("world"))
+def world(sample_dataset: Path, toy_trm: Path, built_once: Callable[[str, Callable[[Path], object]], Path]) -> World:
+    place = built_once("world", lambda place: World.build(sample_dataset, toy_trm, place))
+    return World(sample_dataset, toy_trm, place / "start", place / "prompts")
 
 
 @pytest.fixture

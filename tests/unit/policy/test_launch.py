@@ -27,6 +27,8 @@ from deeprec.store import read_artifact
 from tests.unit.policy import toy
 from tests.unit.policy.world import EXPLORE, POLICY, TEXT, World
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 STAGE = StageConfig(steps=1, prompts_per_step=4, rollouts=4, sequences_per_update=16, micro_batch=4, learning_rate=1e-3)
 
 

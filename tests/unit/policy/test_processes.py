@@ -20,6 +20,7 @@ from deeprec.policy import processes
 from deeprec.policy.arguments import arguments, shares
 from deeprec.policy.trl_adapter import newest_checkpoint
 from deeprec.types import JsonDict
+from tests import forkserver
 from tests.unit.policy import toy
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +32,7 @@ def launch(*command: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         environment.pop(name, None)
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return forkserver.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

@@ -129,6 +129,7 @@ def select(sample_dataset: Path, toy_trm: Path, tmp_path: Path, monkeypatch: pyt
     return run
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_rollouts_are_written_as_they_come_and_memory_holds_a_batch(
     select: Select, scripted_policy: Any, tmp_path: Path
 ) -> None:

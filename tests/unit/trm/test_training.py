@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from deeprec.trm.retriever import TrmRetriever
 from deeprec.trm.text import HashingEmbedder
 from deeprec.trm.training import EpochReport, fit, train, train_everything, train_trm
 from deeprec.types import Example, Query
+from tests import forkserver
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_killed_in_the_middle_of_an_epoch_and_gone_on_the_artifact_is_the_same(
     settings = [short.model_dump_json(), text_config.model_dump_json()]
     command = [sys.executable, "-c", KILLED, str(tmp_path), *settings, "19"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    killed = forkserver.run(command, env=environment, capture_output=True, text=True, check=False)
     assert killed.returncode == -9, killed.stderr
     assert not (tmp_path / "trm").exists()
     assert [entry.name for entry in (tmp_path / "checkpoint").iterdir()] == ["epoch-00002"]

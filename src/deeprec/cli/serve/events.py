@@ -39,18 +39,14 @@ def serve(
 
         deeprec serve events --features /data/features --host 0.0.0.0 --port 9001
     """
-    from deeprec.serving.events.model import events_parts
+    from deeprec.serving.events.model import events_service
     from deeprec.serving.http.server import free_port, run
 
     serving = read_serving(config, overrides, host=host, port=port)
     serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
-    model, router, close = events_parts(features, serving, alone=True)
-
-    async def closing() -> None:
-        close()
-
+    service = events_service(features, serving)
     typer.echo(introduction(features, serving))
-    run([model], serving, routers=[router], close=closing)
+    run(service)
 
 
 def introduction(features: Path, serving: ServingConfig) -> str:

@@ -10,12 +10,10 @@ import typer
 from deeprec.cli.places import features_beside, find_bundle
 from deeprec.cli.serve.examples import curl, curl_v1, curl_v2
 from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, open_histories, read_serving
-from deeprec.errors import DeepRecError
 
 if TYPE_CHECKING:
     from deeprec.config import ServingConfig
     from deeprec.serving.bundle import Bundle
-    from deeprec.serving.http.model import JsonModel
 
 BUNDLE_HELP = "Directory of a bundle or of a run that has one, or s3://bucket/prefix."
 FEATURES_HELP = "Directory of the feature store. Default: `features` beside the bundle."
@@ -87,39 +85,14 @@ def serve(
 
 
 def _serve(address: str, serving: ServingConfig, features: Path | None, force_policy: bool) -> None:
-    from deeprec.features.users import UserDirectory
-    from deeprec.serving.events.model import events_parts
-    from deeprec.serving.http.bundle_server import BundleServer
-    from deeprec.serving.http.recommender_model import RecommenderModel, TrmModel
+    from deeprec.serving.http.recommender_server import open_recommender_server
     from deeprec.serving.http.server import free_port, limit_threads
-    from deeprec.serving.page.routes import Sources, router
 
     serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
     limit_threads(serving)
-    histories = open_histories(features)
-    directory = None if features is None else UserDirectory(features)
-    newest = None if directory is None else directory.newest
-    server = BundleServer(address, serving, histories=histories, newest=newest, force_policy=force_policy)
-    releases = server.releases
-    sources = Sources(
-        served=server.served,
-        bundle=lambda: releases.bundle,
-        measures=server.measures,
-        histories=histories,
-        directory=directory,
-        refused=lambda: releases.refused,
-    )
-    models: list[JsonModel] = [RecommenderModel(server.served, serving), TrmModel(server.served, serving)]
-    routers, closing, no_events = [router(sources)], [], "there is no feature store"
-    if features is not None:
-        try:
-            model, events, close = events_parts(features, serving)
-        except DeepRecError as error:
-            no_events = str(error)
-        else:
-            models, routers, closing, no_events = [*models, model], [*routers, events], [close], ""
-    typer.echo(introduction(releases.bundle, features, serving, no_events))
-    server.run(models, routers, closing)
+    opened = open_recommender_server(address, serving, features, open_histories(features), force_policy=force_policy)
+    typer.echo(introduction(opened.server.releases.bundle, features, serving, opened.no_events))
+    opened.run()
 
 
 def introduction(bundle: Bundle, features: Path | None, serving: ServingConfig, no_events: str = "") -> str:

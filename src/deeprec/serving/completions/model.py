@@ -31,8 +31,9 @@ from deeprec.serving.completions.routes import (
     read_body,
     router,
 )
+from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.model import JsonModel
-from deeprec.serving.http.server import run
+from deeprec.serving.http.server import Service, run
 from deeprec.store import get_directory, read_artifact
 from deeprec.types import JsonDict
 
@@ -95,24 +96,29 @@ class PolicyServer:
     serving: ServingConfig
     prompt: str
 
-    def run(self) -> None:
-        """Serve ``deeprec-policy`` and the OpenAI-compatible paths until told to stop.
-
-        Raises:
-            PolicyError: the engine does not write.
-        """
+    def service(self) -> Service:
+        """The model ``deeprec-policy`` and the OpenAI-compatible paths."""
         completer = self.completions.completer
 
         async def close() -> None:
             await asyncio.to_thread(completer.close)
 
-        run(
+        return Service(
             [PolicyModel(self.completions, self.serving)],
             self.serving,
+            Admission(self.serving),
             routers=[router(self.completions)],
             start=completer.started,
             close=close,
         )
+
+    def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            PolicyError: the engine does not write.
+        """
+        run(self.service())
 
 
 def open_policy_server(address: str, serving: ServingConfig, engine: EngineConfig, kind: EngineKind) -> PolicyServer:

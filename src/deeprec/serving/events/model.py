@@ -14,7 +14,9 @@ from deeprec.config import ServingConfig
 from deeprec.errors import FeatureError
 from deeprec.features.events import EventWriter
 from deeprec.serving.events.routes import EventInput, Events, read_event, router
+from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.model import JsonModel
+from deeprec.serving.http.server import Service
 from deeprec.types import JsonDict
 
 
@@ -79,3 +81,13 @@ def events_parts(
         return True
 
     return EventsModel(events, serving, reachable if alone else None), router(events), events.close
+
+
+def events_service(features: Path, serving: ServingConfig) -> Service:
+    """A server of events alone; see ``events_parts``."""
+    model, router, end = events_parts(features, serving, alone=True)
+
+    async def close() -> None:
+        end()
+
+    return Service([model], serving, Admission(serving), routers=[router], close=close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fastapi import APIRouter
 
     from deeprec.serving.http.model import JsonModel
+    from deeprec.serving.http.server import Service
 
 TRM_ONLY = "this server answers with the TRM alone"
 
@@ -80,14 +82,14 @@ class BundleServer:
         """The recommender that serves now; hold on to it for one request only."""
         return self.releases.current
 
-    def run(
+    def service(
         self,
         models: Sequence[JsonModel],
         routers: Sequence[APIRouter] = (),
         closing: Sequence[Callable[[], None]] = (),
-    ) -> None:
-        """Serve until told to stop, see ``server.run``; ``closing`` is called in the end, each in a thread."""
-        from deeprec.serving.http.server import run
+    ) -> Service:
+        """What a server answers with; ``closing`` is called in the end, each in a thread."""
+        from deeprec.serving.http.server import Service
 
         ends = [*closing, *([self._log.close] if self._log else [])]
 
@@ -96,8 +98,25 @@ class BundleServer:
             for end in ends:
                 await asyncio.to_thread(end)
 
-        self.measures.publish()
-        run(models, self.serving, routers=routers, start=self.releases.start, close=close, admission=self.admission)
+        start, figures = self.releases.start, self.measures.registry
+        return Service(models, self.serving, self.admission, routers, start, close, figures)
+
+    def run(
+        self,
+        models: Sequence[JsonModel],
+        routers: Sequence[APIRouter] = (),
+        closing: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        """Serve until told to stop, see ``service`` and ``server.run``; SIGHUP looks for a new bundle at once."""
+        from deeprec.serving.http.server import run
+
+        service = self.service(models, routers, closing)
+
+        async def start() -> None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.releases.look)
+            await self.releases.start()
+
+        run(replace(service, start=start))
 
     def _policy_down(self) -> bool:
         explorer = self.served().explorer

@@ -1,11 +1,13 @@
 """The server process: any KServe models and FastAPI routers on one HTTP port.
 
-Contract: ``run`` opens the port, prepares what serves (``start``), and only then calls the models ready: until that,
-and again once it was told to stop, readiness answers 503. SIGTERM: not ready at once, still answering for
-``DRAIN_SECONDS`` so that whoever routes requests here looks elsewhere, then no new connection, then every accepted
-request is answered, then ``close``. SIGINT leaves the waiting out. gRPC is off; one process serves.
+Contract: ``application`` makes what answers, and neither listens nor starts anything. ``run`` opens the port, prepares
+what serves (``start``), and only then calls the models ready: until that, and again once it was told to stop, readiness
+answers 503. SIGTERM: not ready at once, still answering for ``DRAIN_SECONDS`` so that whoever routes requests here
+looks elsewhere, then no new connection, then every accepted request is answered, then ``close``. SIGINT leaves the
+waiting out. gRPC is off; one process serves.
 
-One server per process: KServe's application is a global of its module.
+``run`` is for the main thread of a process of its own: it sets up logging, signals and the event loop. A process may
+hold any number of applications.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -31,7 +34,8 @@ from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.guard import Guard, error_body
 
 if TYPE_CHECKING:
-    from fastapi import APIRouter
+    from fastapi import APIRouter, FastAPI
+    from prometheus_client import CollectorRegistry
 
     from deeprec.serving.http.model import JsonModel
 
@@ -75,23 +79,65 @@ def limit_threads(serving: ServingConfig) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
 
 
-def run(
-    models: Sequence[JsonModel],
-    serving: ServingConfig,
-    *,
-    routers: Sequence[APIRouter] = (),
-    start: Hook | None = None,
-    close: Hook | None = None,
-    admission: Admission | None = None,
-) -> None:
-    """Serve models and routers on ``serving``'s address until told to stop.
+@dataclass(frozen=True)
+class Service:
+    """What a server answers with, and what is done before the first answer and after the last."""
 
-    Args:
-        models: called ready (``load``) once ``start`` has returned.
-        routers: their paths come before KServe's own, so that ``/`` can be theirs.
-        start: prepares what serves, in the server's event loop.
-        close: puts it away after the last answer.
-        admission: the server's places, for who else wants to know of them.
+    models: Sequence[JsonModel]
+    """Called ready (``load``) once ``start`` has returned."""
+    serving: ServingConfig
+    admission: Admission
+    """The server's places, for who else wants to know of them."""
+    routers: Sequence[APIRouter] = ()
+    """Their paths come before KServe's own, so that ``/`` can be theirs."""
+    start: Hook | None = None
+    """Prepares what serves, in the server's event loop."""
+    close: Hook | None = None
+    """Puts it away after the last answer."""
+    figures: CollectorRegistry | None = None
+    """Shown on ``/metrics`` beside those of the process."""
+
+
+def application(service: Service) -> FastAPI:
+    """What answers: our checks around the routers and KServe's two protocols.
+
+    It calls neither ``start`` nor ``close``, and the models are not ready until somebody says so; see ``live``.
+    """
+    from deeprec.serving.http.model import command_line_hidden
+
+    with command_line_hidden():
+        from kserve.model_repository import ModelRepository
+        from kserve.protocol.dataplane import DataPlane
+        from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+        from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
+        from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
+
+    from fastapi import FastAPI
+    from fastapi.responses import ORJSONResponse
+
+    from deeprec.serving.http import metrics
+    from deeprec.serving.http.openapi import document
+
+    app = FastAPI(docs_url=None, redoc_url=None, default_response_class=ORJSONResponse)
+    guard(app, service.serving, service.admission)
+    repository = ModelRepository()
+    for model in service.models:
+        repository.update(model)
+    dataplane = DataPlane(repository)
+    dataplane.ready = _all_healthy(service.models)
+    dataplane.metadata = lambda: {"name": "deeprec", "version": __version__, "extensions": []}
+    for router in (*service.routers, metrics.router(service.figures)):
+        app.include_router(router)
+    app.add_api_route("/", dataplane.live)
+    register_v1_endpoints(app, dataplane, ModelRepositoryExtension(repository))
+    register_v2_endpoints(app, dataplane, ModelRepositoryExtension(repository))
+    quiet_errors(app)
+    app.openapi = cache(partial(document, app, service.models, service.serving))  # type: ignore[method-assign]
+    return app
+
+
+def run(service: Service) -> None:
+    """Serve on the configuration's address until told to stop.
 
     Raises:
         Exception: what ``start`` raised; the server has stopped.
@@ -100,35 +146,22 @@ def run(
 
     with command_line_hidden():
         import kserve
-        from kserve import model_server
 
     import uvloop
-    from anyio import to_thread
 
     from deeprec.serving.http.arrival import ArrivalProtocol
-    from deeprec.serving.http.openapi import document
 
-    places = admission or Admission(serving)
+    serving = service.serving
 
     class Server(kserve.ModelServer):  # type: ignore[misc]
-        """KServe's server, listening on one address, with our lifecycle around it."""
+        """KServe's server, with our application on one address and our lifecycle around it."""
 
         async def _serve(self) -> None:
             rest = self._rest_server
             rest.config.host, rest.config.ws, rest.config.http = serving.host, "none", ArrivalProtocol
-            rest._add_exception_handlers = quiet_errors
-            rest._add_middlewares = lambda app: None
-            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(HELPERS, "deeprec-helper"))
-            to_thread.current_default_thread_limiter().total_tokens = HELPERS
-            life = _Life(rest._server, models, places, start, close)
-            rest._server.handle_exit = life.stop
-            await life.around(super()._serve())
+            rest.config.app, rest.create_application = app, lambda: None
+            await live(service, rest._server, super()._serve())
 
-    app = model_server.app
-    guard(app, serving, places)
-    for router in routers:
-        app.include_router(router)
-    app.openapi = cache(partial(document, app, models, serving))
     grace = math.ceil((serving.max_deadline_ms + serving.grace_ms) / 1000) + _SPARE_SECONDS
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     asyncio.set_event_loop(asyncio.new_event_loop())
@@ -140,12 +173,24 @@ def run(
         enable_latency_logging=False,
         grace_period=grace,
     )
-    server.dataplane.ready = _all_healthy(models)
-    server.dataplane.metadata = lambda: {"name": "deeprec", "version": __version__, "extensions": []}
     _set_up_logging()
-    for model in models:
-        server.register_model(model)
+    app = application(service)
     server.start([])
+
+
+async def live(service: Service, server: Any, serving: Awaitable[None]) -> None:
+    """From the opening of a port to its closing: ``serving``, which is uvicorn's ``server``, with our hooks around it.
+
+    Raises:
+        Exception: what ``start`` raised.
+    """
+    from anyio import to_thread
+
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(HELPERS, "deeprec-helper"))
+    to_thread.current_default_thread_limiter().total_tokens = HELPERS
+    life = _Life(server, service)
+    server.handle_exit = life.stop
+    await life.around(serving)
 
 
 def _set_up_logging() -> None:
@@ -168,11 +213,9 @@ def _all_healthy(models: Sequence[JsonModel]) -> Callable[[], Awaitable[bool]]:
 class _Life:
     """From the opening of the port to its closing."""
 
-    def __init__(
-        self, server: Any, models: Sequence[JsonModel], places: Admission, start: Hook | None, close: Hook | None
-    ) -> None:
-        self._server, self._models, self._places = server, models, places
-        self._start, self._close = start, close
+    def __init__(self, server: Any, service: Service) -> None:
+        self._server, self._models, self._places = server, service.models, service.admission
+        self._start, self._close = service.start, service.close
         self._exit = server.handle_exit
         self._loop = asyncio.get_running_loop()
 

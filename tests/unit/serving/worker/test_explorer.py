@@ -18,7 +18,10 @@ import pytest
 from deeprec.serving.exploration import Exploration, Step, Unavailable
 from deeprec.serving.worker.explorer import Patience, WorkerExplorer
 from deeprec.types import EndReason, Filter, Query
+from tests import forkserver
 from tests.unit.serving.policies import CONFIG, Make
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 QUICK = Patience(grace=0.4, heartbeat=0.3, silence=1.0, loading=20.0, first_pause=0.05, longest_pause=0.2)
 SECONDS = 60.0
@@ -337,7 +340,7 @@ def test_the_process_ends_with_a_parent_that_is_killed(tmp_path: Path, mood: str
     program.write_text(PARENT)
     paths = os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])
     command = [sys.executable, str(program), mood]
-    with subprocess.Popen(
+    with forkserver.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
     ) as parent:
         try:
