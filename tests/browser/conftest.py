@@ -21,9 +21,9 @@ PATIENCE_MS = 120_000
 expect.set_options(timeout=PATIENCE_MS)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium; none is downloaded. Playwright keeps an event loop running, so it ends with this directory."""
+    """Debian's Chromium; none is downloaded. Playwright keeps an event loop running, so it ends with its module."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine; install the package chromium")
     with sync_playwright() as playwright:

@@ -1,4 +1,4 @@
-"""Every benchmark runs at toy size, and writes the figures it prints. What they show is not asserted here."""
+"""Every benchmark runs at toy size, and its figures agree with one another. How good they are is not asserted here."""
 
 from __future__ import annotations
 
@@ -78,18 +78,29 @@ def test_ablation(sample_dataset: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures(trm_training, monkeypatch, tmp_path, "--steps", "1", "--length", "16", "--threads", "1")
-    assert found
+    assert (found["steps measured"], found["threads"]) == (1, 1)
+    ratio = found["seconds per epoch, plain"] / found["seconds per epoch"]
+    assert found["times faster"] == pytest.approx(ratio)
+    assert min(found.values()) > 0
 
 
 def test_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures(trm_large, monkeypatch, tmp_path, "--items", "2000", "--users", "200")
-    assert found
+    assert found["items"] == 2000
+    assert 1 >= found["recall@100"] > 100 / 2000
+    assert found["times chance"] == pytest.approx(found["recall@100"] / (100 / 2000))
+    assert min(found.values()) > 0
 
 
 def test_retrieval(tmp_path: Path) -> None:
     arguments = ("--items", "600", "--exact-only", "--seconds", "0.01", "--out", str(tmp_path / "figures.json"))
     forkserver.run([sys.executable, "-m", "benchmarks.trm_retrieval", *arguments], cwd=ROOT, check=True)
-    assert json.loads((tmp_path / "figures.json").read_text())
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert found["approximate"] == []
+    assert {"plain", "exclusion"} < {row["condition"] for row in found["exact"]}
+    for row in found["exact"]:
+        assert row["items"] == 600
+        assert min(row["ours_ms"], row["faiss_ms"], row["ratio"]) > 0
 
 
 def test_rollout_throughput(
