@@ -126,7 +126,8 @@ def test_the_trm_answers_while_the_process_is_killed_again_and_again(served: Any
         answers = []
         for _ in range(3):
             await recovered(recommender)
-            assert (pid := explorer.pid)
+            pid = explorer.pid
+            assert pid
             under_way = asyncio.ensure_future(load(recommender))
             await asyncio.sleep(0.02)
             os.kill(pid, signal.SIGKILL)
