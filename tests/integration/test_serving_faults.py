@@ -126,9 +126,11 @@ def test_the_trm_answers_while_the_process_is_killed_again_and_again(served: Any
         answers = []
         for _ in range(3):
             await recovered(recommender)
+            pid = explorer.pid
+            assert pid
             under_way = asyncio.ensure_future(load(recommender))
             await asyncio.sleep(0.02)
-            os.kill(explorer.pid or 0, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
             answers += await under_way
         assert len(answers) == 3 * REQUESTS
         assert Counter(answer["path"] for answer in answers)["popularity"] <= 0.1 * len(answers)
