@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from deeprec.cli import main
-from deeprec.cli.run import table
+from deeprec.cli.run import step_table, table
 from deeprec.errors import PipelineError
 
 pytestmark = pytest.mark.usefixtures("quick_stacks")
@@ -186,5 +186,15 @@ def test_interrupt_ends_the_task_and_has_its_status(tmp_path: Path) -> None:
 
 def test_table_leaves_blank_what_does_not_apply() -> None:
     shown = table({"baselines": {"trm": {"ndcg@10": 0.5}}, "policy": {}, "users_evaluated": 3})
-    assert shown.row_count == 6
-    assert list(shown.columns[1].cells) == ["", "0.5000", "", "", "", ""]
+    assert shown.row_count == 1, "who was not measured has no row"
+    cells = {str(column.header): list(column.cells) for column in shown.columns}
+    assert cells["ndcg@10"] == ["0.5000"]
+    assert [cells[name] for name in ("recall@10", "mean calls", "candidate recall")] == [[""]] * 3
+
+
+def test_steps_have_their_intervals_and_the_minutes_are_below() -> None:
+    step = {"ndcg@10": {"mean": 0.0125, "low": -0.001, "high": 0.02}}
+    shown = step_table({"steps": {"start_minus_trm": step}, "minutes": {"trm_everything": 9.04, "policy": 61.2}})
+    row = [next(iter(column.cells)) for column in shown.columns]
+    assert row == ["policy, start − TRM alone", "+0.0125", "-0.0010 to +0.0200"]
+    assert "9.0, policy with its TRM 61.2" in str(shown.caption)
