@@ -61,8 +61,8 @@ def build(settings: PipelineConfig, *, in_turn: bool = False) -> Any:
     """The pipeline for these pods: a KFP graph component that can be compiled, or called to run locally.
 
     Args:
-        in_turn: each task also waits for the one before it in ``TASKS``, though it may need nothing of it. Where tasks
-            run one after the other, as locally, this is their order; KFP's own differs from one process to the next.
+        in_turn: the TRM on everything waits for stage 2, though it needs nothing of it. Where tasks run one after the
+            other, as locally, ``TASKS`` is their order then; KFP's own differs from one process to the next.
 
     Raises:
         ConfigError: ``settings`` names a task that does not exist, or a quantity Kubernetes does not know.

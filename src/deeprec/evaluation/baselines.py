@@ -76,7 +76,7 @@ def fusion_answers(
     policy's log-likelihood that the item is what comes next in the history.
 
     Args:
-        opinion: of the policy, see ``policy.opinion``.
+        opinion: of the policy, see ``explore.opinion``.
         length: items of the list, as many as one call returns.
         k: answer length.
     """

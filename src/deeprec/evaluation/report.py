@@ -29,6 +29,7 @@ from deeprec.evaluation.charts import (
     violations_chart,
 )
 from deeprec.evaluation.reading import ReadTrajectory
+from deeprec.evaluation.significance import COMPARED
 from deeprec.evaluation.templates import safe_json, template
 from deeprec.types import JsonDict
 
@@ -147,7 +148,7 @@ def _step_rows(metrics: JsonDict) -> list[tuple[str, list[str]]]:
     return [
         (
             " − ".join(NAMES[name] for name in pair.split("_minus_")),
-            [_signed(found[key]) for key in ("ndcg@10", "recall@10")],
+            [_signed(found[metric]) for metric in COMPARED],
         )
         for pair, found in metrics["steps"].items()
     ]
