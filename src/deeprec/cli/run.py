@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COLUMNS = ("recall@10", "ndcg@10", "mrr", "valid_rate", "mean_calls", "candidate_recall", "same_as_trm")
-ROWS = (
-    ("popularity", "baselines", "popularity"),
-    ("TRM alone", "baselines", "trm"),
-    ("TRM trained on everything", "baselines", "trm_everything"),
-    ("one list as long as all calls", "baselines", "one_list"),
-    ("fusion, first list × policy", "baselines", "fusion"),
-    ("scripted explorer", "baselines", "scripted"),
-    ("policy, start", "policy", "start"),
-    ("policy, stage 1", "policy", "stage1"),
-    ("policy, stage 2", "policy", "stage2"),
-)
 
 
 def register(app: typer.Typer) -> None:
@@ -79,12 +68,15 @@ def table(metrics: Mapping[str, Any], target: str = "Test target") -> Table:
     """The results, one line per recommender that was measured; a measure that does not apply is left blank."""
     from rich.table import Table
 
+    from deeprec.evaluation.charts import NAMES
+
+    measured = {**metrics.get("baselines", {}), **metrics.get("policy", {})}
     shown = Table(title=f"{target}, {metrics.get('users_evaluated', '?')} users, full ranking")
     shown.add_column("")
     for column in COLUMNS:
         shown.add_column(column.replace("_", " "), justify="right")
-    for title, group, name in ROWS:
-        values = metrics.get(group, {}).get(name)
+    for name, title in NAMES.items():
+        values = measured.get(name)
         if values:
             shown.add_row(title, *(f"{values[column]:.4f}" if column in values else "" for column in COLUMNS))
     return shown
@@ -94,7 +86,8 @@ def step_table(metrics: Mapping[str, Any]) -> Table:
     """What each step gives: paired differences in NDCG@10, and what the TRM and the policy took to make."""
     from rich.table import Table
 
-    names = {name: title for title, _, name in ROWS}
+    from deeprec.evaluation.charts import NAMES
+
     everything, policy = (metrics["minutes"][name] for name in ("trm_everything", "policy"))
     shown = Table(
         title="What each step gives, in NDCG@10 on the same users",
@@ -107,7 +100,7 @@ def step_table(metrics: Mapping[str, Any]) -> Table:
         first, second = pair.split("_minus_")
         value = found["ndcg@10"]
         interval = f"{value['low']:+.4f} to {value['high']:+.4f}"
-        shown.add_row(f"{names[first]} − {names[second]}", f"{value['mean']:+.4f}", interval)
+        shown.add_row(f"{NAMES[first]} − {NAMES[second]}", f"{value['mean']:+.4f}", interval)
     return shown
 
 
