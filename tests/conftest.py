@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -66,14 +67,38 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if mark and f"not {mark}" in config.option.markexpr else None
 
 
+TOGETHER = {
+    f"tests/{place}": "taught"
+    for place in (
+        "browser/test_real_server.py",
+        "integration/test_call_it_howto.py",
+        "integration/test_servers_apart.py",
+    )
+}
+"""Modules that share servers, and the name of what they share."""
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a module's tests on one worker, and with them those of the modules that it shares servers with.
+
+    By the name of a test's module: xdist 3.8 hands groups on in an attribute that pytest 9.2 no longer reads.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return TOGETHER.get(module, module)
+
+    return Together(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is slow and heavy by its place, keep each module on one worker, and begin with what takes longest."""
+    """Mark what is slow and heavy by its place, and begin with what takes longest."""
     for item in items:
         if mark := _place_mark(item.path):
             item.add_marker(mark)
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(_place(item.path)))
     items.sort(key=_rank)
 
 

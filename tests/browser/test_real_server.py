@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import httpx
-import pytest
 from playwright.sync_api import Page, expect
 
 from tests.integration.rooms import PATIENCE_MS
 from tests.integration.servers import ServerProcess
 
 pytest_plugins = ["tests.integration.rooms"]
-pytestmark = pytest.mark.xdist_group("taught")
 
 
 def test_a_user_of_the_feature_store_is_explored_live(visit: Callable[..., Page], recommender: ServerProcess) -> None:

@@ -59,11 +59,3 @@ def small_run(built_once: Callable[[str, Callable[[Path], object]], Path]) -> Pa
     from tests.integration.parts import make_run
 
     return built_once("run", make_run)
-
-
-@pytest.fixture(scope="session")
-def taught_run(small_run: Path, built_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    """``small_run`` with a policy that answers, see ``taught.teach``. Read it, never write into it."""
-    from tests.integration.taught import teach
-
-    return built_once("taught", lambda place: teach(small_run, place))

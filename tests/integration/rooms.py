@@ -1,7 +1,7 @@
-"""Servers that several test files share, each started once in a test process; a file that uses them names this plugin::
+"""Servers that several test files share, each started once in a test process.
 
-    pytest_plugins = ["tests.integration.rooms"]
-    pytestmark = pytest.mark.xdist_group("taught")
+A file that uses them says ``pytest_plugins = ["tests.integration.rooms"]``, and stands among ``TOGETHER`` in
+``tests/conftest.py``, so that one worker has all of them.
 
 They are started as a user starts them, and end with SIGTERM and exit status 0 after the last test.
 """

@@ -16,7 +16,6 @@ from deeprec.cli import app
 from tests.integration.servers import ServerProcess
 
 pytest_plugins = ["tests.integration.rooms"]
-pytestmark = pytest.mark.xdist_group("taught")
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "call-it.md").read_text(encoding="utf-8")
 
 

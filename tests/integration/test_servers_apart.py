@@ -41,10 +41,7 @@ from tests.integration.parts import make_bundle
 from tests.integration.servers import Hosted, ServerProcess, hosted, until
 
 pytest_plugins = ["tests.integration.rooms"]
-pytestmark = [
-    pytest.mark.xdist_group("taught"),
-    pytest.mark.filterwarnings("ignore:ORJSONResponse is deprecated"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:ORJSONResponse is deprecated")
 
 DEADLINE_MS = 20_000
 
