@@ -12,12 +12,12 @@ from deeprec.cli.output import end_on_sigterm
 from deeprec.cli.profiles import CONFIG_HELP, SET_HELP, read_config
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
     from rich.table import Table
 
-COLUMNS = ("recall@10", "ndcg@10", "mrr", "valid_rate", "mean_calls", "candidate_recall", "same_as_trm")
+COLUMNS = ("recall@10", "ndcg@10", "valid_rate", "mean_calls", "candidate_recall")
 
 
 def register(app: typer.Typer) -> None:
@@ -66,15 +66,10 @@ def run(
 
 def table(metrics: Mapping[str, Any], target: str = "Test target") -> Table:
     """The results, one line per recommender that was measured; a measure that does not apply is left blank."""
-    from rich.table import Table
-
     from deeprec.evaluation.charts import NAMES
 
     measured = {**metrics.get("baselines", {}), **metrics.get("policy", {})}
-    shown = Table(title=f"{target}, {metrics.get('users_evaluated', '?')} users, full ranking")
-    shown.add_column("")
-    for column in COLUMNS:
-        shown.add_column(column.replace("_", " "), justify="right")
+    shown = _narrow(f"{target}, {metrics.get('users_evaluated', '?')} users, full ranking", COLUMNS)
     for name, title in NAMES.items():
         values = measured.get(name)
         if values:
@@ -84,23 +79,28 @@ def table(metrics: Mapping[str, Any], target: str = "Test target") -> Table:
 
 def step_table(metrics: Mapping[str, Any]) -> Table:
     """What each step gives: paired differences in NDCG@10, and what the TRM and the policy took to make."""
-    from rich.table import Table
-
     from deeprec.evaluation.charts import NAMES
 
     everything, policy = (metrics["minutes"][name] for name in ("trm_everything", "policy"))
-    shown = Table(
-        title="What each step gives, in NDCG@10 on the same users",
-        caption=f"minutes of making: TRM trained on everything {everything:.1f}, policy with its TRM {policy:.1f}",
-    )
-    shown.add_column("")
-    for column in ("difference", "95 % interval"):
-        shown.add_column(column, justify="right")
+    shown = _narrow("What each step gives on the same users, with 95 % intervals", ("ndcg@10", "low", "high"))
+    shown.caption = f"minutes of making: TRM trained on everything {everything:.1f}, policy with its TRM {policy:.1f}"
     for pair, found in metrics["steps"].items():
         first, second = pair.split("_minus_")
         value = found["ndcg@10"]
-        interval = f"{value['low']:+.4f} to {value['high']:+.4f}"
-        shown.add_row(f"{NAMES[first]} − {NAMES[second]}", f"{value['mean']:+.4f}", interval)
+        figures = (f"{value[part]:+.4f}" for part in ("mean", "low", "high"))
+        shown.add_row(f"{NAMES[first]} − {NAMES[second]}", *figures)
+    return shown
+
+
+def _narrow(title: str, columns: Sequence[str]) -> Table:
+    """A table in which nothing wraps; both of a run fit a terminal of 80 columns."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column("", no_wrap=True)
+    for column in columns:
+        shown.add_column(column.replace("_", "\n"), justify="right", vertical="bottom", no_wrap=True)
     return shown
 
 

@@ -14,10 +14,12 @@ from unittest import mock
 
 import pytest
 import yaml
+from rich.console import Console
 
 from deeprec.cli import main
 from deeprec.cli.run import step_table, table
 from deeprec.errors import PipelineError
+from deeprec.evaluation.charts import NAMES
 
 pytestmark = pytest.mark.usefixtures("quick_stacks")
 
@@ -189,12 +191,27 @@ def test_table_leaves_blank_what_does_not_apply() -> None:
     assert shown.row_count == 1, "who was not measured has no row"
     cells = {str(column.header): list(column.cells) for column in shown.columns}
     assert cells["ndcg@10"] == ["0.5000"]
-    assert [cells[name] for name in ("recall@10", "mean calls", "candidate recall")] == [[""]] * 3
+    assert [cells[name] for name in ("recall@10", "mean\ncalls", "candidate\nrecall")] == [[""]] * 3
 
 
 def test_steps_have_their_intervals_and_the_minutes_are_below() -> None:
     step = {"ndcg@10": {"mean": 0.0125, "low": -0.001, "high": 0.02}}
     shown = step_table({"steps": {"start_minus_trm": step}, "minutes": {"trm_everything": 9.04, "policy": 61.2}})
     row = [next(iter(column.cells)) for column in shown.columns]
-    assert row == ["policy, start − TRM alone", "+0.0125", "-0.0010 to +0.0200"]
+    assert row == ["policy, start − TRM alone", "+0.0125", "-0.0010", "+0.0200"]
     assert "9.0, policy with its TRM 61.2" in str(shown.caption)
+
+
+def test_tables_of_a_run_fit_a_terminal_of_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = dict.fromkeys(("recall@10", "ndcg@10", "valid_rate", "mean_calls", "candidate_recall"), 0.5)
+    steps = {"stage2_minus_fusion": {"ndcg@10": dict.fromkeys(("mean", "low", "high"), -0.1)}}
+    metrics = {"baselines": dict.fromkeys(NAMES, figures), "users_evaluated": 1500, "steps": steps}
+    console = Console(width=80)
+    console.print(table(metrics))
+    console.print(step_table(metrics | {"minutes": {"trm_everything": 1.0, "policy": 2.0}}))
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert all(
+        any(title in line and line.count("0.5000") == 5 for line in shown.splitlines()) for title in NAMES.values()
+    )
+    assert any("policy, after stage 2 − fusion, first list × policy  -0.1000" in line for line in shown.splitlines())
