@@ -24,8 +24,9 @@ def evaluate(
     report: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
     verdict: dsl.OutputPath(str),
+    serve: dsl.OutputPath(str),
 ):
-    """Write metrics, trajectories, the report and the verdict."""
+    """Write metrics, trajectories, the report, the verdict, and which of policy and TRM is to serve."""
     from pathlib import Path
 
     from deeprec.components.boundary import flatten, reported
@@ -44,6 +45,7 @@ def evaluate(
         made = Made(*(Path(artifact.path) for artifact in parts))
         result, values = run(made, *sections, seed, Path(results.path), Path(report.path))
         Path(verdict).write_text(result.to_json(), encoding="utf-8")
+        Path(serve).write_text(values["verdict"]["serve"], encoding="utf-8")
         for name, value in flatten(values).items():
             metrics.log_metric(name, value)
         print(result.reason, flush=True)

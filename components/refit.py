@@ -8,13 +8,13 @@ from deeprec.components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def refit(
     gate: str,
+    serve: str,
     trm: dict,
     text: dict,
     settings: dict,
     seed: int,
     dataset: dsl.Input[dsl.Dataset],
     policy_trm: dsl.Input[dsl.Model],
-    evaluation: dsl.Input[dsl.Artifact],
     model: dsl.Output[dsl.Model],
 ):
     """Write the TRM that the bundle holds. ``settings`` is the section ``bundle``, ``policy_trm`` the policy's TRM."""
@@ -30,6 +30,6 @@ def refit(
         require(gate)
         raw = (TrmConfig, trm), (TextConfig, text), (BundleConfig, settings)
         sections = [kind.model_validate(section) for kind, section in raw]
-        inputs = [Path(artifact.path) for artifact in (dataset, policy_trm, evaluation)]
+        inputs = [Path(artifact.path) for artifact in (dataset, policy_trm)]
         kept = checkpoints("refit", trm, text, seed, dataset.uri, policy_trm.uri)
-        run(*inputs, *sections, seed, Path(model.path), checkpoint=kept)
+        run(*inputs, serve, *sections, seed, Path(model.path), checkpoint=kept)

@@ -147,13 +147,13 @@ def build(settings: PipelineConfig, *, in_turn: bool = False) -> Any:
             "refit",
             refit(
                 gate=evaluated.outputs["verdict"],
+                serve=evaluated.outputs["serve"],
                 trm=trm,
                 text=text,
                 settings=bundle,
                 seed=seed,
                 dataset=dataset,
                 policy_trm=retrieval.outputs["model"],
-                evaluation=evaluated.outputs["results"],
             ),
         )
         place(

@@ -121,7 +121,7 @@ def evaluate(
     setting = open_setting(data, test_examples(data), made.trm, explore, rewards, text, seed)
     sections: dict[str, Any] = {"explore": explore, "rewards": rewards, "text": text, "evaluation": evaluation}
     configuration = {name: section.model_dump(mode="json") for name, section in sections.items()}
-    parents = [made.dataset, made.trm, made.trm_everything, *made.policies.values()]
+    parents = [made.dataset, made.trm, made.trm_everything, made.prompts, *made.policies.values()]
     with write_artifact(out, KIND, config=configuration, parents=parents, seed=seed) as work:
         measured = measure_all(setting, data, made, progress)
         metrics = assemble(data, measured, made.minutes(), evaluation, seed)

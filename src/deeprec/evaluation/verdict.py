@@ -97,7 +97,10 @@ def _pays(metrics: JsonDict, verdict: Mapping[str, Any]) -> str:
             f"{verdict['low']:.3f} to {verdict['high']:.3f}"
         )
     low, high = verdict["low"], verdict["high"]
-    stands = "is level with" if low is None or low <= 1 <= high else "beats" if low > 1 else "is below"
+    if low is None:
+        stands = "cannot be compared with"
+    else:
+        stands = "beats" if low > 1 else "is below" if high < 1 else "is level with"
     policy_ms, trm_ms = (f"{verdict['ms_per_request'][name]:.3g}" for name in ("policy", "trm"))
     return (
         f"The policy {stands} the best baseline, {NAMES[verdict['over']]} ({found}), and takes {policy_ms} ms a "

@@ -7,13 +7,11 @@ under a policy that one stays.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from deeprec.config import BundleConfig, TextConfig, TrmConfig
-from deeprec.errors import ArtifactError
-from deeprec.serving.bundle import chosen_by
+from deeprec.evaluation.verdict import Served
 from deeprec.store import put_directory, read_artifact
 
 
@@ -25,7 +23,7 @@ def say(line: str) -> None:
 def refit(
     dataset: Path,
     trm: Path,
-    evaluation: Path,
+    serve: Served,
     settings: TrmConfig,
     text: TextConfig,
     bundle: BundleConfig,
@@ -41,20 +39,22 @@ def refit(
     it.
 
     Args:
+        serve: what the evaluation found is to serve. Nothing else of it is asked for, so that another evaluation with
+            the same outcome trains nothing anew.
         settings: those that ``trm`` was trained with, as are ``text`` and ``seed``.
         checkpoint: see ``train_trm``.
 
     Raises:
-        ArtifactError, DataError: an input cannot be read, or the evaluation does not say what serves.
+        ArtifactError, DataError: an input cannot be read.
         TrmError: training failed.
         StoreError: ``out`` cannot be written.
     """
     from deeprec.data.splits import everything_sequences
     from deeprec.trm.training import train_split
 
-    policy_serves = _policy_serves(evaluation)
-    if policy_serves or not bundle.refit:
-        reason = "the policy serves, with the TRM that it was trained with" if policy_serves else "bundle.refit is off"
+    if serve == "policy" or not bundle.refit:
+        off = "bundle.refit is off"
+        reason = "the policy serves, with the TRM that it was trained with" if serve == "policy" else off
         progress(f"the TRM is handed on as it is: {reason}")
         put_directory(trm, str(out))
         return
@@ -71,11 +71,3 @@ def refit(
         checkpoint=checkpoint,
         refit_of=read_artifact(trm, "trm").digest,
     )
-
-
-def _policy_serves(evaluation: Path) -> bool:
-    read_artifact(evaluation, "evaluation")
-    try:
-        return chosen_by(json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))) == "policy"
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"cannot read the figures in {evaluation}: {error}; evaluate again") from error

@@ -78,7 +78,7 @@ def test_the_sentence_has_figures_cost_and_choice() -> None:
     [
         (Interval(1.1, 1.05, 1.15), "beats"),
         (Interval(1.01, 0.99, 1.03), "is level with"),
-        (None, "is level with"),
+        (None, "cannot be compared with"),
         (Interval(0.9, 0.85, 0.95), "is below"),
     ],
 )

@@ -124,8 +124,7 @@ def test_the_bundle_takes_its_trm_from_the_refit_and_that_from_the_policys_own(t
     assert artifacts_of(tasks, "refit") == {
         "dataset": ("ingest", "dataset"),
         "policy_trm": ("train-trm", "model"),
-        "evaluation": ("evaluate", "results"),
-    }
+    }, "the evaluation says what serves, and another with the same outcome trains nothing anew"
     bundle = artifacts_of(tasks, "publish-bundle")
     assert bundle["trm"] == ("refit", "model")
     assert bundle["policy"] == ("train-stage-2", "trained")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +12,13 @@ from deeprec.config import BundleConfig, TextConfig, TrmConfig
 from deeprec.data.dataset import Dataset
 from deeprec.data.splits import everything_sequences, interaction_counts, popularity
 from deeprec.errors import ArtifactError
+from deeprec.evaluation.verdict import Served
 from deeprec.explore.protocol import TitleBook
 from deeprec.serving.bundle import Bundle, extend_bundle
 from deeprec.serving.loading import load_recommender
 from deeprec.serving.refit import refit
 from deeprec.serving.request import TrmOnlyRequest
-from deeprec.store import read_artifact, write_artifact
+from deeprec.store import read_artifact
 from deeprec.trm.artifact import read_record, read_trm
 from deeprec.trm.recommender import TrmRecommender
 from deeprec.trm.training import train_split
@@ -33,12 +33,9 @@ Refit = Callable[..., tuple[Path, list[str]]]
 def do_refit(sample_dataset: Path, toy_trm: Path, tmp_path: Path) -> Refit:
     """``do_refit(serve, refit=True)``: the artifact that the task writes, and its log."""
 
-    def run(serve: str, **bundle: bool) -> tuple[Path, list[str]]:
-        evaluation, lines = tmp_path / f"{serve}-evaluation", list[str]()
-        with write_artifact(evaluation, "evaluation", parents=[sample_dataset]) as work:
-            (work / "metrics.json").write_text(json.dumps({"verdict": {"serve": serve}}))
-        inputs = sample_dataset, toy_trm, evaluation
-        settings = BundleConfig.model_validate(bundle)
+    def run(serve: Served, **bundle: bool) -> tuple[Path, list[str]]:
+        settings, lines = BundleConfig.model_validate(bundle), list[str]()
+        inputs = sample_dataset, toy_trm, serve
         out = tmp_path / f"{serve}-trm"
         refit(*inputs, TRM, TEXT, settings, 4, out, checkpoint=tmp_path / "checkpoint", progress=lines.append)
         return out, lines
@@ -79,11 +76,6 @@ def test_elsewhere_the_trm_is_handed_on_as_it_is(
     out, [line] = do_refit(serve, **settings)
     assert read_artifact(out).digest == read_artifact(toy_trm).digest
     assert line.startswith(f"the TRM is handed on as it is: {reason}")
-
-
-def test_an_evaluation_that_does_not_say_what_serves_is_refused(do_refit: Refit) -> None:
-    with pytest.raises(ArtifactError, match=r"verdict\.serve is 'both'"):
-        do_refit("both")
 
 
 # ------------------------------------------------------------------------------------------------------- in a bundle
