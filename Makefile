@@ -4,7 +4,6 @@ STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST = $(RUN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
-export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -40,6 +39,7 @@ test-slow: $(STAMP) ## The slow tests: the quickstart, whole pipelines, the benc
 	$(PYTEST) -m slow
 
 quick-tests all-tests test-slow: export OMP_NUM_THREADS ?= 1
+quick-tests all-tests test-slow: export OMP_WAIT_POLICY ?= PASSIVE
 
 quick-tests:
 	$(PYTEST) -m "not slow and not heavy" tests/unit
