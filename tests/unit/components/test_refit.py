@@ -17,10 +17,10 @@ from deeprec.serving import refit as task
 def run(tmp_path: Path, passed: bool = True, **settings: Any) -> None:
     artifacts = {
         name: SimpleNamespace(path=str(tmp_path / name), uri=f"s3://a/{name}")
-        for name in ("dataset", "policy_trm", "evaluation", "model")
+        for name in ("dataset", "policy_trm", "model")
     }
     gate = Verdict.of("evaluation", [CheckRow("a", "1", "r", passed)]).to_json()
-    refit.python_func(gate=gate, trm={"epochs": 7}, text={}, settings=settings, seed=3, **artifacts)
+    refit.python_func(gate=gate, serve="trm", trm={"epochs": 7}, text={}, settings=settings, seed=3, **artifacts)
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def test_inputs_settings_and_checkpoints_are_handed_on(
     run(tmp_path, refit=False)
     monkeypatch.setenv(CHECKPOINTS, str(tmp_path / "kept"))
     run(tmp_path)
-    *inputs, trm, _, bundle, seed, out, nowhere = seen[0]
-    assert inputs == [tmp_path / name for name in ("dataset", "policy_trm", "evaluation")]
+    *inputs, serve, trm, _, bundle, seed, out, nowhere = seen[0]
+    assert (inputs, serve) == ([tmp_path / "dataset", tmp_path / "policy_trm"], "trm")
     assert (trm.epochs, bundle.refit, seed, out) == (7, False, 3, tmp_path / "model")
     assert nowhere is None
     assert seen[1][5].refit
