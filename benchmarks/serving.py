@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from deeprec.serving.bundle import Bundle
+from deeprec.bundle.bundle import Bundle
 from deeprec.types import JsonDict
 
 START_SECONDS = 300.0

@@ -35,9 +35,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving import Connection
+from deeprec.bundle.bundle import Bundle
 from deeprec.config import ServingConfig
 from deeprec.serving import loading
-from deeprec.serving.bundle import Bundle
 from deeprec.serving.request import RecommendRequest, read_request
 from deeprec.serving.worker.loop import Loop, Make
 from deeprec.trm.filters import filter_mask

@@ -17,19 +17,22 @@ def publish_bundle(
     evaluation: dsl.Input[dsl.Artifact],
     features: dsl.Input[dsl.Artifact],
     bundle: dsl.Output[dsl.Model],
+    version: dsl.OutputPath(str),
 ):
-    """Write the bundle, and put it where ``settings.uri`` says."""
+    """Write the bundle, push it to ``settings.uri``, and say which version it is."""
     from pathlib import Path
 
     from deeprec.components.boundary import reported
 
     with reported():
+        from deeprec.bundle.publish import publish
+        from deeprec.bundle.shelf import deliver
         from deeprec.checks.gate import Verdict, require
         from deeprec.config import BundleConfig, ExploreConfig, TextConfig
-        from deeprec.serving.bundle import publish
 
         require(gate)
         inputs = [Path(artifact.path) for artifact in (dataset, trm, policy, evaluation, features)]
-        raw = (TextConfig, text), (ExploreConfig, explore), (BundleConfig, settings)
-        sections = [kind.model_validate(section) for kind, section in raw]
+        sections = TextConfig.model_validate(text), ExploreConfig.model_validate(explore)
         publish(*inputs, *sections, Verdict.from_json(gate), Path(bundle.path))
+        found = deliver(Path(bundle.path), BundleConfig.model_validate(settings))
+        Path(version).write_text(found, encoding="utf-8")

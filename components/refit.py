@@ -23,9 +23,9 @@ def refit(
     from deeprec.components.boundary import checkpoints, reported
 
     with reported():
+        from deeprec.bundle.refit import refit as run
         from deeprec.checks.gate import require
         from deeprec.config import BundleConfig, TextConfig, TrmConfig
-        from deeprec.serving.refit import refit as run
 
         require(gate)
         raw = (TrmConfig, trm), (TextConfig, text), (BundleConfig, settings)

@@ -1,9 +1,10 @@
 """One training run in its working directory: the pipeline, what a person reads afterwards, and the figures.
 
 The directory holds ``config.yaml`` (resolved), ``logs/TASK.log``, ``reports/TASK.html``, and after success
-``report.html``, ``metrics.json`` and ``bundle/``; ``pipeline/``, ``cache/`` and ``checkpoints/`` are what ``resume``
-goes on from. A run that is not resumed starts by clearing all of this but ``bundle/`` and the feature store, so that
-what serves stays until a new bundle takes its place. One run at a time has the directory.
+``report.html``, ``metrics.json``, ``bundle/`` and, where ``bundle.promote`` is set, ``shelf/``; ``pipeline/``,
+``cache/`` and ``checkpoints/`` are what ``resume`` goes on from. A run that is not resumed starts by clearing all of
+this but ``bundle/``, ``shelf/`` and the feature store, so that what serves stays until a new bundle takes its place.
+One run at a time has the directory.
 """
 
 import contextlib
@@ -26,7 +27,6 @@ from deeprec.pipelines import training
 from deeprec.pipelines.local import TaskResult, run_pipeline
 from deeprec.pipelines.progress import Progress
 from deeprec.pipelines.records import source_version
-from deeprec.serving.bundle import restate_metrics
 from deeprec.store import write_text
 
 _MARK = ".deeprec-run"
@@ -80,13 +80,16 @@ def run_training(config: Config, workdir: Path, *, resume: bool = False, progres
 
 
 def resolve(config: Config, workdir: Path) -> Config:
-    """The configuration with absolute local paths; features go to ``workdir/features`` unless named."""
+    """The configuration with absolute local paths; features go to ``workdir/features`` unless named.
+
+    A bundle that is promoted goes to ``workdir/shelf`` where no shelf is named.
+    """
     tree = config.model_dump()
     tree["features"]["path"] = os.path.abspath(tree["features"]["path"] or workdir / "features")
     if tree["data"]["path"] and "://" not in tree["data"]["path"]:
         tree["data"]["path"] = os.path.abspath(os.path.expanduser(tree["data"]["path"]))
-    if tree["bundle"]["uri"] and "://" not in tree["bundle"]["uri"]:
-        tree["bundle"]["uri"] = os.path.abspath(tree["bundle"]["uri"])
+    shelf = tree["bundle"]["uri"] or (str(workdir / "shelf") if tree["bundle"]["promote"] else "")
+    tree["bundle"]["uri"] = os.path.abspath(shelf) if shelf and "://" not in shelf else shelf
     return Config.model_validate(tree)
 
 
@@ -178,18 +181,17 @@ def _finish(results: Sequence[TaskResult], workdir: Path, wall: float) -> RunRes
     seconds = {result.name: round(result.seconds, 2) for result in results}
     metrics["seconds"] = {**seconds, "total": round(wall + cached, 2)}
     shutil.copyfile(outputs["evaluate"]["report"].path, workdir / "report.html")
-    _swap(Path(outputs["publish-bundle"]["bundle"].path), workdir / "bundle", metrics)
+    _swap(Path(outputs["publish-bundle"]["bundle"].path), workdir / "bundle")
     write_text(workdir / "metrics.json", json.dumps(metrics, indent=2))
     return RunResult(workdir, tuple(results), metrics)
 
 
-def _swap(source: Path, target: Path, metrics: Mapping[str, Any]) -> None:
-    """Replace ``target`` by the bundle ``source`` with these figures; the old one stays until the new one is whole."""
+def _swap(source: Path, target: Path) -> None:
+    """Replace ``target`` by the bundle ``source``; the old one stays until the new one is whole."""
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.copytree(source, fresh)
-    restate_metrics(fresh, metrics)
     if target.exists():
         os.replace(target, old)
     os.replace(fresh, target)

@@ -216,11 +216,11 @@ def make_bundle(toy_trm: Path, sample_dataset: Path) -> Callable[..., Path]:
     The policy is a tokenizer without weights: it can be read, not run. ``trm`` takes the place of the toy TRM in the
     bundle, not as what the policy was made from.
     """
+    from deeprec.bundle.publish import publish
     from deeprec.checks.gate import Verdict
-    from deeprec.config import BundleConfig, ExploreConfig
+    from deeprec.config import ExploreConfig
     from deeprec.markup import MARKUP
     from deeprec.policy.tiny import build_tokenizer
-    from deeprec.serving.bundle import publish
     from deeprec.store import write_artifact
 
     def make(out: Path, titles: Sequence[str], serve: str = "policy", trm: Path = toy_trm) -> Path:
@@ -239,7 +239,6 @@ def make_bundle(toy_trm: Path, sample_dataset: Path) -> Callable[..., Path]:
             **places,
             text=text,
             explore=explore,
-            bundle=BundleConfig(),
             verdict=passed,
             out=out,
         )

@@ -4,14 +4,12 @@ An artifact is a directory with ``manifest.json``, which names its kind, the sha
 made from (configuration, parents, seed) and by which package version. ``write_artifact`` builds it in a hidden
 directory beside its place and moves it there in one step; ``read_artifact`` refuses a directory whose files are not
 exactly those of the manifest. ``put_directory`` and ``get_directory`` copy artifacts to and from a local path or
-``s3://bucket/prefix``; there the manifest is written last, so a prefix without one holds no artifact. ``write_text``
-writes a single file, such as a report, that is no artifact.
+``s3://bucket/prefix`` (see ``objects`` for its settings); there files lie in a folder of their own, and writing the
+manifest, last, is the turn, so that a failed copy leaves what was there. ``write_text`` writes a single file, such as a
+report, that is no artifact.
 
-S3 takes its endpoint and credentials from the environment: ``AWS_ENDPOINT_URL`` (or ``S3_ENDPOINT_URL``),
-``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``.
-
-Limits: one writer per place; replacing an artifact on S3 leaves a moment without a manifest, which readers report as
-missing; symbolic links inside an artifact are read through, and copied as files.
+Limits: one writer per place; who reads an artifact on S3 while it is replaced may find files gone, and reads again;
+symbolic links inside an artifact are read through, and copied as files.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +33,7 @@ from typing import Any
 
 from deeprec import __version__
 from deeprec.errors import ArtifactError, StoreError
+from deeprec.objects import is_s3, open_objects
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -144,8 +143,17 @@ def write_artifact(
         (work / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_artifact(path: str | Path, kind: str | None = None, *, verify: bool = True) -> Manifest:
-    """The manifest of the artifact at ``path``, after checking its kind and (``verify``) every file's hash.
+def read_artifact(
+    path: str | Path,
+    kind: str | None = None,
+    *,
+    verify: bool = True,
+    needed: Callable[[str], bool] = lambda name: True,
+) -> Manifest:
+    """The manifest of the artifact at ``path``, after checking its kind and (``verify``) the files' hashes.
+
+    Args:
+        needed: whether a file is looked at; those that are not may be missing.
 
     Raises:
         ArtifactError: no such artifact, unreadable manifest, another kind or schema, a missing, extra or changed file.
@@ -155,7 +163,7 @@ def read_artifact(path: str | Path, kind: str | None = None, *, verify: bool = T
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{place} is an artifact of kind {manifest.kind!r}, not {kind!r}; name the right directory")
     if verify:
-        _verify(place, manifest)
+        _verify(place, manifest, needed)
     return manifest
 
 
@@ -168,10 +176,14 @@ def _read_manifest(place: Path) -> Manifest:
         raise ArtifactError(f"{place} {state}, so it is no artifact; name a directory that a run finished") from error
     except OSError as error:
         raise ArtifactError(f"cannot read {file}: {error.strerror}; check its permissions") from error
-    return _parse_manifest(raw, str(file))
+    return parse_manifest(raw, str(file))
 
 
-def _parse_manifest(raw: bytes, where: str) -> Manifest:
+def parse_manifest(raw: bytes, where: str) -> Manifest:
+    """
+    Raises:
+        ArtifactError: ``raw`` is no manifest, or of another schema; ``where`` is how the error calls it.
+    """
     try:
         values = json.loads(raw)
         manifest = Manifest(
@@ -203,15 +215,15 @@ def _safe_name(name: str, where: str) -> str:
     return name
 
 
-def _verify(place: Path, manifest: Manifest) -> None:
-    present = set(_file_names(place))
-    missing = sorted(set(manifest.files) - present)
+def _verify(place: Path, manifest: Manifest, needed: Callable[[str], bool]) -> None:
+    present, named = set(_file_names(place)), set(filter(needed, manifest.files))
+    missing = sorted(named - present)
     extra = sorted(present - set(manifest.files))
     if missing or extra:
         found = [f"{name} is missing" for name in missing] + [f"{name} is not in its manifest" for name in extra]
         raise ArtifactError(f"{place} is not as it was written: {_first(found)}; copy it or make it again")
     try:
-        changed = [name for name, digest in manifest.files.items() if file_digest(place / name) != digest]
+        changed = [name for name in named if file_digest(place / name) != manifest.files[name]]
     except OSError as error:
         raise ArtifactError(f"cannot read {error.filename}: {error.strerror}; check its permissions") from error
     if changed:
@@ -345,7 +357,7 @@ def put_directory(local: str | Path, uri: str) -> None:
     """
     source = Path(local)
     manifest = read_artifact(source)
-    if _is_s3(uri):
+    if is_s3(uri):
         _put_s3(source, manifest, uri)
         return
     with _replacing(Path(uri)) as work:
@@ -360,10 +372,10 @@ def get_directory(uri: str, local: str | Path) -> Path:
         StoreError: the store cannot be reached or refuses the read, or ``local`` cannot be written.
     """
     place = Path(local)
-    if not _is_s3(uri):
+    if not is_s3(uri):
         manifest = read_artifact(uri, verify=False)
     with _replacing(place) as work:
-        if _is_s3(uri):
+        if is_s3(uri):
             _get_s3(uri, work)
         else:
             _copy_files(Path(uri), work, manifest)
@@ -374,31 +386,14 @@ def get_directory(uri: str, local: str | Path) -> Path:
     return place
 
 
-def fingerprint(uri: str | Path) -> str:
-    """A value that changes with the files at ``uri``, read from their listing alone; empty when there are none.
-
-    Raises:
-        StoreError: the store cannot be reached or refuses the read.
-    """
-    listed: list[tuple[object, ...]]
-    if _is_s3(str(uri)):
-        bucket, prefix = _split(str(uri))
-        with _s3(str(uri)) as client:
-            found = client.list_objects(bucket, prefix=f"{prefix}/", recursive=True)
-            listed = [(item.object_name, item.etag, item.size) for item in found]
-    else:
-        listed = []
-        for file in Path(uri).resolve().rglob("*"):
-            with suppress(OSError):
-                state = file.stat()
-                listed.append((file, state.st_ino, state.st_size, state.st_mtime_ns))
+def fingerprint(place: str | Path) -> str:
+    """A value that changes with the files in a directory, read from their listing alone; empty when there are none."""
+    listed: list[tuple[object, ...]] = []
+    for file in Path(place).resolve().rglob("*"):
+        with suppress(OSError):
+            state = file.stat()
+            listed.append((file, state.st_ino, state.st_size, state.st_mtime_ns))
     return config_digest({"files": sorted(map(str, listed))}) if listed else ""
-
-
-def _is_s3(uri: str) -> bool:
-    if "://" in uri and not uri.startswith("s3://"):
-        raise StoreError(f"{uri!r} is neither a local path nor s3://bucket/prefix; give one of the two")
-    return uri.startswith("s3://")
 
 
 def _copy_files(source: Path, target: Path, manifest: Manifest) -> None:
@@ -410,88 +405,33 @@ def _copy_files(source: Path, target: Path, manifest: Manifest) -> None:
             raise ArtifactError(f"{source} is not as it was written: {name} is missing; make it again") from error
 
 
-def _split(uri: str) -> tuple[str, str]:
-    """Bucket and prefix (without slashes at its ends)."""
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    prefix = prefix.strip("/")
-    if not bucket or not prefix:
-        raise StoreError(f"{uri!r} names no bucket and prefix; write s3://bucket/prefix")
-    return bucket, prefix
-
-
 def _put_s3(source: Path, manifest: Manifest, uri: str) -> None:
-    bucket, prefix = _split(uri)
-    with _s3(uri) as client:
-        before = {item.object_name for item in client.list_objects(bucket, prefix=f"{prefix}/", recursive=True)}
-        client.remove_object(bucket, f"{prefix}/{MANIFEST}")
-        written: list[str] = []
-        try:
-            for name in [*sorted(manifest.files), MANIFEST]:
-                written.append(f"{prefix}/{name}")
-                client.fput_object(bucket, written[-1], str(source / name))
-        except BaseException:
-            with suppress(Exception):
-                for name in reversed(written):
-                    client.remove_object(bucket, name)
-            raise
-        for name in before - set(written):
-            client.remove_object(bucket, name)
+    """The files go to a folder named by the manifest's digest; putting the manifest is the turn, old ones go after."""
+    place, folder = open_objects(uri), _folder(manifest)
+    before = {listed.name for listed in place.names()}
+    try:
+        for name in sorted(manifest.files):
+            place.put(f"{folder}/{name}", source / name)
+        place.put(MANIFEST, source / MANIFEST)
+    except BaseException:
+        with suppress(Exception):
+            now = place.read(MANIFEST)
+            if now is None or hashlib.sha256(now.content).hexdigest() != manifest.digest:
+                for listed in place.names(folder):
+                    place.remove(listed.name)
+        raise
+    for name in before - {MANIFEST} - {f"{folder}/{name}" for name in manifest.files}:
+        place.remove(name)
 
 
 def _get_s3(uri: str, work: Path) -> None:
-    bucket, prefix = _split(uri)
-    with _s3(uri) as client:
-        client.fget_object(bucket, f"{prefix}/{MANIFEST}", str(work / MANIFEST))
-        for name in _read_manifest(work).files:
-            client.fget_object(bucket, f"{prefix}/{name}", str(work / name))
+    place = open_objects(uri)
+    place.get(MANIFEST, work / MANIFEST)
+    manifest = _read_manifest(work)
+    for name in manifest.files:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        place.get(f"{_folder(manifest)}/{name}", work / name)
 
 
-@contextmanager
-def _s3(uri: str) -> Iterator[Any]:
-    """A client for the endpoint that the environment names; whatever it raises becomes one of our errors."""
-    import urllib3
-    from minio.error import MinioException, S3Error
-
-    try:
-        yield _client()
-    except S3Error as error:
-        if error.code == "NoSuchBucket":
-            raise StoreError(f"{uri}: no such bucket at {_endpoint()}; create it or check the address") from error
-        if error.code == "NoSuchKey":
-            raise ArtifactError(f"{uri}: {error.object_name} is not at {_endpoint()}; check the address") from error
-        raise StoreError(f"{uri}: {_endpoint()} answered {error.code}: {error.message}; check credentials") from error
-    except (MinioException, urllib3.exceptions.HTTPError) as error:
-        raise StoreError(f"{uri}: cannot reach {_endpoint()} ({error}); check AWS_ENDPOINT_URL") from error
-    except ValueError as error:
-        raise StoreError(f"{uri}: {error}; write s3://bucket/prefix") from error
-
-
-def _endpoint() -> str:
-    return os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("S3_ENDPOINT_URL") or "https://s3.amazonaws.com"
-
-
-def _client() -> Any:
-    import certifi
-    import urllib3
-    from minio import Minio
-
-    endpoint = urllib3.util.parse_url(_endpoint())
-    if endpoint.scheme not in ("http", "https") or not endpoint.netloc or (endpoint.path or "/") != "/":
-        raise StoreError(f"AWS_ENDPOINT_URL is {_endpoint()!r}; write http(s)://host:port")
-    key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    if not key or not secret:
-        raise StoreError("S3 needs credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-    pool = urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=5, read=60),
-        retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
-        ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
-    )
-    return Minio(
-        endpoint=endpoint.netloc,
-        access_key=key,
-        secret_key=secret,
-        session_token=os.environ.get("AWS_SESSION_TOKEN"),
-        secure=endpoint.scheme == "https",
-        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-        http_client=pool,
-    )
+def _folder(manifest: Manifest) -> str:
+    return manifest.digest[:16]

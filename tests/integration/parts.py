@@ -9,7 +9,6 @@ from typing import Any
 
 from deeprec.checks.gate import Verdict
 from deeprec.config import (
-    BundleConfig,
     DataConfig,
     ExploreConfig,
     FeaturesConfig,
@@ -52,11 +51,11 @@ def make_run(place: Path) -> Path:
 
 def make_bundle(run: Path, out: Path, *, serve: str = "policy", **explore: Any) -> Path:
     """A bundle of the run's parts at ``out``; another ``explore`` gives it another version."""
-    from deeprec.serving.bundle import publish
+    from deeprec.bundle.publish import publish
 
     verdict = Verdict("evaluation", serve == "policy", "evaluation: passed, 0 of 0 checks", ())
     parts = [run / kind for kind in KINDS]
-    publish(*parts, TEXT, EXPLORE.model_copy(update=explore), BundleConfig(), verdict, out)
+    publish(*parts, TEXT, EXPLORE.model_copy(update=explore), verdict, out)
     return out
 
 

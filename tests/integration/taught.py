@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from deeprec.checks.gate import Verdict
-from deeprec.config import BundleConfig, PolicyConfig, TinyConfig, WarmStartConfig
+from deeprec.config import PolicyConfig, TinyConfig, WarmStartConfig
 from tests.integration.parts import EXPLORE, KINDS, TEXT
 
 TAUGHT = EXPLORE.model_copy(update={"answers": "retrieved", "prompt": "compact"})
@@ -18,12 +18,12 @@ _POLICY = PolicyConfig(
 
 def teach(run: Path, place: Path) -> Path:
     """A run's directory at ``place`` with ``bundle`` and ``features``, whose policy calls twice and answers validly."""
+    from deeprec.bundle.publish import publish
     from deeprec.policy.build import build_policy
-    from deeprec.serving.bundle import publish
 
     parts = {kind: run / kind for kind in KINDS} | {"policy": place / "policy"}
     build_policy(parts["dataset"], parts["trm"], _POLICY, TAUGHT, TEXT, 0, parts["policy"], progress=lambda line: None)
     passed = Verdict("evaluation", True, "evaluation: passed, 0 of 0 checks", ())
-    publish(*parts.values(), TEXT, TAUGHT, BundleConfig(), passed, place / "bundle")
+    publish(*parts.values(), TEXT, TAUGHT, passed, place / "bundle")
     shutil.copytree(run / "features", place / "features", symlinks=True)
     return place

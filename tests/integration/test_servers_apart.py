@@ -18,6 +18,7 @@ import pytest
 from openapi_spec_validator import validate
 from schemathesis import GenerationMode
 
+from deeprec.bundle.bundle import Bundle
 from deeprec.client import Client, Recommendation
 from deeprec.config import EngineConfig, ServingConfig
 from deeprec.data.dataset import Dataset, read_dataset
@@ -26,7 +27,6 @@ from deeprec.explore.loading import load_policy, open_policy
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.rollout import rollout
 from deeprec.features.online import HistoryStore
-from deeprec.serving.bundle import Bundle
 from deeprec.serving.completions.model import open_policy_server
 from deeprec.serving.http.bundle_server import BundleServer
 from deeprec.serving.http.recommender_model import TrmModel
@@ -54,7 +54,7 @@ def bundle(taught: Path) -> Bundle:
 @pytest.fixture(scope="module")
 def retriever(bundle: Bundle) -> TrmRetriever:
     """The bundle's TRM in this process."""
-    return TrmRetriever.load(bundle.path / "trm")
+    return TrmRetriever.load(bundle.part("trm"))
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_kserves_protocols_of_the_policy_server(policy_server: ServerProcess) ->
 def test_greedy_rollouts_are_the_same_token_for_token(
     policy_server: ServerProcess, bundle: Bundle, retriever: TrmRetriever, users: Dataset
 ) -> None:
-    place = bundle.path / "policy"
+    place = bundle.part("policy")
     here = explored(load_policy(place), retriever, bundle, users, 0.0)
     remote = open_policy(place, EngineConfig(kind="server", url=policy_server.url, timeout=60))
     there = explored(remote, retriever, bundle, users, 0.0)
@@ -152,7 +152,7 @@ def test_sampled_rollouts_are_fixed_by_their_seed_whoever_else_asks(
     policy_server: ServerProcess, bundle: Bundle, retriever: TrmRetriever, users: Dataset
 ) -> None:
     engine = EngineConfig(kind="server", url=policy_server.url, timeout=60)
-    policy = open_policy(bundle.path / "policy", engine)
+    policy = open_policy(bundle.part("policy"), engine)
     first, again = (explored(policy, retriever, bundle, users, 1.0) for _ in range(2))
     assert [one.completion_ids for one in first] == [one.completion_ids for one in again]
     assert len({one.completion_ids for one in first}) == len(first)
@@ -240,7 +240,7 @@ def recommend(url: str, **question: object) -> Recommendation:
 def test_a_recommender_of_two_servers_and_what_their_loss_means(
     taught: Path, plain: Path, bundle: Bundle, retriever: TrmRetriever, users: Dataset, tmp_path: Path
 ) -> None:
-    here = explored(load_policy(bundle.path / "policy"), retriever, bundle, users, 0.0)
+    here = explored(load_policy(bundle.part("policy")), retriever, bundle, users, 0.0)
     place = str(taught / "bundle")
     with forkserver.routed(), ExitStack() as running, ExitStack() as running_policy, ExitStack() as running_trm:
         policy = running_policy.enter_context(

@@ -59,7 +59,7 @@ def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 
 
 def test_a_bundle_comes_back_from_object_storage(run: Path, client: Any) -> None:
-    from deeprec.serving.bundle import Bundle
+    from deeprec.bundle.bundle import Bundle
     from deeprec.store import put_directory
 
     put_directory(run / "bundle", "s3://models/bundles/run")
@@ -219,8 +219,8 @@ def test_refusals_are_one_sentence(
 
 
 def test_a_port_in_use_or_a_spoilt_bundle_is_refused(served: Served, run: Path) -> None:
+    from deeprec.bundle.bundle import Bundle
     from deeprec.errors import ArtifactError, ConfigError
-    from deeprec.serving.bundle import Bundle
     from deeprec.serving.http.server import free_port
 
     with pytest.raises(ConfigError, match="cannot listen"):

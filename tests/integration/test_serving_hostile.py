@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from openapi_spec_validator import validate
 from schemathesis import GenerationMode
 
+from deeprec.bundle.publish import extend_bundle
 from deeprec.config import ServingConfig
 from deeprec.features.online import HistoryStore
-from deeprec.serving.bundle import extend_bundle
 from deeprec.serving.http.recommender_server import open_recommender_server
 from deeprec.types import Item
 from tests import forkserver

@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
+from deeprec.bundle.bundle import Bundle
 from deeprec.cli.evaluate import app
 from deeprec.config import RequestLogConfig, ServingConfig
 from deeprec.data.dataset import read_dataset
 from deeprec.serving.batching import Batcher
-from deeprec.serving.bundle import Bundle
 from deeprec.serving.loading import warm_up
 from deeprec.serving.log.request_log import RequestLog, read_log
 from deeprec.serving.recommender import Recommender

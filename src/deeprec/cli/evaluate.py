@@ -65,14 +65,14 @@ def shadow(
 
     `deeprec evaluate shadow logs/shadow --events runs/quickstart/features --window-hours 48 --out shadow.html`
     """
+    from deeprec.bundle.opening import open_bundle
     from deeprec.evaluation.shadow import evaluate_shadow, shadow_rows
     from deeprec.evaluation.shadow_report import render, sentences, tables
-    from deeprec.serving.bundle import Bundle
     from deeprec.serving.log.request_log import read_log
     from deeprec.store import write_text
 
     served = read_log(log)
-    loaded = None if bundle is None else Bundle.load(find_bundle(bundle))
+    loaded = None if bundle is None else open_bundle(find_bundle(bundle), lambda serve: ())
     rows = shadow_rows(served, loaded.version if loaded else None)
     found = evaluate_shadow(
         rows,

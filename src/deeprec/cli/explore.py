@@ -19,9 +19,9 @@ from deeprec.cli.places import explore_of, features_beside, find_bundle
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deeprec.bundle.bundle import Bundle
     from deeprec.config import ExploreConfig
     from deeprec.evaluation.reading import ReadAnswer, ReadCall
-    from deeprec.serving.bundle import Bundle
     from deeprec.types import Call, Catalogue, Filter, Query, RetrievedItem, Trajectory
 
 
@@ -76,14 +76,14 @@ def explore(
 
     `deeprec explore runs/ml-1m --user 1 --temperature 1 --seed 7 --policy models/stage1 --json`
     """
+    from deeprec.bundle.opening import open_bundle
     from deeprec.cli.turns import terminal
     from deeprec.errors import ConfigError
-    from deeprec.serving.bundle import Bundle
 
     if (user is None) == (not history):
         raise ConfigError("name a user with --user, or give a history with --history; one of the two")
     address = find_bundle(bundle)
-    loaded = Bundle.load(address)
+    loaded = open_bundle(address)
     seen = _named(loaded, history) if history else _of_user(loaded, str(user), dataset, features, address)
     asked = _query(loaded, seen, preference, filters)
     console = None if as_json else terminal()
@@ -294,7 +294,7 @@ def _explore(
     from deeprec.trm.text import load_embedder
     from deeprec.types import Conditions, Example
 
-    retriever = TrmRetriever.load(loaded.path / "trm", loaded.catalogue, load_embedder(loaded.text))
+    retriever = TrmRetriever.load(loaded.part("trm"), loaded.catalogue, load_embedder(loaded.text))
     actor = load_policy(place)
     watch = _Watch(loaded.catalogue, console)
     began = time.monotonic()
@@ -328,11 +328,11 @@ def _explore(
 def _policy(loaded: Bundle, named: Path | None) -> tuple[Path, ExploreConfig]:
     """Where the policy is and the exploration it was built for: the bundle's, or another that fits its TRM."""
     if named is None:
-        return loaded.path / "policy", loaded.explore
+        return loaded.part("policy"), loaded.explore
     from deeprec.errors import ArtifactError
     from deeprec.store import read_artifact
     from deeprec.trm.artifact import fits_policy_of
 
-    if not fits_policy_of(loaded.path / "trm", read_artifact(named, "policy", verify=False).parents.get("trm")):
+    if not fits_policy_of(loaded.part("trm"), read_artifact(named, "policy", verify=False).parents.get("trm")):
         raise ArtifactError(f"the policy {named} was not made from the TRM of this bundle; name the run it belongs to")
     return named, explore_of(named)

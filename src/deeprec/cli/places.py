@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from deeprec.config import Config, ExploreConfig, TextConfig
 from deeprec.errors import ArtifactError, ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from deeprec.bundle.bundle import Part
 
 RUNS = Path("runs")
 RUN_HELP = "Directory of a run, such as runs/quickstart: what is not named is taken from it."
 
 
 def find_bundle(place: str | None) -> str:
-    """The address of the bundle at ``place``: a bundle, a run that has one, or an address in object storage.
+    """The address that ``place`` stands for: of a run its shelf where one is live, else its bundle; or itself.
 
-    Without a place, the bundle under ``runs/`` that was written last.
+    Without a place, the run under ``runs/`` whose bundle was written last.
 
     Raises:
         ConfigError: there is none.
@@ -24,20 +28,23 @@ def find_bundle(place: str | None) -> str:
         found = sorted(RUNS.glob("*/bundle/bundle.json"), key=lambda path: path.stat().st_mtime_ns)
         if not found:
             raise ConfigError(f"there is no run with a bundle in {RUNS}/; make one with deeprec run, or name a bundle")
-        return str(found[-1].parent)
-    if "://" in place or (Path(place) / "bundle.json").is_file():
+        place = str(found[-1].parent.parent)
+    if "://" in place or any((Path(place) / name).is_file() for name in ("bundle.json", "shelf.json")):
         return place
-    inside = Path(place) / "bundle"
-    if (inside / "bundle.json").is_file():
-        return str(inside)
-    raise ConfigError(f"{place} is neither a bundle nor the directory of a run that has one")
+    for name, sign in (("shelf", "live.json"), ("bundle", "bundle.json")):
+        if (Path(place) / name / sign).is_file():
+            return str(Path(place) / name)
+    if "@" in place:
+        return place
+    raise ConfigError(f"{place} is neither a bundle nor a shelf nor the directory of a run that has one")
 
 
 def features_beside(bundle: str) -> Path | None:
     """The feature store that a run has beside its bundle; None where there is none."""
     if "://" in bundle:
         return None
-    found = Path(bundle).absolute().parent / "features"
+    place = bundle if Path(bundle).exists() else bundle.rpartition("@")[0]
+    found = Path(place).absolute().parent / "features"
     return found if found.is_dir() else None
 
 
@@ -97,15 +104,25 @@ class Workshop:
         return parse_config(raw, "command line")
 
 
-def part_of(place: Path, kind: str) -> Path:
-    """``place`` itself, or its part ``kind`` where it is a bundle.
+def part_at(place: str | Path, kind: Literal["trm", "policy"]) -> Path:
+    """The artifact at ``place``, or that part of the bundle that ``place`` names.
 
     Raises:
-        ArtifactError: there is no artifact at ``place``.
+        ArtifactError: there is neither, or a file of the bundle differs from its hash.
     """
-    from deeprec.store import read_artifact
+    from deeprec.store import MANIFEST, read_artifact
 
-    return place / kind if read_artifact(place, verify=False).kind == "bundle" else place
+    folder = Path(place)
+    if (folder / MANIFEST).is_file() and read_artifact(folder, verify=False).kind != "bundle":
+        return folder
+    from deeprec.bundle.opening import open_bundle
+
+    try:
+        address = find_bundle(str(place))
+    except ConfigError:
+        read_artifact(folder, kind, verify=False)
+        raise
+    return open_bundle(address, lambda serve: frozenset[Part]({kind})).part(kind)
 
 
 def explore_of(policy: Path) -> ExploreConfig:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deeprec.cli.output import end_on_sigterm, print_json, print_tables, say
-from deeprec.cli.places import RUN_HELP, Workshop, check_absent, part_of, text_of
+from deeprec.cli.places import RUN_HELP, Workshop, check_absent, part_at, text_of
 from deeprec.cli.profiles import SET_HELP
 from deeprec.cli.trainjob import trainjob
 from deeprec.store import write_text
@@ -205,7 +205,7 @@ def evaluate(
     from deeprec.evaluation.single import Split, evaluate_policy
 
     shop = Workshop.open(run)
-    place = part_of(shop.place("stage2", policy, "POLICY"), "policy")
+    place = part_at(shop.place("stage2", policy, "POLICY"), "policy")
     settings = shop.config(config, override, place)
     where = _world(shop, dataset, trm)
     found = evaluate_policy(
@@ -273,7 +273,7 @@ def trajectories(
 
 def _world(shop: Workshop, dataset: Path | None, trm: Path | None) -> tuple[Path, Path]:
     """The dataset and the TRM."""
-    return shop.place("dataset", dataset, "--dataset"), part_of(shop.place("trm", trm, "--trm"), "trm")
+    return shop.place("dataset", dataset, "--dataset"), part_at(shop.place("trm", trm, "--trm"), "trm")
 
 
 def _required(named: Path | None, option: str, what: str) -> Path:

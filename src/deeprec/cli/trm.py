@@ -1,6 +1,7 @@
 """``deeprec trm``: train the preference-aware TRM alone, measure it, ask it, and give it new items.
 
-TRM, wherever it is asked for, is the directory of a TRM artifact or of a bundle. Items are named by id or title.
+TRM, wherever it is asked, is a TRM artifact's directory, or a bundle by any of its addresses. Items are named by id or
+title.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deeprec.cli.output import end_on_sigterm, print_json, print_tables, say
+from deeprec.cli.places import part_at
 from deeprec.cli.profiles import SET_HELP, pair, read_config
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from deeprec.trm.asking import ItemNames
     from deeprec.trm.evaluation import Evaluation
     from deeprec.trm.recommender import Recommendation, TrmRecommender
+    from deeprec.types import Catalogue, Item
 
 app = typer.Typer(
     name="trm",
@@ -27,7 +30,9 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-Place = Annotated[Path, typer.Argument(metavar="TRM", help="Directory of a TRM, or of a bundle.")]
+Place = Annotated[
+    str, typer.Argument(metavar="TRM", help="A TRM's directory, a bundle's or a run's, or SHELF@VERSION.")
+]
 NEWEST = 8
 """Items of a history shown."""
 
@@ -121,7 +126,7 @@ def evaluate(
 
     from deeprec.trm.evaluation import Split, evaluate_trm
 
-    found = evaluate_trm(trm, dataset, report, cast(Split, split))
+    found = evaluate_trm(part_at(trm, "trm"), dataset, report, cast(Split, split))
     if as_json:
         print_json({"split": split, **found.to_json()})
         return
@@ -173,7 +178,7 @@ def recommend(
         raise ConfigError(f"--user {user} needs the dataset that holds the user's history; add --dataset DIRECTORY")
     if user is not None and history:
         raise ConfigError("--user and --history are both given; give one of them")
-    loaded = TrmRecommender.load(trm)
+    loaded = TrmRecommender.load(part_at(trm, "trm"))
     seen = _of_user(loaded, user, dataset) if user is not None and dataset is not None else _named(loaded, history)
     barred = _named(loaded, exclude)
     phrases = parse_preference(preference)
@@ -201,7 +206,7 @@ def similar(
     """
     from deeprec.trm.recommender import TrmRecommender
 
-    loaded = TrmRecommender.load(trm)
+    loaded = TrmRecommender.load(part_at(trm, "trm"))
     found = loaded.similar(item, k)
     if as_json:
         print_json({"items": [_row(one) for one in found]})
@@ -211,42 +216,45 @@ def similar(
 
 @app.command("add-items")
 def add_items(
-    trm: Place,
+    trm: Annotated[Path, typer.Argument(metavar="TRM", help="Directory of a TRM.")],
     items: Annotated[Path, typer.Argument(help="New items: .csv, .tsv, .parquet or .jsonl.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the TRM or bundle to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the TRM to write.")],
     column: Annotated[
         list[str] | None, typer.Option("--column", help="OURS=THEIRS, for example item_id=sku; repeatable.")
     ] = None,
 ) -> None:
     """Make new items retrievable without training, from their texts alone.
 
-    The file has `item_id`, `title` and the catalogue's attribute columns; phrases are made as at the import. Of a
-    bundle a new bundle is written. It serves the TRM alone where the policy cannot name the new items, and says so.
+    The file has `item_id`, `title` and the catalogue's attribute columns; phrases are made as at the import. Items are
+    added to a bundle by `deeprec bundle extend`.
 
     Examples:
 
     `deeprec trm add-items models/ml-1m new.csv --out models/ml-1m-2 --column item_id=movieId`
-
-    `deeprec trm add-items runs/quickstart/bundle new.jsonl --out runs/quickstart/bundle-2`
     """
-    columns = dict(pair(text, "--column", "item_id=sku") for text in column or ())
     from deeprec.data.catalogue import read_catalogue
-    from deeprec.data.items import read_items
     from deeprec.store import read_artifact
-    from deeprec.trm.recommender import trm_directory
+    from deeprec.trm.extend import extend_trm
 
-    catalogue = read_catalogue(trm_directory(trm))
-    new = read_items(items, catalogue, columns)
-    why = ""
-    if read_artifact(trm, verify=False).kind == "bundle":
-        from deeprec.serving.bundle import extend_bundle
+    read_artifact(trm, "trm", verify=False)
+    catalogue = read_catalogue(trm)
+    extended = extend_trm(trm, read_new_items(items, catalogue, column), out).catalogue
+    say_added(catalogue, extended, "", out)
 
-        written = extend_bundle(trm, new, out)
-        extended, why = written.catalogue, f"bundle {written.version}: {written.why}"
-    else:
-        from deeprec.trm.extend import extend_trm
 
-        extended = extend_trm(trm, new, out).catalogue
+def read_new_items(items: Path, catalogue: Catalogue, column: Sequence[str] | None) -> list[Item]:
+    """The items of a file, whose columns ``--column`` names.
+
+    Raises:
+        ConfigError, DataError: an option or the file cannot be read.
+    """
+    from deeprec.data.items import read_items
+
+    return list(read_items(items, catalogue, dict(pair(text, "--column", "item_id=sku") for text in column or ())))
+
+
+def say_added(catalogue: Catalogue, extended: Catalogue, why: str, out: Path) -> None:
+    """What was added, how it can be found, what is served (``why``) and where it is."""
     added = extended.items[len(catalogue) :]
     phrases = sorted(set(extended.phrases) - set(catalogue.phrases))
     named = f"{added[0].title!r} ({added[0].item_id})"

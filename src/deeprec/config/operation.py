@@ -31,10 +31,14 @@ class EvaluationConfig(Section):
 
 
 class BundleConfig(Section):
-    """What the bundle holds, and where it is published besides the run's own artifact."""
+    """What the bundle holds, and the shelf that it is pushed to besides the run's own artifact."""
 
     uri: str = ""
-    """Local path or ``s3://bucket/prefix``; empty publishes nowhere else."""
+    """The shelf: a directory or ``s3://bucket/prefix``. Empty is ``shelf`` in the run's directory where ``promote`` is
+    set, and else pushes nothing."""
+    promote: bool = False
+    """Let the shelf's ``live``, which servers follow, name the bundle as soon as it is pushed. Off, ``candidate`` alone
+    does."""
     refit: bool = True
     """Where the TRM is served, train it anew on everything, each user's last items included, which no figure measures.
     Off, the TRM that was evaluated serves; under a policy it always does, being the one the policy was trained with."""
@@ -95,6 +99,9 @@ class ServingConfig(Section):
     """Address of a policy server; empty runs the policy in a process beside the server."""
     poll_seconds: float = Field(5.0, ge=0)
     """How often the bundle's address is looked at for a new one; 0 never."""
+    cache: str = ""
+    """Directory where the parts of bundles in object storage are kept; empty is ``~/.cache/deeprec``, or one in the
+    temporary directory where there is no home to write in."""
     shadow: bool = False
     """Answer with the TRM, let the policy run beside, and only log what it would have answered."""
     log: RequestLogConfig = RequestLogConfig()

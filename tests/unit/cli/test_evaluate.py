@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from deeprec.bundle.bundle import Bundle
 from deeprec.cli.evaluate import app
 from deeprec.config import RequestLogConfig
 from deeprec.data.dataset import Dataset
 from deeprec.errors import ConfigError, DataError, DeepRecError, FeatureError
 from deeprec.features.log import EventLog, LoggedEvent
-from deeprec.serving.bundle import Bundle
 from deeprec.serving.log.request_log import RequestLog
 from deeprec.serving.served import Served
 

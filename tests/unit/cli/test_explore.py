@@ -210,7 +210,7 @@ def test_the_bundle_is_found_in_a_run_or_is_the_newest(
         shutil.copytree(bundle, tmp_path / "runs" / name / "bundle")
         os.utime(tmp_path / "runs" / name / "bundle" / "bundle.json", (1000 - age, 1000 - age))
     assert "in runs/newer/bundle" in run(*arguments)
-    assert "neither a bundle nor the directory of a run" in fails(ConfigError, tmp_path, *arguments)
+    assert "neither a bundle nor a shelf nor the directory of a run" in fails(ConfigError, tmp_path, *arguments)
 
 
 def test_bad_requests_get_one_clear_error(bundle: Path, dataset: Dataset) -> None:

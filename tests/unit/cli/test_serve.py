@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from deeprec.bundle.bundle import Bundle
 from deeprec.cli import app
 from deeprec.cli.serve.examples import curl_v1, curl_v2
 from deeprec.cli.serve.options import open_histories, read_serving
 from deeprec.cli.serve.recommender import introduction
 from deeprec.config import ServingConfig
 from deeprec.errors import ArtifactError, ConfigError, FeatureError
-from deeprec.serving.bundle import Bundle
 
 run = CliRunner().invoke
 
@@ -44,7 +44,7 @@ def test_mistakes_name_the_key() -> None:
 
 @pytest.mark.parametrize("command", ["recommender", "trm"])
 def test_what_cannot_be_served_is_refused_with_one_sentence(command: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="neither a bundle nor the directory of a run"):
+    with pytest.raises(ConfigError, match="neither a bundle nor a shelf nor the directory of a run"):
         run(app, ["serve", command, str(tmp_path)], catch_exceptions=False)
     (tmp_path / "bundle.json").write_text("{}")
     with pytest.raises(ArtifactError, match="has no manifest"):

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from typer.testing import CliRunner
 from deeprec.cli.trm import app
 from deeprec.data.dataset import Dataset
 from deeprec.errors import ArtifactError, ConfigError, DataError, DeepRecError, StoreError, TrmError
-from deeprec.serving.bundle import Bundle
-from deeprec.store import read_artifact, write_artifact
+from deeprec.store import read_artifact
 from deeprec.trm.artifact import read_record, read_trm
 from deeprec.trm.recommender import TrmRecommender
 
@@ -227,17 +225,6 @@ def test_items_without_phrases_are_remarked_on(toy_trm: Path, tmp_path: Path) ->
     assert "none of them has a phrase" in run("add-items", toy_trm, tmp_path / "new.jsonl", "--out", tmp_path / "trm")
 
 
-def test_of_a_bundle_a_bundle_is_written_that_serves_what_it_can(
-    make_bundle: Callable[..., Path], dataset: Dataset, tmp_path: Path
-) -> None:
-    make_bundle(tmp_path / "bundle", [item.title for item in dataset.catalogue.items])
-    (tmp_path / "new.csv").write_text("item_id,title,genres\nn1,A film nobody knows,Noir\n")
-    shown = run("add-items", tmp_path / "bundle", tmp_path / "new.csv", "--out", tmp_path / "bundle-2")
-    loaded = Bundle.load(tmp_path / "bundle-2")
-    assert f"bundle {loaded.version}: this bundle serves the TRM alone: its policy was built before new items" in shown
-    assert "A film nobody knows" in run("recommend", tmp_path / "bundle-2", "--preference", "noir", "-k", 100)
-
-
 # ---------------------------------------------------------------------------------------------------------- errors
 
 
@@ -284,8 +271,7 @@ def test_training_checks_its_arguments_first(sample_dataset: Path, tmp_path: Pat
     )
 
 
-def test_a_bundle_is_asked_like_its_trm(toy_trm: Path, tmp_path: Path) -> None:
-    with write_artifact(tmp_path / "bundle", "bundle") as work:
-        shutil.copytree(toy_trm, work / "trm")
+def test_a_bundle_is_asked_like_its_trm(make_bundle: Callable[..., Path], toy_trm: Path, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle", ["A"])
     arguments = ("--preference", "drama", "--json")
     assert run("recommend", tmp_path / "bundle", *arguments) == run("recommend", toy_trm, *arguments)

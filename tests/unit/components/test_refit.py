@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from deeprec.bundle import refit as task
 from deeprec.checks.gate import CheckRow, Verdict
 from deeprec.components.boundary import CHECKPOINTS, CLAIM
 from deeprec.components.refit import refit
-from deeprec.serving import refit as task
 
 
 def run(tmp_path: Path, passed: bool = True, **settings: Any) -> None:

@@ -1,6 +1,5 @@
 """A run's working directory: what is claimed, cleared, resolved and swapped."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,15 @@ def test_resolve_makes_local_paths_absolute(tmp_path: Path, monkeypatch: pytest.
     assert config.features.path == str(tmp_path / "run" / "features")
     assert config.data.path == str(tmp_path / "ml")
     assert config.bundle.uri == str(tmp_path / "out")
+
+
+def test_what_is_promoted_goes_to_the_runs_own_shelf_where_none_is_named(tmp_path: Path) -> None:
+    def uri(**bundle: object) -> str:
+        return run.resolve(Config.model_validate({"bundle": bundle}), tmp_path).bundle.uri
+
+    assert uri() == ""
+    assert uri(promote=True) == str(tmp_path / "shelf")
+    assert uri(promote=True, uri="s3://a/b") == "s3://a/b"
 
 
 def test_resolve_leaves_addresses_alone(tmp_path: Path) -> None:
@@ -63,16 +71,16 @@ def test_a_fresh_run_clears_what_the_last_one_left_but_its_bundle(tmp_path: Path
         assert (tmp_path / "bundle").exists()
 
 
-def test_swap_replaces_a_bundle_whole_and_gives_it_the_run_s_figures(tmp_path: Path) -> None:
+def test_swap_replaces_a_bundle_by_another_as_it_is(tmp_path: Path) -> None:
     for name in ("new", "current"):
         with write_artifact(tmp_path / name, "bundle") as work:
             (work / name).touch()
             (work / "metrics.json").write_text("{}")
 
-    run._swap(tmp_path / "new", tmp_path / "current", {"seconds": {"total": 3.5}})
+    digest = read_artifact(tmp_path / "new").digest
+    run._swap(tmp_path / "new", tmp_path / "current")
 
-    assert sorted(read_artifact(tmp_path / "current", "bundle").files) == ["metrics.json", "new"]
-    assert json.loads((tmp_path / "current" / "metrics.json").read_text()) == {"seconds": {"total": 3.5}}
+    assert read_artifact(tmp_path / "current", "bundle").digest == digest, "a finished artifact is not written again"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "new"]
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from deeprec.bundle.bundle import Bundle
 from deeprec.config import ExploreConfig, ServingConfig, TextConfig
 from deeprec.errors import FeatureError
-from deeprec.serving.bundle import Bundle
 from deeprec.serving.exploration import Exploration, OnStep, Step, Unavailable
 from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.server import guard

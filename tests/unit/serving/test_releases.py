@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from deeprec.bundle.bundle import Bundle
+from deeprec.bundle.opening import everything, find_source
 from deeprec.config import ServingConfig
 from deeprec.data.dataset import Dataset
 from deeprec.explore.protocol import TitleBook
 from deeprec.serving.batching import Batcher
-from deeprec.serving.bundle import Bundle
 from deeprec.serving.exploration import Exploration, OnStep, Unavailable
 from deeprec.serving.measures import Measures
 from deeprec.serving.recommender import Recommender
@@ -64,9 +65,9 @@ def test_a_bundle_is_closed_when_its_shadows_have_been_told_of(
                 CATALOGUE,
                 bundle.counts,
                 Batcher(ListRetriever(), 4),
-                explorer=HeldExplorer(bundle.path.name, go, happened),
+                explorer=HeldExplorer(bundle.index.name, go, happened),
                 serving=ServingConfig(shadow=True, deadline_ms=30_000),
-                observers=(lambda served: happened.append(("told", bundle.path.name)),),
+                observers=(lambda served: happened.append(("told", bundle.index.name)),),
             )
 
         async def warm_up(recommender: Recommender) -> None:
@@ -77,7 +78,13 @@ def test_a_bundle_is_closed_when_its_shadows_have_been_told_of(
             pass
 
         releases = Releases(
-            str(link), load=load, warm_up=warm_up, settled=nothing_open, measures=Measures(), poll_seconds=0.05
+            find_source(str(link)),
+            needs=everything,
+            load=load,
+            warm_up=warm_up,
+            settled=nothing_open,
+            measures=Measures(),
+            poll_seconds=0.05,
         )
         await releases.start()
         old = releases.current

@@ -23,7 +23,9 @@ def register(app: typer.Typer) -> None:
 def serve(
     bundle: Annotated[
         str,
-        typer.Argument(help="Directory of a bundle, of a run that has one, or of a policy; or s3://bucket/prefix."),
+        typer.Argument(
+            help="A policy's directory, a bundle's or a run's, a shelf (its live version) or SHELF@VERSION."
+        ),
     ],
     engine: Annotated[
         str, typer.Option("--engine", help="vllm or transformers. Default: vllm where it is installed.")
@@ -42,7 +44,7 @@ def serve(
 
         deeprec serve policy runs/quickstart --port 8001
 
-        deeprec serve policy s3://models/deeprec --engine vllm --config cluster
+        deeprec serve policy s3://models/shop --engine vllm --config cluster
     """
     from deeprec.serving.completions.model import MAX_BODY_BYTES, kind_of_engine, open_policy_server
     from deeprec.serving.http.server import free_port, limit_threads

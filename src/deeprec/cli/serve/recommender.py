@@ -12,10 +12,10 @@ from deeprec.cli.serve.examples import curl, curl_v1, curl_v2
 from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, open_histories, read_serving
 
 if TYPE_CHECKING:
+    from deeprec.bundle.bundle import Bundle
     from deeprec.config import ServingConfig
-    from deeprec.serving.bundle import Bundle
 
-BUNDLE_HELP = "Directory of a bundle or of a run that has one, or s3://bucket/prefix."
+BUNDLE_HELP = "A bundle's directory, a run's, a shelf (its live version) or SHELF@VERSION."
 FEATURES_HELP = "Directory of the feature store. Default: `features` beside the bundle."
 
 
@@ -54,16 +54,16 @@ def serve(
 ) -> None:
     """Serve a bundle: the models `deeprec` and `deeprec-trm` over KServe's V1 and V2 protocols, and the page at `/`.
 
-    With a feature store it also accepts events: the model `deeprec-events` and `POST /v1/events`. What appears at the
-    bundle's address later is put to use without a failed request; SIGHUP looks at once. Ends with Ctrl-C or SIGTERM,
-    when every accepted request has been answered. Health: /v2/health/ready; figures: /metrics; all paths:
-    /openapi.json.
+    With a feature store it also accepts events: the model `deeprec-events` and `POST /v1/events`. Of a shelf the live
+    version serves; when `live` moves, the server follows without a failed request; SIGHUP looks at once. Ends with
+    Ctrl-C or SIGTERM, when every accepted request has been answered. Health: /v2/health/ready; figures: /metrics; all
+    paths: /openapi.json.
 
     Examples:
 
         deeprec serve recommender runs/quickstart
 
-        deeprec serve recommender s3://models/deeprec --features /data/features --port 9000 --set serving.threads=2
+        deeprec serve recommender s3://models/shop --features /data/features --port 9000 --set serving.threads=2
 
         deeprec serve recommender runs/shop --trm-url http://trm:8080 --policy-url http://policy:8080
 

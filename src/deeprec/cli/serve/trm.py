@@ -13,8 +13,8 @@ from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetO
 from deeprec.cli.serve.recommender import BUNDLE_HELP, FEATURES_HELP
 
 if TYPE_CHECKING:
+    from deeprec.bundle.bundle import Bundle
     from deeprec.config import ServingConfig
-    from deeprec.serving.bundle import Bundle
 
 
 def register(app: typer.Typer) -> None:
@@ -32,14 +32,14 @@ def serve(
 ) -> None:
     """Serve the TRM of a bundle: the model `deeprec-trm` over KServe's V1 and V2 protocols. No policy is loaded.
 
-    What appears at the bundle's address later is put to use without a failed request; SIGHUP looks at once. Ends with
-    Ctrl-C or SIGTERM, when every accepted request has been answered.
+    Of a shelf the live version serves; when `live` moves, the server follows without a failed request; SIGHUP looks at
+    once. Ends with Ctrl-C or SIGTERM, when every accepted request has been answered.
 
     Examples:
 
         deeprec serve trm runs/quickstart
 
-        deeprec serve trm s3://models/deeprec --features /data/features --host 0.0.0.0 --set serving.batch=128
+        deeprec serve trm s3://models/shop --features /data/features --host 0.0.0.0 --set serving.batch=128
     """
     from deeprec.features.users import UserDirectory
     from deeprec.serving.http.bundle_server import BundleServer

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
+from deeprec.bundle.bundle import Bundle, Part
+from deeprec.bundle.opening import open_bundle
 from deeprec.config import EngineConfig, ServingConfig
 from deeprec.errors import ArtifactError, ConfigError
 from deeprec.explore.loading import fingerprint, open_policy
 from deeprec.explore.prompt import PromptBuilder
 from deeprec.explore.protocol import TitleBook
-from deeprec.serving.bundle import Bundle
 from deeprec.serving.completions.completer import Completer
 from deeprec.serving.completions.routes import (
     NAME,
@@ -34,7 +34,7 @@ from deeprec.serving.completions.routes import (
 from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.model import JsonModel
 from deeprec.serving.http.server import Service, run
-from deeprec.store import get_directory, read_artifact
+from deeprec.store import MANIFEST, read_artifact
 from deeprec.types import JsonDict
 
 EngineKind = Literal["transformers", "vllm"]
@@ -122,24 +122,22 @@ class PolicyServer:
 
 
 def open_policy_server(address: str, serving: ServingConfig, engine: EngineConfig, kind: EngineKind) -> PolicyServer:
-    """The policy of a bundle, or a policy artifact, at a local path or ``s3://…``, on an engine of a kind.
+    """The policy of a bundle, by its address, or a policy artifact in a directory, on an engine of a kind.
 
     Raises:
         ArtifactError: there is neither at ``address``, or a file differs from its hash.
         PolicyError: the engine is not installed, or cannot read the policy.
         StoreError: the store cannot be reached.
     """
-    with tempfile.TemporaryDirectory(prefix="deeprec-policy-") as copy:
-        place = get_directory(address, Path(copy) / "artifact") if "://" in address else Path(address)
-        artifact = read_artifact(place, verify=False).kind
-        if artifact not in ("bundle", "policy"):
-            raise ArtifactError(f"{address} is an artifact of kind {artifact!r}; name a bundle, or a policy")
-        prompt = EXAMPLE
-        if artifact == "bundle":
-            bundle = Bundle.load(place)
-            place, prompt = bundle.path / "policy", _prompt(bundle)
-        name = fingerprint(read_artifact(place, "policy", verify=False))
-        policy = open_policy(place, engine.model_copy(update={"kind": kind, "url": ""}))
+    place, prompt = Path(address), EXAMPLE
+    artifact = read_artifact(place, verify=False).kind if (place / MANIFEST).is_file() else "bundle"
+    if artifact not in ("bundle", "policy"):
+        raise ArtifactError(f"{address} is an artifact of kind {artifact!r}; name a bundle, or a policy")
+    if artifact == "bundle":
+        bundle = open_bundle(address, lambda serve: frozenset[Part]({"policy"}), serving.cache)
+        place, prompt = bundle.part("policy"), _prompt(bundle)
+    name = fingerprint(read_artifact(place, "policy", verify=False))
+    policy = open_policy(place, engine.model_copy(update={"kind": kind, "url": ""}))
     completer = Completer(policy, batch=serving.batch, waiting=serving.max_waiting)
     return PolicyServer(Completions(policy, completer, serving, name), serving, prompt)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from deeprec.bundle.bundle import Bundle, Part, Served, needs_of
+from deeprec.bundle.opening import find_source
 from deeprec.config import ServingConfig
-from deeprec.serving.bundle import Bundle
 from deeprec.serving.http.admission import Admission
-from deeprec.serving.loading import load_recommender, warm_up
+from deeprec.serving.loading import load_recommender, parts_run, warm_up
 from deeprec.serving.log.request_log import RequestLog
 from deeprec.serving.measures import Measures
 from deeprec.serving.recommender import Recommender
@@ -33,7 +34,7 @@ class BundleServer:
     """A bundle's recommender and what watches over it, loaded at once and closed by ``run``.
 
     Args:
-        address: of the bundle; what appears there later takes its place.
+        address: of a bundle's directory, a shelf or ``SHELF@VERSION``; what appears there later takes its place.
         serving: limits, and what is whose (``trm_url``, ``policy_url``, ``shadow``, ``log``).
         histories: the feature store.
         newest: its users, those with the newest interactions first, to be prepared for.
@@ -63,8 +64,13 @@ class BundleServer:
         load = partial(
             load_recommender, histories=histories, serving=serving, force_policy=force_policy, observers=observers
         )
+
+        def needs(serve: Served) -> Collection[Part]:
+            return needs_of("trm") if trm_only else parts_run(serve, serving, force_policy=force_policy)
+
         self.releases = Releases(
-            address,
+            find_source(address, serving.cache),
+            needs=needs,
             load=(lambda bundle: load(_without_policy(bundle))) if trm_only else load,
             warm_up=partial(warm_up, newest=newest),
             settled=self.admission.settled,

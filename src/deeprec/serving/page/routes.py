@@ -24,8 +24,8 @@ from typing import Annotated, Any, Protocol, TypeVar
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
+from deeprec.bundle.bundle import Bundle
 from deeprec.errors import FeatureError, RequestError
-from deeprec.serving.bundle import Bundle
 from deeprec.serving.measures import Measures
 from deeprec.serving.page.lookup import MAX_QUERY, CatalogueLookup
 from deeprec.serving.recommender import Recommender

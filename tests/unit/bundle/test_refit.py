@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from deeprec.bundle.bundle import Bundle
+from deeprec.bundle.publish import extend_bundle
+from deeprec.bundle.refit import refit
 from deeprec.config import BundleConfig, TextConfig, TrmConfig
 from deeprec.data.dataset import Dataset
 from deeprec.data.splits import everything_sequences, interaction_counts, popularity
 from deeprec.errors import ArtifactError
 from deeprec.evaluation.verdict import Served
 from deeprec.explore.protocol import TitleBook
-from deeprec.serving.bundle import Bundle, extend_bundle
 from deeprec.serving.loading import load_recommender
-from deeprec.serving.refit import refit
 from deeprec.serving.request import TrmOnlyRequest
 from deeprec.store import read_artifact
 from deeprec.trm.artifact import read_record, read_trm
@@ -132,8 +133,8 @@ def test_a_trm_trained_anew_still_fits_its_policy_with_items_added(
     new = extend_bundle(old, [Item("n1", "A film; nobody: knows", {})], tmp_path / "bundle-2")
     assert new.info["refit"]
     assert new.why == Bundle.load(old).why
-    assert read_record(new.path / "trm").extends == (read_artifact(out).digest,)
-    saved = TrmRecommender.load(new.path).save(tmp_path / "saved")
+    assert read_record(new.part("trm")).extends == (read_artifact(out).digest,)
+    saved = TrmRecommender.load(new.index).save(tmp_path / "saved")
     assert read_record(saved).refit_of == read_record(out).refit_of
 
 

@@ -1,0 +1,399 @@
+"""A shelf: the place of bundles under one address, a directory or ``s3://bucket/prefix``.
+
+- ``PARTS/DIGEST/``: a part (TRM, policy, text encoder), an artifact; several versions share it.
+- ``VERSION/``: a bundle's index (``bundle.INDEX``), an artifact, small.
+- ``candidate.json``, ``live.json``: pointers, each the version it names and a record of its moves.
+- ``shelf.json``: says that this is a shelf.
+
+Parts and versions are written once, their manifests last, and never changed; one without a manifest is none. A pointer
+moves by compare-and-set (``objects.Objects.swap``), so that of two who move it at once one is told. Pushing sets
+``candidate``, and nothing but promoting and rolling back moves ``live``, which is what servers follow. A push that
+fails or is killed leaves every version and pointer as it was; parts that no version names are swept a day later.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from deeprec.bundle.bundle import BUNDLE, INDEX, KIND, METRICS, VERSION_DIGITS, Bundle, Part, Served, is_needed
+from deeprec.bundle.publish import write_info
+from deeprec.config import BundleConfig
+from deeprec.errors import ArtifactError, StoreError
+from deeprec.objects import Found, LocalObjects, MovedError, Objects, open_objects
+from deeprec.store import MANIFEST, Manifest, parse_manifest, read_artifact, write_artifact
+from deeprec.types import JsonDict
+
+MARK = "shelf.json"
+PARTS = "PARTS"
+SCHEMA = 1
+GRACE_SECONDS = 86400.0
+"""Parts and versions that are not whole, or that nothing names, are left alone for this long."""
+KEPT_MOVES = 200
+ATTEMPTS = 50
+"""Of setting ``candidate`` while others do."""
+VERSION = re.compile(rf"[0-9a-f]{{{VERSION_DIGITS}}}")
+Pointer = Literal["candidate", "live"]
+POINTERS: tuple[Pointer, ...] = ("candidate", "live")
+
+
+@dataclass(frozen=True)
+class Move:
+    """That a pointer was moved: when, by whom, from which version (None: it named none) to which, and why."""
+
+    at: str
+    by: str
+    before: str | None
+    after: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Shelved:
+    """A version on the shelf, and the pointers that name it."""
+
+    version: str
+    info: JsonDict
+    metrics: JsonDict
+    pointers: tuple[Pointer, ...]
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push came to; ``written`` is false where the version was there."""
+
+    version: str
+    written: bool
+
+
+class Shelf:
+    """The bundles under an address.
+
+    Raises:
+        ArtifactError: there is no shelf.
+        StoreError: the store cannot be reached, or holds a shelf of a newer schema.
+    """
+
+    def __init__(self, address: str | Path) -> None:
+        self.objects = open_objects(address)
+        found = self.objects.read(MARK)
+        if found is None:
+            raise ArtifactError(
+                f"{self.address} is no shelf: it has no {MARK}; `deeprec bundle push BUNDLE {self.address}` makes one"
+            )
+        schema = json.loads(found.content).get("schema")
+        if schema != SCHEMA:
+            raise StoreError(
+                f"the shelf {self.address} has schema {schema}, this version of deeprec reads {SCHEMA}; install the "
+                f"deeprec that wrote it"
+            )
+
+    @classmethod
+    def make(cls, address: str | Path) -> Shelf:
+        """The shelf at the address, made where there is none.
+
+        Raises:
+            StoreError: there is something else, or it cannot be written.
+        """
+        objects = open_objects(address)
+        if objects.read(MARK) is None:
+            if objects.names():
+                raise StoreError(f"{address} holds something and is no shelf; name an empty or absent place")
+            content = {"kind": "shelf", "schema": SCHEMA, "made": _now(), "id": uuid.uuid4().hex}
+            with suppress(MovedError):
+                objects.swap(MARK, json.dumps(content).encode(), None)
+        return cls(address)
+
+    @property
+    def address(self) -> str:
+        """Where it is."""
+        return self.objects.address
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def pointer(self, name: Pointer) -> str | None:
+        """The version that a pointer names, by one small read; None where it names none yet."""
+        return _version(self.objects.read(f"{name}.json"))
+
+    def moves(self, name: Pointer) -> list[Move]:
+        """A pointer's moves, the oldest first."""
+        return _moves(self.objects.read(f"{name}.json"))
+
+    def versions(self) -> list[Shelved]:
+        """All whole versions, the newest first."""
+        named = {name: self.pointer(name) for name in POINTERS}
+        shelved = []
+        for version in self._whole_versions():
+            pointers = tuple(name for name in POINTERS if named[name] == version)
+            info, metrics = (self._json(f"{version}/{file}") for file in (BUNDLE, METRICS))
+            shelved.append(Shelved(version, info, metrics, pointers))
+        return sorted(shelved, key=lambda one: str(one.info.get("created")), reverse=True)
+
+    def check(self, version: str) -> None:
+        """
+        Raises:
+            ArtifactError: there is no such version.
+        """
+        if not VERSION.fullmatch(version) or self.objects.read(f"{version}/{MANIFEST}") is None:
+            there = self._whole_versions()
+            known = f"it has {', '.join(there)}" if there else "it has none yet"
+            raise ArtifactError(f"the shelf {self.address} has no version {version!r}; {known}")
+
+    def live(self) -> str:
+        """The version that serves.
+
+        Raises:
+            ArtifactError: none does yet.
+        """
+        version = self.pointer("live")
+        if version is None:
+            raise ArtifactError(
+                f"nothing is live on the shelf {self.address}; promote a version with `deeprec bundle promote`"
+            )
+        return version
+
+    def open(self, version: str, needs: Callable[[Served], Collection[Part]], cache: Path) -> Bundle:
+        """A version's bundle with the parts that are needed, verified; each is fetched once into ``cache``.
+
+        A shelf in a directory is read where it is.
+
+        Raises:
+            ArtifactError: there is no such version, or a file differs from its hash.
+        """
+        self.check(version)
+        index = self._folder(version, KIND, cache / version)
+        info = json.loads((index / BUNDLE).read_text(encoding="utf-8"))
+        parts: dict[str, Path] = {}
+        for need in needs(info.get("serve", "trm")):
+            folder = "policy" if need == "tokenizer" else need
+            digest = info.get("parts", {}).get(folder)
+            if digest is None:
+                continue
+            kept = cache / PARTS / (f"{digest}-tokenizer" if need == "tokenizer" else digest)
+            parts[need] = self._folder(f"{PARTS}/{digest}", folder, kept, partial(is_needed, folder, wanted={need}))
+        return Bundle.read(index, parts, f"{self.address}@{version}")
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    def push(self, bundle: Bundle, serve: Served | None = None) -> Pushed:
+        """Put a bundle, opened with all its parts, on the shelf, and let ``candidate`` name it.
+
+        What is there is not written again. ``serve`` publishes the same parts under this decision, which is another
+        version.
+
+        Raises:
+            ArtifactError: the bundle cannot be served so.
+            StoreError: the shelf cannot be written; its versions and pointers are as they were.
+        """
+        with tempfile.TemporaryDirectory(prefix="deeprec-") as scratch:
+            index = Path(scratch) / "index"
+            version = _write_index(bundle, serve, index)
+            written = self.objects.read(f"{version}/{MANIFEST}") is None
+            if written:
+                info = json.loads((index / BUNDLE).read_text(encoding="utf-8"))
+                for name, digest in info["parts"].items():
+                    self._put(f"{PARTS}/{digest}", bundle.parts[name])
+                self._put(version, index)
+        self._set_candidate(version)
+        self.sweep()
+        return Pushed(version, written)
+
+    def promote(self, version: str) -> Move:
+        """Let ``live`` name a version.
+
+        Raises:
+            ArtifactError: there is no such version.
+            MovedError: another has moved the pointer meanwhile.
+        """
+        self.check(version)
+        return self._move("live", version, "promote")
+
+    def rollback(self) -> Move:
+        """Let ``live`` name the version that served before the one that does now was promoted.
+
+        Raises:
+            ArtifactError: there is none.
+            MovedError: another has moved the pointer meanwhile.
+        """
+        found = self.objects.read("live.json")
+        moves, now = _moves(found), self.live()
+        promoted = next((move for move in reversed(moves) if move.after == now and move.why == "promote"), None)
+        if promoted is None or promoted.before is None:
+            raise ArtifactError(f"nothing was live on the shelf {self.address} before {now}; promote another version")
+        self.check(promoted.before)
+        return self._move("live", promoted.before, "rollback", found)
+
+    def sweep(self, grace: float = GRACE_SECONDS) -> list[str]:
+        """Remove parts that no version names, and what is not whole, when it is older than ``grace`` seconds."""
+        named = {
+            f"{PARTS}/{digest}"
+            for version in self._whole_versions()
+            for digest in self._json(f"{version}/{BUNDLE}").get("parts", {}).values()
+        }
+        whole = {*named, *self._whole_versions(), PARTS}
+        there = [f"{PARTS}/{digest}" for digest in self.objects.folders(PARTS)] + self.objects.folders()
+        removed = []
+        for folder in there:
+            files = self.objects.names(folder) if folder not in whole else []
+            if files and min(file.age for file in files) >= grace:
+                for file in sorted(files, key=lambda one: not one.name.endswith(f"/{MANIFEST}")):
+                    self.objects.remove(file.name)
+                removed.append(folder)
+        return removed
+
+    # ------------------------------------------------------------------------------------------------------- details
+
+    def _whole_versions(self) -> list[str]:
+        folders = [name for name in self.objects.folders() if VERSION.fullmatch(name)]
+        return [name for name in folders if self.objects.read(f"{name}/{MANIFEST}") is not None]
+
+    def _json(self, name: str) -> JsonDict:
+        found = self.objects.read(name)
+        if found is None:
+            raise ArtifactError(f"{self.address}/{name} is missing; push the bundle again")
+        whole: JsonDict = json.loads(found.content)
+        return whole
+
+    def _put(self, folder: str, source: Path) -> None:
+        """Copy an artifact; one that is there is young again, so that no sweep takes it before a version names it."""
+        manifest = read_artifact(source)
+        if self.objects.read(f"{folder}/{MANIFEST}") is None:
+            self.objects.put_folder(folder, source, [*sorted(manifest.files), MANIFEST])
+        else:
+            self.objects.put(f"{folder}/{MANIFEST}", source / MANIFEST)
+
+    def _folder(self, folder: str, kind: str, kept: Path, needed: Callable[[str], bool] = lambda name: True) -> Path:
+        """An artifact of the shelf as a verified directory: where it is, or fetched into ``kept``."""
+        if isinstance(self.objects, LocalObjects):
+            place = self.objects.root / folder
+            read_artifact(place, kind, needed=needed)
+            return place.resolve()
+        if (kept / MANIFEST).is_file():
+            read_artifact(kept, kind, needed=needed)
+            return kept
+        return _fetch(self.objects, folder, kind, kept, needed)
+
+    def _set_candidate(self, version: str) -> None:
+        for attempt in range(ATTEMPTS):
+            found = self.objects.read("candidate.json")
+            if _version(found) == version:
+                return
+            try:
+                self._move("candidate", version, "push", found)
+            except MovedError:
+                if attempt + 1 == ATTEMPTS:
+                    raise
+            else:
+                return
+
+    def _move(self, name: Pointer, version: str, why: str, found: Found | None = None) -> Move:
+        found = self.objects.read(f"{name}.json") if found is None else found
+        move = Move(_now(), _who(), _version(found), version, why)
+        moves = [*_moves(found), move][-KEPT_MOVES:]
+        content = {"version": version, "id": uuid.uuid4().hex, "moves": [vars(one) for one in moves]}
+        try:
+            text = json.dumps(content, indent=1).encode()
+            self.objects.swap(f"{name}.json", text, None if found is None else found.tag)
+        except MovedError as error:
+            now = self.moves(name)[-1:]
+            by = f": {now[0].by} let it name {now[0].after} at {now[0].at}" if now else ""
+            raise MovedError(f"{name} of {self.address} moved meanwhile{by}; look with `bundle list`") from error
+        return move
+
+
+def deliver(bundle: Path, settings: BundleConfig) -> str:
+    """Push a bundle's directory to the shelf that the settings name, if any, and promote it if they say so.
+
+    Returns:
+        Its version.
+
+    Raises:
+        ArtifactError, StoreError: see ``Shelf.push``; ``live`` was moved by another meanwhile.
+    """
+    opened = Bundle.load(bundle)
+    if settings.uri:
+        shelf = Shelf.make(settings.uri)
+        shelf.push(opened)
+        if settings.promote and shelf.pointer("live") != opened.version:
+            shelf.promote(opened.version)
+    return opened.version
+
+
+def _write_index(bundle: Bundle, serve: Served | None, index: Path) -> str:
+    """The index of a bundle as an artifact of its own, with the decision ``serve`` where one is given; its version."""
+    info: JsonDict = {**bundle.info}
+    if serve is not None and serve != bundle.serve:
+        if serve == "policy" and info.get("refit"):
+            raise ArtifactError(
+                "this bundle's TRM was trained anew on everything, and a policy serves with the TRM it was trained "
+                "with; publish the policy from a run with bundle.refit off"
+            )
+        which = "the TRM alone" if serve == "trm" else "the policy"
+        info |= {"serve": serve, "why": f"this bundle serves {which}, as {_who()} decided: pushed with --serve {serve}"}
+    with write_artifact(index, KIND, parents=()) as work:
+        for name in INDEX:
+            shutil.copyfile(bundle.index / name, work / name)
+        if info["serve"] != bundle.serve:
+            info = write_info(work, info, bundle.parts)
+    return str(info["version"])
+
+
+def _fetch(objects: Objects, folder: str, kind: str, kept: Path, needed: Callable[[str], bool]) -> Path:
+    found = objects.read(f"{folder}/{MANIFEST}")
+    if found is None:
+        raise ArtifactError(f"{objects.address}/{folder} is missing; push the bundle again")
+    manifest: Manifest = parse_manifest(found.content, f"{objects.address}/{folder}/{MANIFEST}")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".fetch-", dir=kept.parent))
+    except OSError as error:
+        raise StoreError(f"cannot write {kept.parent}: {error.strerror}; name another with serving.cache") from error
+    try:
+        for name in filter(needed, manifest.files):
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            objects.get(f"{folder}/{name}", draft / name)
+        (draft / MANIFEST).write_bytes(found.content)
+        try:
+            read_artifact(draft, kind, needed=needed)
+        except ArtifactError as error:
+            raise ArtifactError(str(error).replace(str(draft), f"{objects.address}/{folder}")) from error
+        with suppress(OSError):  # another process was first
+            draft.rename(kept)
+    except OSError as error:
+        raise StoreError(f"cannot write {kept}: {error.strerror}; free some space for serving.cache") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return kept
+
+
+def _version(found: Found | None) -> str | None:
+    return None if found is None else str(json.loads(found.content)["version"])
+
+
+def _moves(found: Found | None) -> list[Move]:
+    raw: Sequence[Any] = [] if found is None else json.loads(found.content)["moves"]
+    return [Move(**one) for one in raw]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
