@@ -99,7 +99,7 @@ class Objects(ABC):
 
     @abstractmethod
     def names(self, folder: str = "") -> list[Listed]:
-        """All objects below a folder, sorted by name."""
+        """All objects below a folder but hidden ones, sorted by name."""
 
     @abstractmethod
     def folders(self, folder: str = "") -> list[str]:
@@ -195,7 +195,7 @@ class LocalObjects(Objects):
         for path in (self.root / folder).rglob("*"):
             name = path.relative_to(self.root).as_posix()
             with suppress(FileNotFoundError):
-                if path.is_file() and not any(part.startswith(".") for part in name.split("/")):
+                if path.is_file() and not _hidden(name):
                     listed.append(Listed(name, now - path.stat().st_mtime))
         return sorted(listed, key=lambda one: one.name)
 
@@ -237,6 +237,10 @@ class LocalObjects(Objects):
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _shown(folder: Path) -> Iterator[str]:
@@ -307,7 +311,8 @@ class S3Objects(Objects):
             found = self._minio.list_objects(self._bucket, prefix=self._key(folder, folder=True), recursive=True)
             listed = [(item.object_name, item.last_modified or now) for item in found]
         start = len(self._key("", folder=True))
-        return sorted((Listed(key[start:], (now - at).total_seconds()) for key, at in listed), key=lambda one: one.name)
+        shown = [Listed(key[start:], (now - at).total_seconds()) for key, at in listed if not _hidden(key[start:])]
+        return sorted(shown, key=lambda one: one.name)
 
     def folders(self, folder: str = "") -> list[str]:
         start = self._key(folder, folder=True)

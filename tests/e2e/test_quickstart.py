@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deeprec.bundle.shelf import Shelf
 from deeprec.store import read_artifact
 from tests import forkserver
 
@@ -67,4 +68,7 @@ def test_every_user_is_evaluated_and_the_bundle_has_the_figures(workdir: Path, m
     assert metrics["users_evaluated"] == metrics["data"]["users"] == 1500
     assert metrics["data"]["items"] == 800
     assert read_artifact(workdir / "bundle", "bundle").kind == "bundle"
-    assert json.loads((workdir / "bundle" / "metrics.json").read_text()) == metrics
+    published = json.loads((workdir / "bundle" / "metrics.json").read_text())
+    assert published | {"seconds": metrics["seconds"]} == metrics, "but for what the run knew only when it had ended"
+    shelf = Shelf(workdir / "shelf")
+    assert shelf.live() == json.loads((workdir / "bundle" / "bundle.json").read_text())["version"]

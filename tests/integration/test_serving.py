@@ -58,21 +58,6 @@ def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
         assert "Traceback" not in server.printed
 
 
-def test_a_bundle_comes_back_from_object_storage(run: Path, client: Any) -> None:
-    from deeprec.bundle.bundle import Bundle
-    from deeprec.store import put_directory
-
-    put_directory(run / "bundle", "s3://models/bundles/run")
-    fetched = Bundle.load("s3://models/bundles/run")
-    local = Bundle.load(run / "bundle")
-    assert fetched.path != local.path
-    assert (fetched.version, fetched.catalogue) == (local.version, local.catalogue)
-
-    client.remove_object("models", "bundles/run/explore.json")
-    with pytest.raises(ArtifactError, match="explore"):
-        Bundle.load("s3://models/bundles/run")
-
-
 def test_the_printed_lines_work(served: Served) -> None:
     lines = [line for line in served.server.printed.splitlines() if line.startswith("  curl ")]
     assert len(lines) == 6
@@ -220,7 +205,7 @@ def test_refusals_are_one_sentence(
 
 def test_a_port_in_use_or_a_spoilt_bundle_is_refused(served: Served, run: Path) -> None:
     from deeprec.bundle.bundle import Bundle
-    from deeprec.errors import ArtifactError, ConfigError
+    from deeprec.errors import ConfigError
     from deeprec.serving.http.server import free_port
 
     with pytest.raises(ConfigError, match="cannot listen"):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -111,7 +112,7 @@ def test_bundles_are_swapped_under_load_without_a_failed_request(small_run: Path
             bad = copy_with_another_trm(place / "two", place / "bad")
             turn(place / "current", bad)
             await becomes(lambda: overview(server)["refused"], lambda: server.printed)
-            assert "was not made from this TRM" in overview(server)["refused"]
+            assert "is not the one it was made with" in overview(server)["refused"]
             assert overview(server)["bundle"]["version"] == first
             assert server.metric("deeprec_bundle_refused") == 1
             before = found.versions.total()
@@ -132,7 +133,7 @@ def test_bundles_are_swapped_under_load_without_a_failed_request(small_run: Path
 
     with started(command, place / "log") as server:
         asyncio.run(main(server))
-        assert server.printed.count("was not made from this TRM") == 1
+        assert server.printed.count("is not the one it was made with") == 1
         assert "Traceback" not in server.printed
 
 
@@ -174,20 +175,28 @@ def test_a_directory_that_is_replaced_half_written_or_changed(small_run: Path, p
         assert "Traceback" not in server.printed
 
 
-def test_a_bundle_in_object_storage_is_replaced(small_run: Path, place: Path, client: Any) -> None:
-    from deeprec.store import put_directory
+def test_a_server_follows_what_is_live_in_object_storage(small_run: Path, place: Path, client: Any) -> None:
+    from deeprec.bundle.bundle import Bundle
+    from deeprec.bundle.shelf import Shelf
 
-    address = "s3://models/served/bundle"
-    put_directory(place / "one", address)
-    command = deeprec("serve", "trm", address, "--features", small_run / "features", *QUICK)
+    shelf = Shelf.make("s3://models/served/shelf")
+    shelf.push(Bundle.load(place / "one"))
+    shelf.promote(version(place / "one"))
+    cache = ("--set", f"serving.cache={place / 'cache'}")
+    command = deeprec("serve", "trm", shelf.address, "--features", small_run / "features", *QUICK, *cache)
 
     def serves(server: ServerProcess) -> bool:
         return server.metric("deeprec_bundle_info", version=version(place / "two")) == 1
 
     with started(command, place / "log") as server:
         assert server.metric("deeprec_bundle_info", version=version(place / "one")) == 1
-        put_directory(place / "two", address)
+        shelf.push(Bundle.load(place / "two"))
+        time.sleep(0.5)
+        assert not serves(server), "pushing is not promoting"
+        shelf.promote(version(place / "two"))
         asyncio.run(becomes(lambda: serves(server), lambda: server.printed))
+        fetched = {path.name for path in (place / "cache" / "PARTS").iterdir()}
+        assert fetched == {Bundle.load(place / name).info["parts"]["trm"] for name in ("one", "two")}, "no policy"
         body = {"instances": [{"user_id": "u01"}]}
         answer = httpx.post(f"{server.url}/v1/models/deeprec-trm:predict", json=body, timeout=60)
         assert answer.json()["predictions"][0]["bundle"] == version(place / "two")

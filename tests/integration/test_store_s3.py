@@ -35,7 +35,8 @@ def test_round_trip(client: Any, tmp_path: Path) -> None:
 def test_replacing_removes_what_is_no_longer_there(client: Any, tmp_path: Path) -> None:
     put_directory(make(tmp_path / "one", {"a": b"1", "old": b"1"}), "s3://models/replaced")
     put_directory(make(tmp_path / "two", {"a": b"2"}), "s3://models/replaced")
-    assert keys(client, "replaced/") == ["replaced/a", "replaced/manifest.json"]
+    folder = read_artifact(tmp_path / "two").digest[:16]
+    assert keys(client, "replaced/") == sorted([f"replaced/{folder}/a", "replaced/manifest.json"])
     assert (get_directory("s3://models/replaced", tmp_path / "back") / "a").read_bytes() == b"2"
 
 
@@ -43,11 +44,12 @@ def test_changed_object_is_refused(client: Any, tmp_path: Path) -> None:
     import io
 
     put_directory(make(tmp_path / "x", {"a": b"1"}), "s3://models/changed")
-    client.put_object("models", "changed/a", io.BytesIO(b"2"), 1)
+    name = f"changed/{read_artifact(tmp_path / 'x').digest[:16]}/a"
+    client.put_object("models", name, io.BytesIO(b"2"), 1)
     with pytest.raises(ArtifactError, match=r"s3://models/changed .*hash of a differs"):
         get_directory("s3://models/changed", tmp_path / "back")
-    client.remove_object("models", "changed/a")
-    with pytest.raises(ArtifactError, match="changed/a"):
+    client.remove_object("models", name)
+    with pytest.raises(ArtifactError, match=r"changed/.*/a is not at"):
         get_directory("s3://models/changed", tmp_path / "back")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x"]
 
@@ -69,6 +71,27 @@ def test_failed_upload_leaves_no_artifact(client: Any, tmp_path: Path, monkeypat
     assert keys(client, "failed/") == []
 
 
+def test_a_replacement_that_fails_leaves_what_was_there(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minio import Minio
+
+    put_directory(make(tmp_path / "one", {"a": b"1", "z": b"1"}), "s3://models/served")
+    before, upload = keys(client, "served/"), Minio.fput_object
+
+    def broken(self: Minio, bucket: str, name: str, path: str) -> Any:
+        if name.endswith(MANIFEST):
+            raise OSError("cable cut")
+        return upload(self, bucket, name, path)
+
+    with monkeypatch.context() as cut:
+        cut.setattr(Minio, "fput_object", broken)
+        with pytest.raises(OSError, match="cable cut"):
+            put_directory(make(tmp_path / "two", {"a": b"2"}), "s3://models/served")
+    assert keys(client, "served/") == before
+    assert (get_directory("s3://models/served", tmp_path / "back") / "a").read_bytes() == b"1"
+
+
 def test_manifest_is_uploaded_last(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from minio import Minio
 
@@ -80,7 +103,8 @@ def test_manifest_is_uploaded_last(client: Any, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Minio, "fput_object", noted)
     put_directory(make(tmp_path / "x", {"a": b"1", "z": b"2"}), "s3://models/order")
-    assert order == ["order/a", "order/z", f"order/{MANIFEST}"]
+    folder = f"order/{read_artifact(tmp_path / 'x').digest[:16]}"
+    assert order == [f"{folder}/a", f"{folder}/z", f"order/{MANIFEST}"]
 
 
 def test_missing_bucket_prefix_and_server(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ class Shelf:
         """
         objects = open_objects(address)
         if objects.read(MARK) is None:
-            if objects.names():
+            if objects.names() and objects.read(MARK) is None:
                 raise StoreError(f"{address} holds something and is no shelf; name an empty or absent place")
             content = {"kind": "shelf", "schema": SCHEMA, "made": _now(), "id": uuid.uuid4().hex}
             with suppress(MovedError):

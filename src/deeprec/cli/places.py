@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from deeprec.config import Config, ExploreConfig, TextConfig
 from deeprec.errors import ArtifactError, ConfigError, StoreError
-
-if TYPE_CHECKING:
-    from deeprec.bundle.bundle import Part
 
 RUNS = Path("runs")
 RUN_HELP = "Directory of a run, such as runs/quickstart: what is not named is taken from it."
@@ -122,7 +119,7 @@ def part_at(place: str | Path, kind: Literal["trm", "policy"]) -> Path:
     except ConfigError:
         read_artifact(folder, kind, verify=False)
         raise
-    return open_bundle(address, lambda serve: frozenset[Part]({kind})).part(kind)
+    return open_bundle(address, lambda serve: (kind,)).part(kind)
 
 
 def explore_of(policy: Path) -> ExploreConfig:

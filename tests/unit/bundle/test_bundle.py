@@ -237,7 +237,7 @@ def test_a_policy_of_another_trm_is_still_refused(
 ) -> None:
     titles = list(TitleBook(dataset.catalogue).titles)
     make_bundle(tmp_path / "bundle", titles)
-    extended = extend_bundle(tmp_path / "bundle", NEW, tmp_path / "bundle-2").path
+    extended = extend_bundle(tmp_path / "bundle", NEW, tmp_path / "bundle-2").index
     other = make_bundle(tmp_path / "other", titles)
     with write_artifact(tmp_path / "stranger", "policy") as work:
         (work / "config.json").write_text("{}")

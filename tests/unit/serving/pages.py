@@ -174,7 +174,8 @@ class Pages:
 
 
 BUNDLE = Bundle(
-    path=Path(),
+    index=Path(),
+    parts={},
     version="f00dfeed0001",
     serve="policy",
     why="this bundle serves the policy: NDCG@10 of the policy 0.0712, of the TRM alone 0.0684",
