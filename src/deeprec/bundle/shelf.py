@@ -211,14 +211,17 @@ class Shelf:
         return Pushed(version, written)
 
     def promote(self, version: str) -> Move:
-        """Let ``live`` name a version.
+        """Let ``live`` name a version; where it does already, nothing is written.
 
         Raises:
             ArtifactError: there is no such version.
             MovedError: another has moved the pointer meanwhile.
         """
         self.check(version)
-        return self._move("live", version, "promote")
+        found = self.objects.read("live.json")
+        if _version(found) == version:
+            return Move(_now(), _who(), version, version, "promote")
+        return self._move("live", version, "promote", found)
 
     def rollback(self) -> Move:
         """Let ``live`` name the version that served before the one that does now was promoted.
@@ -228,8 +231,9 @@ class Shelf:
             MovedError: another has moved the pointer meanwhile.
         """
         found = self.objects.read("live.json")
-        moves, now = _moves(found), self.live()
-        promoted = next((move for move in reversed(moves) if move.after == now and move.why == "promote"), None)
+        now = _version(found) or self.live()
+        promotions = [move for move in _moves(found) if move.after == now and move.why == "promote"]
+        promoted = promotions[-1] if promotions else None
         if promoted is None or promoted.before is None:
             raise ArtifactError(f"nothing was live on the shelf {self.address} before {now}; promote another version")
         self.check(promoted.before)
@@ -298,8 +302,8 @@ class Shelf:
             else:
                 return
 
-    def _move(self, name: Pointer, version: str, why: str, found: Found | None = None) -> Move:
-        found = self.objects.read(f"{name}.json") if found is None else found
+    def _move(self, name: Pointer, version: str, why: str, found: Found | None) -> Move:
+        """Move a pointer from the state ``found`` (None: it named nothing)."""
         move = Move(_now(), _who(), _version(found), version, why)
         moves = [*_moves(found), move][-KEPT_MOVES:]
         content = {"version": version, "id": uuid.uuid4().hex, "moves": [vars(one) for one in moves]}
@@ -326,7 +330,7 @@ def deliver(bundle: Path, settings: BundleConfig) -> str:
     if settings.uri:
         shelf = Shelf.make(settings.uri)
         shelf.push(opened)
-        if settings.promote and shelf.pointer("live") != opened.version:
+        if settings.promote:
             shelf.promote(opened.version)
     return opened.version
 

@@ -192,7 +192,10 @@ def _shelf(address: str) -> Shelf:
 
 
 def _say(shelf: Shelf, move: Move) -> None:
-    typer.echo(f"live of {shelf.address}: from {move.before or 'nothing'} to {move.after}")
+    if move.before == move.after:
+        typer.echo(f"live of {shelf.address}: {move.after} already")
+    else:
+        typer.echo(f"live of {shelf.address}: from {move.before or 'nothing'} to {move.after}")
 
 
 def _facts(found: Bundle) -> list[tuple[str, str]]:
