@@ -50,7 +50,7 @@ START_ABLATIONS: Mapping[str, tuple[str, ...]] = {
     "answers ranked by the lists": ("policy.warm_start.judge=lists",),
     "lists not weighed": ("explore.list_weight=0",),
     "no upper layer": ("policy.tiny.upper_layers=0",),
-    "no upper layer, four layers": ("policy.tiny.upper_layers=0", "policy.tiny.layers=4"),
+    "no upper layer, a lower one instead": ("policy.tiny.upper_layers=0", "policy.tiny.layers={depth}"),
     "histories not rehearsed": ("policy.warm_start.histories.rehearse=0",),
 }
 STAGE_ABLATIONS: Mapping[str, tuple[str, ...]] = {
@@ -60,7 +60,7 @@ STAGE_ABLATIONS: Mapping[str, tuple[str, ...]] = {
     "without diversity": ("rewards.stage1.diversity=0.0",),
     "one call only": ("explore.max_calls=1",),
 }
-"""Name → what it changes."""
+"""Name → what it changes; ``{depth}`` is the number of all the profile's layers."""
 SHOWN = ("ndcg@10", "recall@10", "valid_rate", "mean_calls", "diversity", "top_preference_share", "candidate_recall")
 Row = dict[str, Any]
 
@@ -135,7 +135,8 @@ class Bench:
         return rows
 
     def _start_ablation(self, name: str) -> tuple[Row, Any]:
-        changes = START_ABLATIONS[name]
+        tiny = self.config.policy.tiny
+        changes = tuple(change.format(depth=tiny.layers + tiny.upper_layers) for change in START_ABLATIONS[name])
         config = self._load(changes)
         self.timed("trm", lambda out: self.train_trm(out, trm_sequences(self.data)))
         deeper = tuple(change for change in changes if change.startswith("policy.tiny"))
