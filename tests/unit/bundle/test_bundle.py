@@ -15,8 +15,10 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
-from deeprec.bundle.bundle import Bundle
+from deeprec.bundle.bundle import Bundle, needs_of
+from deeprec.bundle.opening import open_bundle
 from deeprec.bundle.publish import choose, extend_bundle, publish
+from deeprec.bundle.shelf import Shelf
 from deeprec.checks.gate import Verdict
 from deeprec.config import ExploreConfig, TextConfig
 from deeprec.data.catalogue import write_catalogue
@@ -27,6 +29,7 @@ from deeprec.serving.loading import load_recommender
 from deeprec.serving.request import TrmOnlyRequest
 from deeprec.store import read_artifact, write_artifact
 from deeprec.trm.artifact import read_trm
+from deeprec.trm.text import load_embedder
 from deeprec.types import Catalogue, Item
 
 PASSED = Verdict("evaluation", True, "evaluation: passed, 2 of 2 checks", ())
@@ -110,6 +113,28 @@ def test_a_bundle_reads_back_from_a_read_only_directory(parts: dict[str, Path], 
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
+def test_the_text_encoder_is_a_part_where_no_package_brings_it(parts: dict[str, Path], tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "model.safetensors").write_bytes(b"weights")
+    text = TextConfig(provider="sentence-transformers", model=str(encoder))
+    ids = [f"i{row}" for row in range(ITEMS)]
+    make_trm(parts["trm"], [parts["dataset"]], ids, identity=load_embedder(text).identity)
+    with write_artifact(parts["policy"], "policy", parents=[parts["dataset"], parts["trm"]]) as work:
+        (work / "config.json").write_text("{}")
+    publish(**parts, text=text, explore=ExploreConfig(), verdict=PASSED, out=tmp_path / "bundle")
+    shutil.rmtree(encoder)
+    bundle = Bundle.load(tmp_path / "bundle")
+    assert set(bundle.parts) == {"trm", "policy", "encoder"}
+    assert load_embedder(bundle.text).identity == bundle.text_identity, "by its digest, wherever it lies"
+    assert (bundle.part("encoder") / "model.safetensors").read_bytes() == b"weights"
+    shelf = Shelf.make(tmp_path / "shelf")
+    shelf.push(bundle)
+    found = open_bundle(f"{shelf.address}@{bundle.version}", lambda serve: needs_of("trm"))
+    assert set(found.parts) == {"trm", "encoder"}
+    assert load_embedder(found.text).identity == bundle.text_identity
+
+
 def test_what_is_served_and_why() -> None:
     assert choose(METRICS, PASSED)[0] == "policy"
     serve, why = choose({**METRICS, "verdict": {"serve": "trm"}}, PASSED)
@@ -143,6 +168,14 @@ def test_changed_missing_and_extra_files_are_refused(parts: dict[str, Path], tmp
         Bundle.load(tmp_path / "absent")
     with pytest.raises(ArtifactError, match="kind"):
         Bundle.load(parts["trm"])
+
+
+def test_what_is_not_run_is_not_read(parts: dict[str, Path], tmp_path: Path) -> None:
+    make(parts, tmp_path / "bundle")
+    (tmp_path / "bundle" / "policy" / "config.json").unlink()
+    assert set(Bundle.load(tmp_path / "bundle", needs_of("trm")).parts) == {"trm"}
+    with pytest.raises(ArtifactError, match=r"policy/config\.json is missing"):
+        Bundle.load(tmp_path / "bundle")
 
 
 def test_parts_of_different_runs_are_refused(parts: dict[str, Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +76,17 @@ def test_missing_sentence_encoder_is_named(tmp_path: object) -> None:
     embedder = load_embedder(TextConfig(provider="sentence-transformers", model=f"{tmp_path}/absent"))
     with pytest.raises(TrmError, match=r"cannot load the sentence encoder .*absent"):
         embedder.embed(["x"])
+
+
+def test_an_encoder_is_known_by_its_files_not_by_its_path(tmp_path: Path) -> None:
+    def identity(place: str, content: str) -> str:
+        folder = tmp_path / place / "enc"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(content)
+        return load_embedder(TextConfig(provider="sentence-transformers", model=str(folder))).identity
+
+    one, other, moved = identity("a", "{}"), identity("b", "[]"), identity("c", "{}")
+    assert one == moved != other
 
 
 def test_packaged_minilm_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
