@@ -112,7 +112,7 @@ def _print_places(console: Console, place: Path, metrics: Mapping[str, Any]) -> 
         f"figures  {place / 'metrics.json'}",
         f"took     {minutes} min {rest} s, at most {_peak_memory():.1f} GB in one process",
         f"bundle   {place / 'bundle'} (serves {served})",
-        f"serve    deeprec serve recommender {place / 'bundle'}",
+        f"serve    deeprec serve recommender {place}",
     )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
