@@ -21,7 +21,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -164,8 +164,7 @@ class LocalObjects(Objects):
                 shutil.copyfile(source / name, draft / name)
             if place.is_dir() and not (place / files[-1]).is_file():
                 shutil.rmtree(place)
-            with suppress(OSError) if place.is_dir() else nullcontext():
-                os.rename(draft, place)
+            _rename_unless_there(draft, place, files[-1])
         except OSError as error:
             raise StoreError(
                 f"cannot write {place}: {error.strerror}; make its directory writable or free some space"
@@ -192,11 +191,11 @@ class LocalObjects(Objects):
 
     def names(self, folder: str = "") -> list[Listed]:
         now, listed = time.time(), []
-        for path in (self.root / folder).rglob("*"):
-            name = path.relative_to(self.root).as_posix()
-            with suppress(FileNotFoundError):
-                if path.is_file() and not _hidden(name):
-                    listed.append(Listed(name, now - path.stat().st_mtime))
+        for place, folders, files in os.walk(self.root / folder):  # which passes over what others remove meanwhile
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for path in (Path(place) / name for name in files if not name.startswith(".")):
+                with suppress(FileNotFoundError):
+                    listed.append(Listed(path.relative_to(self.root).as_posix(), now - path.stat().st_mtime))
         return sorted(listed, key=lambda one: one.name)
 
     def folders(self, folder: str = "") -> list[str]:
@@ -237,6 +236,15 @@ class LocalObjects(Objects):
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _rename_unless_there(draft: Path, place: Path, last: str) -> None:
+    """Of several who write the same folder at once the first one's stays."""
+    try:
+        os.rename(draft, place)
+    except OSError:
+        if not (place / last).is_file():
+            raise
 
 
 def _hidden(name: str) -> bool:

@@ -189,6 +189,26 @@ def test_of_many_who_promote_at_once_one_wins_each_state(shelf: Shelf, bundle: B
     assert all("moved meanwhile" in text for text in lost)
 
 
+def test_many_who_push_the_same_at_once_are_no_error(tmp_path: Path, bundle: Bundle, other: Bundle) -> None:
+    address, failed, start = tmp_path / "new", list[BaseException](), threading.Barrier(8)
+
+    def push(number: int) -> None:
+        try:
+            start.wait()
+            Shelf.make(address).push((bundle, other)[number % 2])
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=push, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    for one in (bundle, other):
+        assert open_bundle(f"{address}@{one.version}").version == one.version
+
+
 def test_only_the_parts_that_are_run_are_looked_at(shelf: Shelf, bundle: Bundle) -> None:
     shelf.push(bundle)
     shelf.promote(bundle.version)
