@@ -268,14 +268,14 @@ class S3Objects(Objects):
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
-        self._bucket, self._prefix = split_address(address)
-        self._minio, self._http = s3_client()
+        self._bucket, self._prefix = _split_address(address)
+        self._minio, self._http = _s3_client()
         self._conditional = False
 
     def read(self, name: str) -> Found | None:
         from minio.error import S3Error
 
-        with s3_errors(self.address):
+        with _s3_errors(self.address):
             try:
                 answer = self._minio.get_object(self._bucket, self._key(name))
             except S3Error as error:
@@ -289,11 +289,11 @@ class S3Objects(Objects):
                 answer.release_conn()
 
     def write(self, name: str, content: bytes) -> None:
-        with s3_errors(self.address):
+        with _s3_errors(self.address):
             self._minio.put_object(self._bucket, self._key(name), io.BytesIO(content), len(content))
 
     def put(self, name: str, source: Path) -> None:
-        with s3_errors(self.address):
+        with _s3_errors(self.address):
             self._minio.fput_object(self._bucket, self._key(name), str(source))
 
     def put_folder(self, folder: str, source: Path, files: Sequence[str]) -> None:
@@ -301,7 +301,7 @@ class S3Objects(Objects):
             self.put(f"{folder}/{name}", source / name)
 
     def get(self, name: str, target: Path) -> None:
-        with s3_errors(self.address):
+        with _s3_errors(self.address):
             self._minio.fget_object(self._bucket, self._key(name), str(target))
 
     def swap(self, name: str, content: bytes, tag: str | None) -> None:
@@ -315,7 +315,7 @@ class S3Objects(Objects):
 
     def names(self, folder: str = "") -> list[Listed]:
         now = datetime.now(UTC)
-        with s3_errors(self.address):
+        with _s3_errors(self.address):
             found = self._minio.list_objects(self._bucket, prefix=self._key(folder, folder=True), recursive=True)
             listed = [(item.object_name, item.last_modified or now) for item in found]
         start = len(self._key("", folder=True))
@@ -324,12 +324,12 @@ class S3Objects(Objects):
 
     def folders(self, folder: str = "") -> list[str]:
         start = self._key(folder, folder=True)
-        with s3_errors(self.address):
+        with _s3_errors(self.address):
             found = [item.object_name for item in self._minio.list_objects(self._bucket, prefix=start) if item.is_dir]
         return sorted(name[len(start) :].rstrip("/") for name in found)
 
     def remove(self, name: str) -> None:
-        with s3_errors(self.address):
+        with _s3_errors(self.address):
             self._minio.remove_object(self._bucket, self._key(name))
 
     def _key(self, name: str, *, folder: bool = False) -> str:
@@ -345,7 +345,7 @@ class S3Objects(Objects):
             self.remove(probe)
         if not first or second:
             raise StoreError(
-                f"{self.address}: {s3_endpoint()} ignores the condition of a conditional write (If-None-Match), so "
+                f"{self.address}: {_s3_endpoint()} ignores the condition of a conditional write (If-None-Match), so "
                 f"that two who write at once would undo one another; use a store that obeys it"
             )
         self._conditional = True
@@ -353,7 +353,7 @@ class S3Objects(Objects):
     def _put_if(self, name: str, content: bytes, tag: str | None) -> bool:
         """A PUT under a condition, which minio's own cannot have: its address is signed, the header added."""
         headers = {"If-None-Match": "*"} if tag is None else {"If-Match": f'"{tag}"'}
-        with s3_errors(self.address):
+        with _s3_errors(self.address):
             signed = self._minio.get_presigned_url("PUT", self._bucket, self._key(name), expires=_SIGNED_FOR)
             answer = self._http.request("PUT", signed, body=content, headers=headers)
         if answer.status in (_PRECONDITION_FAILED, _CONFLICT):
@@ -362,14 +362,14 @@ class S3Objects(Objects):
             return False
         if answer.status >= 300:
             said = answer.data.decode(errors="replace")[:300]
-            raise StoreError(f"{self.address}/{name}: {s3_endpoint()} answered {answer.status}: {said}")
+            raise StoreError(f"{self.address}/{name}: {_s3_endpoint()} answered {answer.status}: {said}")
         return True
 
 
 # ----------------------------------------------------------------------------------------------------------------- S3
 
 
-def split_address(address: str) -> tuple[str, str]:
+def _split_address(address: str) -> tuple[str, str]:
     """Bucket and prefix (without slashes at its ends) of ``s3://bucket/prefix``.
 
     Raises:
@@ -383,7 +383,7 @@ def split_address(address: str) -> tuple[str, str]:
 
 
 @contextmanager
-def s3_errors(address: str) -> Iterator[None]:
+def _s3_errors(address: str) -> Iterator[None]:
     """Whatever a client raises becomes one of our errors."""
     import urllib3
     from minio.error import MinioException, S3Error
@@ -392,25 +392,27 @@ def s3_errors(address: str) -> Iterator[None]:
         yield
     except S3Error as error:
         if error.code == "NoSuchBucket":
-            raise StoreError(f"{address}: no such bucket at {s3_endpoint()}; create it or check the address") from error
+            raise StoreError(
+                f"{address}: no such bucket at {_s3_endpoint()}; create it or check the address"
+            ) from error
         if error.code == "NoSuchKey":
-            missing = f"{error.object_name} is not at {s3_endpoint()}"
+            missing = f"{error.object_name} is not at {_s3_endpoint()}"
             raise ArtifactError(f"{address}: {missing}; check the address") from error
-        answered = f"{s3_endpoint()} answered {error.code}: {error.message}"
+        answered = f"{_s3_endpoint()} answered {error.code}: {error.message}"
         raise StoreError(f"{address}: {answered}; check credentials") from error
     except (MinioException, urllib3.exceptions.HTTPError) as error:
-        raise StoreError(f"{address}: cannot reach {s3_endpoint()} ({error}); check AWS_ENDPOINT_URL") from error
+        raise StoreError(f"{address}: cannot reach {_s3_endpoint()} ({error}); check AWS_ENDPOINT_URL") from error
     except ValueError as error:
         raise StoreError(f"{address}: {error}; write s3://bucket/prefix") from error
 
 
-def s3_endpoint() -> str:
+def _s3_endpoint() -> str:
     """The store's address."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "S3_ENDPOINT_URL")
     return next((os.environ[name] for name in names if os.environ.get(name)), "https://s3.amazonaws.com")
 
 
-def s3_client() -> tuple[Any, Any]:
+def _s3_client() -> tuple[Any, Any]:
     """minio's client and the urllib3 pool below it.
 
     Raises:
@@ -420,9 +422,9 @@ def s3_client() -> tuple[Any, Any]:
     import urllib3
     from minio import Minio
 
-    endpoint = urllib3.util.parse_url(s3_endpoint())
+    endpoint = urllib3.util.parse_url(_s3_endpoint())
     if endpoint.scheme not in ("http", "https") or not endpoint.netloc or (endpoint.path or "/") != "/":
-        raise StoreError(f"AWS_ENDPOINT_URL is {s3_endpoint()!r}; write http(s)://host:port")
+        raise StoreError(f"AWS_ENDPOINT_URL is {_s3_endpoint()!r}; write http(s)://host:port")
     pool = urllib3.PoolManager(
         timeout=urllib3.Timeout(connect=5, read=60),
         retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),

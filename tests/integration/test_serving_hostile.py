@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from openapi_spec_validator import validate
 from schemathesis import GenerationMode
 
+from deeprec.bundle.bundle import Bundle
 from deeprec.bundle.publish import extend_bundle
 from deeprec.config import ServingConfig
 from deeprec.features.online import HistoryStore
@@ -46,7 +47,7 @@ def server(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """The recommender of a catalogue with hostile titles; nothing that is sent to it may leave a trace in its log."""
     place = tmp_path_factory.mktemp("hostile")
     items = [Item(f"i-hostile-{number}", title) for number, title in enumerate(TITLES)]
-    extend_bundle(small_run / "bundle", items, place / "bundle")
+    extend_bundle(Bundle.load(small_run / "bundle"), items, place / "bundle")
     features = shutil.copytree(small_run / "features", place / "features", symlinks=True)
     address, serving = str(place / "bundle"), ServingConfig(deadline_ms=50)
     with forkserver.routed():

@@ -132,6 +132,8 @@ def test_parts_are_fetched_once_and_only_those_that_run(
     source.open()
     assert fetched == before, "what is in the cache is not fetched again"
     assert source.open().catalogue == bundles[0].catalogue
+    (tmp_path / PARTS / parts["trm"] / "model.safetensors").write_bytes(b"damaged")
+    assert source.open().version == bundles[0].version, "what was damaged in the cache is fetched anew"
     name = f"{PARTS}/{parts['trm']}/model.safetensors"
     open_objects(shelf.address).write(name, b"changed")
     with pytest.raises(ArtifactError, match=r"s3://models/fetched/PARTS/.*hash of model\.safetensors differs"):

@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from deeprec.bundle.bundle import ALL_PARTS, BUNDLE, Bundle, Part, Served
+from deeprec.bundle.bundle import ALL_PARTS, BUNDLE, KIND, Bundle, Part, Served, read_info
 from deeprec.bundle.shelf import MARK, VERSION, Shelf
 from deeprec.errors import ArtifactError, StoreError
-from deeprec.store import fingerprint
+from deeprec.store import fingerprint, read_artifact
 
 Needs = Callable[[Served], Collection[Part]]
 """From what a bundle serves to the parts that are run."""
@@ -58,11 +58,8 @@ class FolderSource(Source):
         return fingerprint(self.address)
 
     def open(self, needs: Needs = everything) -> Bundle:
-        from deeprec.bundle.bundle import read_info
-        from deeprec.store import read_artifact
-
         place = Path(self.address).resolve()  # so that turning a link leaves what was opened whole
-        read_artifact(place, "bundle", verify=False)
+        read_artifact(place, KIND, verify=False)
         serve: Served = "policy" if read_info(place, self.address).get("serve") == "policy" else "trm"
         return Bundle.load(place, needs(serve))
 

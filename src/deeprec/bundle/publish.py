@@ -96,22 +96,17 @@ def publish(
         write_info(work, info)
 
 
-def extend_bundle(bundle: Path, items: Sequence[Item], out: Path) -> Bundle:
-    """Write the bundle at ``bundle`` with new items as the bundle ``out``, and return it.
+def extend_bundle(old: Bundle, items: Sequence[Item], out: Path) -> Bundle:
+    """Write a bundle, opened with all its parts, with new items as the bundle ``out``, and return it.
 
     TRM, catalogue and popularity get the items; the policy is copied. A policy that cannot write a new item's title
     would answer lists that it cannot read, so such a bundle serves the TRM, and ``why`` says so.
 
     Raises:
-        ArtifactError: there is no whole bundle at ``bundle``.
+        ArtifactError: the bundle was not opened with all its parts.
         TrmError: an id is already in the catalogue, or the items cannot be added; see ``trm.extend``.
         StoreError: ``out`` cannot be written.
     """
-    return extend_opened(Bundle.load(bundle), items, out)
-
-
-def extend_opened(old: Bundle, items: Sequence[Item], out: Path) -> Bundle:
-    """``extend_bundle`` of a bundle that was opened with all its parts."""
     from deeprec.trm.extend import extend_trm
 
     sections = {"text": read_json(old.index / TEXT)["config"], "explore": old.explore.model_dump(mode="json")}

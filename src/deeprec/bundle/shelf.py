@@ -26,13 +26,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from deeprec.bundle.bundle import BUNDLE, INDEX, KIND, METRICS, VERSION_DIGITS, Bundle, Part, Served, is_needed
 from deeprec.bundle.publish import write_info
 from deeprec.config import BundleConfig
 from deeprec.errors import ArtifactError, StoreError
-from deeprec.objects import Found, LocalObjects, MovedError, Objects, open_objects
+from deeprec.objects import LocalObjects, MovedError, Objects, open_objects
 from deeprec.store import MANIFEST, Manifest, parse_manifest, read_artifact, write_artifact
 from deeprec.types import JsonDict
 
@@ -93,7 +93,7 @@ class Shelf:
             raise ArtifactError(
                 f"{self.address} is no shelf: it has no {MARK}; `deeprec bundle push BUNDLE {self.address}` makes one"
             )
-        schema = json.loads(found.content).get("schema")
+        schema = _parsed(found.content, f"{self.address}/{MARK}").get("schema")
         if schema != SCHEMA:
             raise StoreError(
                 f"the shelf {self.address} has schema {schema}, this version of deeprec reads {SCHEMA}; install the "
@@ -125,11 +125,11 @@ class Shelf:
 
     def pointer(self, name: Pointer) -> str | None:
         """The version that a pointer names, by one small read; None where it names none yet."""
-        return _version(self.objects.read(f"{name}.json"))
+        return self._state(name)[0]
 
     def moves(self, name: Pointer) -> list[Move]:
         """A pointer's moves, the oldest first."""
-        return _moves(self.objects.read(f"{name}.json"))
+        return self._state(name)[1]
 
     def versions(self) -> list[Shelved]:
         """All whole versions, the newest first."""
@@ -207,7 +207,8 @@ class Shelf:
                     self._put(f"{PARTS}/{digest}", bundle.parts[name])
                 self._put(version, index)
         self._set_candidate(version)
-        self.sweep()
+        with suppress(StoreError, ArtifactError):  # what cannot be removed, or another removes, is no fault of a push
+            self.sweep()
         return Pushed(version, written)
 
     def promote(self, version: str) -> Move:
@@ -218,10 +219,10 @@ class Shelf:
             MovedError: another has moved the pointer meanwhile.
         """
         self.check(version)
-        found = self.objects.read("live.json")
-        if _version(found) == version:
+        now, moves, tag = self._state("live")
+        if now == version:
             return Move(_now(), _who(), version, version, "promote")
-        return self._move("live", version, "promote", found)
+        return self._move("live", Move(_now(), _who(), now, version, "promote"), moves, tag)
 
     def rollback(self) -> Move:
         """Let ``live`` name the version that served before the one that does now was promoted.
@@ -230,14 +231,14 @@ class Shelf:
             ArtifactError: there is none.
             MovedError: another has moved the pointer meanwhile.
         """
-        found = self.objects.read("live.json")
-        now = _version(found) or self.live()
-        promotions = [move for move in _moves(found) if move.after == now and move.why == "promote"]
+        live, moves, tag = self._state("live")
+        now = live or self.live()
+        promotions = [move for move in moves if move.after == now and move.why == "promote"]
         promoted = promotions[-1] if promotions else None
         if promoted is None or promoted.before is None:
             raise ArtifactError(f"nothing was live on the shelf {self.address} before {now}; promote another version")
         self.check(promoted.before)
-        return self._move("live", promoted.before, "rollback", found)
+        return self._move("live", Move(_now(), _who(), now, promoted.before, "rollback"), moves, tag)
 
     def sweep(self, grace: float = GRACE_SECONDS) -> list[str]:
         """Remove parts that no version names, and what is not whole, when it is older than ``grace`` seconds."""
@@ -267,16 +268,28 @@ class Shelf:
         found = self.objects.read(name)
         if found is None:
             raise ArtifactError(f"{self.address}/{name} is missing; push the bundle again")
-        whole: JsonDict = json.loads(found.content)
-        return whole
+        return _parsed(found.content, f"{self.address}/{name}")
+
+    def _state(self, name: Pointer) -> tuple[str | None, list[Move], str | None]:
+        """The version that a pointer names, its moves, and the tag of this state; by one small read."""
+        found = self.objects.read(f"{name}.json")
+        if found is None:
+            return None, [], None
+        where = f"{self.address}/{name}.json"
+        raw = _parsed(found.content, where)
+        try:
+            return str(raw["version"]), [Move(**one) for one in raw["moves"]], found.tag
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{where} is no pointer ({error}); restore it, or push to another shelf") from error
 
     def _put(self, folder: str, source: Path) -> None:
-        """Copy an artifact; one that is there is young again, so that no sweep takes it before a version names it."""
-        manifest = read_artifact(source)
-        if self.objects.read(f"{folder}/{MANIFEST}") is None:
-            self.objects.put_folder(folder, source, [*sorted(manifest.files), MANIFEST])
+        """Copy a verified artifact; one that is there gets young, lest a sweep take it before it is named."""
+        there = self.objects.read(f"{folder}/{MANIFEST}")
+        if there is None:
+            files = sorted(read_artifact(source, verify=False).files)
+            self.objects.put_folder(folder, source, [*files, MANIFEST])
         else:
-            self.objects.put(f"{folder}/{MANIFEST}", source / MANIFEST)
+            self.objects.write(f"{folder}/{MANIFEST}", there.content)
 
     def _folder(self, folder: str, kind: str, kept: Path, needed: Callable[[str], bool] = lambda name: True) -> Path:
         """An artifact of the shelf as a verified directory: where it is, or fetched into ``kept``."""
@@ -285,31 +298,32 @@ class Shelf:
             read_artifact(place, kind, needed=needed)
             return place.resolve()
         if (kept / MANIFEST).is_file():
-            read_artifact(kept, kind, needed=needed)
-            return kept
+            try:
+                read_artifact(kept, kind, needed=needed)
+                return kept
+            except ArtifactError:  # damaged here, not where it comes from
+                shutil.rmtree(kept, ignore_errors=True)
         return _fetch(self.objects, folder, kind, kept, needed)
 
     def _set_candidate(self, version: str) -> None:
         for attempt in range(ATTEMPTS):
-            found = self.objects.read("candidate.json")
-            if _version(found) == version:
+            now, moves, tag = self._state("candidate")
+            if now == version:
                 return
             try:
-                self._move("candidate", version, "push", found)
+                self._move("candidate", Move(_now(), _who(), now, version, "push"), moves, tag)
             except MovedError:
                 if attempt + 1 == ATTEMPTS:
                     raise
             else:
                 return
 
-    def _move(self, name: Pointer, version: str, why: str, found: Found | None) -> Move:
-        """Move a pointer from the state ``found`` (None: it named nothing)."""
-        move = Move(_now(), _who(), _version(found), version, why)
-        moves = [*_moves(found), move][-KEPT_MOVES:]
-        content = {"version": version, "id": uuid.uuid4().hex, "moves": [vars(one) for one in moves]}
+    def _move(self, name: Pointer, move: Move, before: Sequence[Move], tag: str | None) -> Move:
+        """Make a pointer's next move, after those ``before``, from the state with this tag (None: it named nothing)."""
+        moves = [vars(one) for one in (*before, move)][-KEPT_MOVES:]
+        content = {"version": move.after, "id": uuid.uuid4().hex, "moves": moves}
         try:
-            text = json.dumps(content, indent=1).encode()
-            self.objects.swap(f"{name}.json", text, None if found is None else found.tag)
+            self.objects.swap(f"{name}.json", json.dumps(content, indent=1).encode(), tag)
         except MovedError as error:
             now = self.moves(name)[-1:]
             by = f": {now[0].by} let it name {now[0].after} at {now[0].at}" if now else ""
@@ -326,12 +340,12 @@ def deliver(bundle: Path, settings: BundleConfig) -> str:
     Raises:
         ArtifactError, StoreError: see ``Shelf.push``; ``live`` was moved by another meanwhile.
     """
-    opened = Bundle.load(bundle)
-    if settings.uri:
-        shelf = Shelf.make(settings.uri)
-        shelf.push(opened)
-        if settings.promote:
-            shelf.promote(opened.version)
+    if not settings.uri:
+        return Bundle.load(bundle, ()).version
+    opened, shelf = Bundle.load(bundle), Shelf.make(settings.uri)
+    shelf.push(opened)
+    if settings.promote:
+        shelf.promote(opened.version)
     return opened.version
 
 
@@ -382,13 +396,14 @@ def _fetch(objects: Objects, folder: str, kind: str, kept: Path, needed: Callabl
     return kept
 
 
-def _version(found: Found | None) -> str | None:
-    return None if found is None else str(json.loads(found.content)["version"])
-
-
-def _moves(found: Found | None) -> list[Move]:
-    raw: Sequence[Any] = [] if found is None else json.loads(found.content)["moves"]
-    return [Move(**one) for one in raw]
+def _parsed(content: bytes, where: str) -> JsonDict:
+    try:
+        whole = json.loads(content)
+    except ValueError as error:
+        raise ArtifactError(f"{where} is not JSON ({error}); restore it, or push to another shelf") from error
+    if not isinstance(whole, dict):
+        raise ArtifactError(f"{where} is no JSON object; restore it, or push to another shelf")
+    return whole
 
 
 def _now() -> str:

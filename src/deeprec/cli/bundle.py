@@ -174,14 +174,14 @@ def extend(
     `deeprec bundle extend s3://models/shop new.csv --out shop-2 --column item_id=sku`
     """
     from deeprec.bundle.opening import open_bundle
-    from deeprec.bundle.publish import extend_opened
+    from deeprec.bundle.publish import extend_bundle
     from deeprec.cli.places import check_absent
     from deeprec.cli.trm import read_new_items, say_added
 
     check_absent(out)
     opened = open_bundle(find_bundle(bundle))
     new = read_new_items(items, opened.catalogue, column)
-    written = extend_opened(opened, new, out)
+    written = extend_bundle(opened, new, out)
     say_added(opened.catalogue, written.catalogue, f"bundle {written.version}: {written.why}", out)
 
 

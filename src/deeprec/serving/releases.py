@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from deeprec.bundle.bundle import Bundle
 from deeprec.bundle.opening import Needs, Source
-from deeprec.errors import DeepRecError, StoreError
+from deeprec.errors import ArtifactError, DeepRecError, StoreError
 from deeprec.serving.loading import settle_memory
 from deeprec.serving.measures import Measures
 from deeprec.serving.recommender import Recommender
@@ -136,7 +136,7 @@ class Releases:
                 return
             if self._source.settles:
                 state = await self._still(state)
-        except StoreError as error:
+        except (StoreError, ArtifactError) as error:
             if not self._unreachable:
                 logger.warning("cannot look for a new bundle: %s", error)
             self._unreachable = True

@@ -214,7 +214,7 @@ def test_an_extended_bundle_serves_the_trm_when_its_policy_cannot_name_the_items
     titles = list(TitleBook(dataset.catalogue).titles)
     old = Bundle.load(make_bundle(tmp_path / "bundle", titles))
     assert old.serve == "policy"
-    new = extend_bundle(tmp_path / "bundle", NEW, tmp_path / "bundle-2")
+    new = extend_bundle(Bundle.load(tmp_path / "bundle"), NEW, tmp_path / "bundle-2")
     assert new.serve == "trm"
     assert "its policy was built before new items (2) were added and cannot name them" in new.why
     assert new.version != old.version
@@ -237,13 +237,13 @@ def test_an_extended_bundle_serves_the_trm_when_its_policy_cannot_name_the_items
 
 def test_extended_twice(make_bundle: Callable[..., Path], dataset: Dataset, tmp_path: Path) -> None:
     make_bundle(tmp_path / "one", list(TitleBook(dataset.catalogue).titles))
-    extend_bundle(tmp_path / "one", NEW[:1], tmp_path / "two")
+    extend_bundle(Bundle.load(tmp_path / "one"), NEW[:1], tmp_path / "two")
     why = Bundle.load(tmp_path / "two").why
-    third = extend_bundle(tmp_path / "two", NEW[1:], tmp_path / "three")
+    third = extend_bundle(Bundle.load(tmp_path / "two"), NEW[1:], tmp_path / "three")
     assert third.why == why
     assert len(third.catalogue) == len(dataset.catalogue) + 2
     with pytest.raises(TrmError, match="already in the catalogue"):
-        extend_bundle(tmp_path / "three", NEW, tmp_path / "four")
+        extend_bundle(Bundle.load(tmp_path / "three"), NEW, tmp_path / "four")
     assert not (tmp_path / "four").exists()
 
 
@@ -252,7 +252,7 @@ def test_a_policy_that_can_write_the_new_titles_still_serves(
 ) -> None:
     later = Catalogue((*dataset.catalogue.items, Item("n1", "A film; nobody: knows"), Item("n2", "Item n2")))
     old = make_bundle(tmp_path / "bundle", list(TitleBook(later).titles))
-    new = extend_bundle(old, NEW, tmp_path / "bundle-2")
+    new = extend_bundle(Bundle.load(old), NEW, tmp_path / "bundle-2")
     assert new.serve == "policy"
     assert new.why == Bundle.load(old).why
 
@@ -262,7 +262,7 @@ def test_a_bundle_that_serves_its_trm_keeps_its_reason(
 ) -> None:
     titles = list(TitleBook(dataset.catalogue).titles)
     old = make_bundle(tmp_path / "bundle", titles, serve="trm")
-    assert extend_bundle(old, NEW, tmp_path / "bundle-2").why == Bundle.load(old).why
+    assert extend_bundle(Bundle.load(old), NEW, tmp_path / "bundle-2").why == Bundle.load(old).why
 
 
 def test_a_policy_of_another_trm_is_still_refused(
@@ -270,7 +270,7 @@ def test_a_policy_of_another_trm_is_still_refused(
 ) -> None:
     titles = list(TitleBook(dataset.catalogue).titles)
     make_bundle(tmp_path / "bundle", titles)
-    extended = extend_bundle(tmp_path / "bundle", NEW, tmp_path / "bundle-2").index
+    extended = extend_bundle(Bundle.load(tmp_path / "bundle"), NEW, tmp_path / "bundle-2").index
     other = make_bundle(tmp_path / "other", titles)
     with write_artifact(tmp_path / "stranger", "policy") as work:
         (work / "config.json").write_text("{}")

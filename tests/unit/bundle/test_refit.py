@@ -130,7 +130,7 @@ def test_a_trm_trained_anew_still_fits_its_policy_with_items_added(
 ) -> None:
     out, _ = do_refit("trm")
     old = make_bundle(tmp_path / "bundle", titles, "trm", out)
-    new = extend_bundle(old, [Item("n1", "A film; nobody: knows", {})], tmp_path / "bundle-2")
+    new = extend_bundle(Bundle.load(old), [Item("n1", "A film; nobody: knows", {})], tmp_path / "bundle-2")
     assert new.info["refit"]
     assert new.why == Bundle.load(old).why
     assert read_record(new.part("trm")).extends == (read_artifact(out).digest,)

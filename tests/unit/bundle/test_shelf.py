@@ -32,7 +32,7 @@ def bundle(make_bundle: Callable[..., Path], dataset: Dataset, tmp_path: Path) -
 @pytest.fixture
 def other(bundle: Bundle, tmp_path: Path) -> Bundle:
     """The same with one item more."""
-    return extend_bundle(bundle.index, [Item("n1", "A film; nobody: knows")], tmp_path / "other")
+    return extend_bundle(bundle, [Item("n1", "A film; nobody: knows")], tmp_path / "other")
 
 
 @pytest.fixture
@@ -116,6 +116,33 @@ def test_a_version_is_of_what_decides_an_answer(
     assert again.info["parts"]["policy"] != bundle.info["parts"]["policy"], "which were made at other times"
     fewer = Bundle.load(make_bundle(tmp_path / "fewer", list(TitleBook(dataset.catalogue).titles)[:-1]))
     assert fewer.version != bundle.version
+
+
+def test_a_part_that_is_there_is_never_changed(shelf: Shelf, bundle: Bundle) -> None:
+    shelf.push(bundle)
+    root = Path(shelf.address)
+    before = {name: content for name, (_, content) in files(root / PARTS).items()}
+    shelf.push(bundle, "trm")
+    assert {name: content for name, (_, content) in files(root / PARTS).items()} == before
+
+
+def test_what_cannot_be_swept_is_no_fault_of_a_push(
+    shelf: Shelf, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Shelf, grace: float = 0) -> list[str]:
+        raise StoreError("may not delete")
+
+    monkeypatch.setattr(Shelf, "sweep", refuse)
+    assert shelf.push(bundle).version == shelf.pointer("candidate")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"version": "a", "moves": [{"at": 1}]}'])
+def test_a_pointer_that_is_none_is_said_in_one_sentence(shelf: Shelf, bundle: Bundle, content: str) -> None:
+    shelf.push(bundle)
+    (Path(shelf.address) / "live.json").write_text(content)
+    for ask in (shelf.live, shelf.rollback, shelf.versions, lambda: shelf.promote(bundle.version)):
+        with pytest.raises(ArtifactError, match=r"live\.json is no.*restore it, or push to another shelf"):
+            ask()
 
 
 @pytest.mark.parametrize("at", ["put_folder", "swap"])
