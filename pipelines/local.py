@@ -2,7 +2,8 @@
 
 KFP orchestrates and executes; ``Session`` hooks three functions of ``kfp.local`` (pinned by a contract test): the one
 that runs a task, for resume and bookkeeping; the one that runs a task's process, for its log, environment and end; the
-one that fills in the interpreter. Tasks run one after the other. A finished task is recorded; with ``resume`` a
+one that fills in the interpreter. Tasks run one after the other; on Linux all but the first are forked from a process
+that has imported what they need (``warm``). A finished task is recorded; with ``resume`` a
 recorded one is returned without running. The hooks are global to the process: one run at a time.
 """
 
@@ -11,6 +12,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -27,6 +29,7 @@ from deeprec.components.boundary import CHECKPOINTS, RUNNER, read_error
 from deeprec.errors import CheckFailed, DeepRecError, PipelineError, StoreError
 from deeprec.pipelines.progress import Progress, Silent
 from deeprec.pipelines.records import Records, task_key
+from deeprec.pipelines.warm import Forked, WarmProcess, forkable
 
 GRACE = 10.0
 """Seconds that an interrupted task has to clean up."""
@@ -92,14 +95,15 @@ class Session:
         self._key = ""
         self._last_line = ""
         self._exit_status = 0
+        self._warm: WarmProcess | None = None
 
     def run(self, arguments: Mapping[str, Any]) -> list[TaskResult]:
         """Run every task that can run."""
         (self._workdir / "logs").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="deeprec-") as scratch, self._hooked():
             log = (self._workdir / "logs" / "pipeline.log").open("w", encoding="utf-8")
-            with log, contextlib.redirect_stdout(log):
-                self._environment["TMPDIR"] = scratch
+            self._environment["TMPDIR"] = scratch
+            with log, contextlib.redirect_stdout(log), self._warmed():
                 local.init(
                     runner=local.SubprocessRunner(use_venv=False),
                     pipeline_root=str(self._workdir / "pipeline"),
@@ -122,6 +126,16 @@ class Session:
         ):
             warnings.simplefilter("ignore")
             yield
+
+    @contextlib.contextmanager
+    def _warmed(self) -> Iterator[None]:
+        if sys.platform == "linux":
+            self._warm = WarmProcess({**os.environ, **self._environment})
+        try:
+            yield
+        finally:
+            if self._warm:
+                self._warm.close()
 
     def _run_task(self, original: Callable[..., Any], call: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         self._task = self._names[call["component_name"]]
@@ -177,29 +191,35 @@ class Session:
     def _run_process(self, full_command: list[str]) -> int:
         """Run a task's process in its own process group, its output going to the task's log."""
         kept = {CHECKPOINTS: str(self._workdir / "checkpoints" / self._key[:32]), RUNNER: "1"}
-        process = subprocess.Popen(
-            full_command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            env={**os.environ, **self._environment, **kept},
-            start_new_session=True,
-        )
-        try:
-            with self._log.open("w", encoding="utf-8") as log:
-                for line in process.stdout or ():
-                    log.write(line)
-                    log.flush()
-                    if line.strip():
-                        self._last_line = line.strip()
-                        self._progress.line(self._task, self._last_line)
-            self._exit_status = process.wait()
-        finally:
-            _end(process)
+        held, ours = os.pipe()  # its standard input, which ends with this process: see components.boundary
+        reader, output = os.pipe()
+        with os.fdopen(ours, "w"), os.fdopen(reader, encoding="utf-8", errors="replace") as lines:
+            try:
+                process = self._start(full_command, {**os.environ, **self._environment, **kept}, held, output)
+            finally:
+                os.close(held)
+                os.close(output)
+            try:
+                with self._log.open("w", encoding="utf-8") as log:
+                    for line in lines:
+                        log.write(line)
+                        log.flush()
+                        if line.strip():
+                            self._last_line = line.strip()
+                            self._progress.line(self._task, self._last_line)
+                self._exit_status = process.wait()
+            finally:
+                _end(process)
         return self._exit_status
+
+    def _start(
+        self, command: list[str], environment: dict[str, str], stdin: int, output: int
+    ) -> "subprocess.Popen[bytes] | Forked":
+        if self._warm and self._warm.ready() and forkable(command):
+            return self._warm.start(command, environment, stdin, output)
+        return subprocess.Popen(
+            command, stdin=stdin, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
 
 
 def _name_interpreter(full_command: list[str], new_executable: str) -> list[str]:
@@ -208,7 +228,7 @@ def _name_interpreter(full_command: list[str], new_executable: str) -> list[str]
     return [part.replace("python3", quoted) if index < 3 else part for index, part in enumerate(full_command)]
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
+def _end(process: "subprocess.Popen[bytes] | Forked") -> None:
     """Interrupt, then kill, what is left of a task's process group."""
     for signum in (signal.SIGINT, signal.SIGKILL):
         if process.poll() is not None:
@@ -217,6 +237,3 @@ def _end(process: "subprocess.Popen[str]") -> None:
             os.killpg(process.pid, signum)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-    for stream in (process.stdin, process.stdout):
-        if stream:
-            stream.close()
