@@ -1,14 +1,13 @@
-"""TRM, policy and recommender as servers of their own: the same answers as in one process, and what a loss means.
+"""TRM and policy as servers of their own: the same answers as in one process, and what the loss of a policy means.
 
 The policy server is the command's own process; the others are the same applications in this one.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
@@ -32,12 +31,10 @@ from deeprec.serving.http.bundle_server import BundleServer
 from deeprec.serving.http.recommender_model import TrmModel
 from deeprec.serving.http.recommender_server import open_recommender_server
 from deeprec.serving.http.server import Service
-from deeprec.serving.remote import BlockingRetriever, OtherBundle, RemoteRetriever
 from deeprec.trm.retriever import TrmRetriever
-from deeprec.types import Catalogue, EndReason, Example, Filter, Query, RetrievedItem, Trajectory
+from deeprec.types import EndReason, Example, Query, Trajectory
 from tests import forkserver
 from tests.integration.openapi import untruths
-from tests.integration.parts import make_bundle
 from tests.integration.servers import Hosted, ServerProcess, hosted, until
 
 pytest_plugins = ["tests.integration.rooms"]
@@ -168,86 +165,21 @@ def test_a_server_of_another_policy_is_refused(plain: Path, policy_server: Serve
         open_policy(plain / "bundle" / "policy", engine)
 
 
-def queries(catalogue: Catalogue, users: Dataset, count: int) -> list[Query]:
-    """Queries of every kind: with and without history, preference, filters, exclusions, and items seen before."""
-    rng = np.random.default_rng(0)
-    ids = [item.item_id for item in catalogue.items]
-    histories = [(), *users.sequences.values()]
-    conditions = (
-        Filter("year", ">=", 1990.0),
-        Filter("year", "<=", 2005),
-        Filter("title", "!=", catalogue.items[3].title),
-    )
-    return [
-        Query(
-            history=tuple(histories[rng.integers(len(histories))]) if rng.random() < 0.8 else (),
-            preference=tuple(rng.choice(catalogue.phrases, rng.integers(0, 4), replace=False).tolist()),
-            exclude=frozenset(rng.choice(ids, rng.integers(0, 8), replace=False).tolist()),
-            filters=tuple(one for one in conditions if rng.random() < 0.3),
-            allow_seen=bool(rng.random() < 0.3),
-        )
-        for _ in range(count)
-    ]
-
-
-Lists = Sequence[Sequence[RetrievedItem]]
-
-
-def assert_same(found: Lists, wanted: Lists) -> None:
-    """Equal items, and scores that no rounding for display tells apart."""
-    assert [[item.item_id for item in items] for items in found] == [
-        [item.item_id for item in items] for items in wanted
-    ]
-    for items, others in zip(found, wanted, strict=True):
-        assert [item.score for item in items] == pytest.approx([item.score for item in others], abs=1e-6)
-
-
-def test_the_remote_trm_answers_as_the_one_in_this_process(
-    trm_server: Hosted, bundle: Bundle, retriever: TrmRetriever, users: Dataset
-) -> None:
-    serving = ServingConfig()
-    asked = queries(bundle.catalogue, users, 120)
-    wanted = retriever.retrieve(asked, 7)
-    blocking = BlockingRetriever(trm_server.url, bundle.version, serving)
-    assert_same(blocking.retrieve(asked, 7), wanted)
-    awaited = RemoteRetriever(trm_server.url, bundle.version, serving)
-
-    async def run() -> Lists:
-        return await asyncio.gather(*(awaited.retrieve(query, 7) for query in asked))
-
-    assert_same(asyncio.run(run()), wanted)
-    other = BlockingRetriever(trm_server.url, "another", serving)
-    with pytest.raises(OtherBundle, match=f"has bundle {bundle.version} and this recommender another"):
-        other.retrieve(asked[:1], 7)
-
-
-def test_the_loops_own_words_mean_the_same_over_http(
-    trm_server: Hosted, bundle: Bundle, retriever: TrmRetriever
-) -> None:
-    """A policy may write phrases that a user's request would be refused or cleaned for."""
-    history = (bundle.catalogue.items[0].item_id,)
-    phrases = tuple(f"phrase {number} | <b> {'x' * 250}" for number in range(20))
-    asked = [Query(history, phrases), Query(history, ("1. comedy", "ü ‮ 喜剧"))]
-    blocking = BlockingRetriever(trm_server.url, bundle.version, ServingConfig())
-    assert_same(blocking.retrieve(asked, 5), retriever.retrieve(asked, 5))
-
-
 def recommend(url: str, **question: object) -> Recommendation:
     with Client(url, timeout=30) as client:
         return client.recommend(deadline_ms=DEADLINE_MS, k=5, **question)  # type: ignore[arg-type]
 
 
-def test_a_recommender_of_two_servers_and_what_their_loss_means(
-    taught: Path, plain: Path, bundle: Bundle, retriever: TrmRetriever, users: Dataset, tmp_path: Path
+def test_a_recommender_with_a_policy_server_and_what_its_loss_means(
+    taught: Path, bundle: Bundle, retriever: TrmRetriever, users: Dataset
 ) -> None:
     here = explored(load_policy(bundle.part("policy")), retriever, bundle, users, 0.0)
     place = str(taught / "bundle")
-    with forkserver.routed(), ExitStack() as running, ExitStack() as running_policy, ExitStack() as running_trm:
+    with forkserver.routed(), ExitStack() as running, ExitStack() as running_policy:
         policy = running_policy.enter_context(
             hosted(open_policy_server(place, ServingConfig(), EngineConfig(), "transformers").service)
         )
-        trm = running_trm.enter_context(host_trm(taught / "bundle"))
-        serving = ServingConfig(trm_url=trm.url, policy_url=policy.url)
+        serving = ServingConfig(policy_url=policy.url)
         features = taught / "features"
         opened = open_recommender_server(place, serving, features, HistoryStore(features))
         recommender = running.enter_context(hosted(opened.service))
@@ -264,21 +196,6 @@ def test_a_recommender_of_two_servers_and_what_their_loss_means(
         assert without_policy.path == "trm"
         assert "policy" in str(without_policy.reason)
         assert [item.id for item in without_policy.items] == [item.item_id for item in alone]
-
-        running_trm.close()
-        popular = recommend(recommender.url, user_id=user)
-        assert popular.path == "popularity"
-        assert "the TRM failed" in str(popular.reason)
-        assert len(popular.items) == 5
-
-        other = make_bundle(plain, tmp_path / "other", max_calls=2)
-        with host_trm(other, trm.port):
-            mixed = recommend(recommender.url, user_id=user)
-            assert mixed.path == "popularity"
-            assert re.search("has bundle .* and this recommender", str(mixed.reason))
-        with host_trm(taught / "bundle", trm.port):
-            again = recommend(recommender.url, user_id=user)
-            assert again.path == "trm"
 
 
 def test_what_cannot_be_served_is_said_at_once(taught: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ names one. Limits: it is each wait on the network that is bounded, so an answer 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar, Unpack
@@ -123,14 +122,9 @@ class Client(_Server):
         """Whether the server answers for a model now; False too where nobody does."""
         return questions.is_ready(self._send(questions.ready(model, self.timeout)))
 
-    def predict(
-        self, model: str, instances: Sequence[JsonDict], *, timeout: float | None = None, again: float = math.inf
-    ) -> list[JsonDict]:
-        """Any model's answers to requests of JSON, sent in one body: KServe's V1 protocol as it is.
-
-        ``again`` bounds the retries, in seconds from the call's beginning; 0 for none.
-        """
-        return self._run(questions.predict(model, instances, timeout, again))
+    def predict(self, model: str, instances: Sequence[JsonDict], *, timeout: float | None = None) -> list[JsonDict]:
+        """Any model's answers to requests of JSON, sent in one body: KServe's V1 protocol as it is."""
+        return self._run(questions.predict(model, instances, timeout))
 
     def _run(self, call: Call[Answer]) -> Answer:
         steps = self._steps(call)
@@ -214,10 +208,10 @@ class AsyncClient(_Server):
         return questions.is_ready(await self._send(questions.ready(model, self.timeout)))
 
     async def predict(
-        self, model: str, instances: Sequence[JsonDict], *, timeout: float | None = None, again: float = math.inf
+        self, model: str, instances: Sequence[JsonDict], *, timeout: float | None = None
     ) -> list[JsonDict]:
         """See ``Client.predict``."""
-        return await self._run(questions.predict(model, instances, timeout, again))
+        return await self._run(questions.predict(model, instances, timeout))
 
     async def _run(self, call: Call[Answer]) -> Answer:
         steps = self._steps(call)

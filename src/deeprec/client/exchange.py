@@ -9,7 +9,6 @@ events are told apart by their ids.
 from __future__ import annotations
 
 import json
-import math
 import random
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -63,8 +62,6 @@ class Call(Generic[Answer]):
     deadline: float | None = None
     timeout: float | None = None
     """Seconds for the whole call, where that is less than the client's."""
-    again: float = math.inf
-    """Seconds within which the request is sent again, where that is less than the call's time."""
     stream: bool = False
     """Read the answer as it comes: ``read`` is handed a response whose content is not there yet."""
 
@@ -107,8 +104,7 @@ def exchange(call: Call[Answer], base: str, timeout: float) -> Steps[Answer]:
     """
     given = min(limit for limit in (timeout, call.timeout, call.deadline) if limit is not None)
     margin = 0.0 if call.deadline is None else MARGIN
-    began = time.monotonic()
-    end = began + given
+    end = time.monotonic() + given
     pauses = _pauses()
     while True:
         left = max(end - time.monotonic(), 0.001)
@@ -120,7 +116,7 @@ def exchange(call: Call[Answer], base: str, timeout: float) -> Steps[Answer]:
         error, again = _problem(reply, f"{base}{call.path}", given)
         asked = _retry_after(reply)
         pause = next(pauses) if asked is None else asked
-        if not again or time.monotonic() + pause >= min(end, began + call.again):
+        if not again or time.monotonic() + pause >= end:
             raise error
         yield Pause(pause)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypedDict, TypeVar
@@ -79,9 +78,7 @@ def explore(question: RecommendQuestion) -> Call[httpx.Response]:
     return Call(EXPLORE, lambda reply: reply, _within(question, dict), _deadline(question), stream=True)
 
 
-def predict(
-    model: str, instances: Sequence[JsonDict], timeout: float | None, again: float = math.inf
-) -> Call[list[JsonDict]]:
+def predict(model: str, instances: Sequence[JsonDict], timeout: float | None) -> Call[list[JsonDict]]:
     """A model's answers to several requests of JSON, in one body (KServe's V1 protocol)."""
 
     def read(answer: Any) -> list[JsonDict]:
@@ -90,9 +87,7 @@ def predict(
             raise ValueError(f"{len(found)} predictions for {len(instances)} instances")
         return found
 
-    return Call(
-        _predict(model), json_reader(read), lambda left: {"instances": list(instances)}, timeout=timeout, again=again
-    )
+    return Call(_predict(model), json_reader(read), lambda left: {"instances": list(instances)}, timeout=timeout)
 
 
 def send(events: Iterable[Event | Mapping[str, Any]]) -> Call[Stored]:

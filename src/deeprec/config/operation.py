@@ -93,8 +93,6 @@ class ServingConfig(Section):
     """Explorations waiting or running; beyond, the TRM answers."""
     grace_ms: Positive = 2000
     """A policy that has not given up this long after a request's deadline is stuck: its process is replaced."""
-    trm_url: str = ""
-    """Address of a TRM server; empty runs the TRM in the server's own process."""
     policy_url: str = ""
     """Address of a policy server; empty runs the policy in a process beside the server."""
     poll_seconds: float = Field(5.0, ge=0)

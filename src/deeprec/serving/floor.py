@@ -20,7 +20,6 @@ from deeprec.errors import DeepRecError, RequestError, TrmError
 from deeprec.serving.batching import AsyncRetriever
 from deeprec.serving.clock import RequestClock
 from deeprec.serving.outcome import Answer, Permitted, Recommended
-from deeprec.serving.remote import OtherBundle
 from deeprec.trm.filters import filter_mask
 from deeprec.types import Catalogue, Filter, Query
 
@@ -62,8 +61,6 @@ class Floor:
             return await self._popular(permitted, k, reason)
         try:
             found = await self._retriever.retrieve(query, k)
-        except OtherBundle as error:
-            return await self._popular(permitted, k, f"the TRM failed: {error}")
         except DeepRecError as error:
             logger.warning("the TRM failed: %s", error)
             return await self._popular(permitted, k, "the TRM failed")

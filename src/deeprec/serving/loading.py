@@ -1,7 +1,7 @@
 """From a bundle to a recommender: its models loaded from their own directories, and run once so that no user waits.
 
-TRM and policy are the bundle's own, in this process and in one beside it, or those of the servers that
-``ServingConfig.trm_url`` and ``policy_url`` name.
+The TRM is the bundle's own, in this process. So is the policy, in one beside it, unless ``ServingConfig.policy_url``
+names a server.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from deeprec.errors import ArtifactError, FeatureError, TrmError
 from deeprec.serving.batching import AsyncRetriever, Batcher
 from deeprec.serving.exploration import Explorer, Unavailable
 from deeprec.serving.recommender import Recommender
-from deeprec.serving.remote import BlockingRetriever, RemoteRetriever
 from deeprec.serving.request import RecommendRequest, TrmOnlyRequest
 from deeprec.serving.served import Observer
 from deeprec.serving.users import Histories
 from deeprec.serving.worker.explorer import Patience, WorkerExplorer
 from deeprec.serving.worker.loop import Loop
-from deeprec.types import Catalogue, Policy, Retriever
+from deeprec.types import Catalogue, Policy
 
 if TYPE_CHECKING:
     from deeprec.trm.retriever import TrmRetriever
@@ -112,7 +111,7 @@ async def warm_up(recommender: Recommender, newest: Callable[[int], Sequence[str
     phrases = recommender.catalogue.phrases[:1]
     await recommender.recommend(RecommendRequest(history=history, preference=phrases, k=1, deadline_ms=deadline))
     await recommender.recommend(RecommendRequest(history=history, k=1, deadline_ms=deadline))
-    if newest is not None and recommender.serving.prepare and not recommender.serving.trm_url:
+    if newest is not None and recommender.serving.prepare:
         await _prepare(recommender, newest)
     recommender.ready = True
 
@@ -144,13 +143,13 @@ def settle_memory() -> None:
 
 
 class BundleLoop:
-    """Loads what explores from a bundle's parts, or from the servers' addresses; see ``loop.Make``.
+    """Loads what explores from a bundle's parts, the policy perhaps from a server's address; see ``loop.Make``.
 
     What crosses to the worker process is the parts' paths.
     """
 
     def __init__(self, bundle: Bundle, serving: ServingConfig) -> None:
-        self._version, self._serving = bundle.version, serving
+        self._serving = serving
         self._explore, self._text = bundle.explore, bundle.text
         self._index, self._trm = bundle.index, bundle.part("trm")
         self._place = bundle.part("tokenizer" if serving.policy_url else "policy")
@@ -169,12 +168,12 @@ class BundleLoop:
         serving = self._serving
         torch.set_num_threads(serving.threads)
         catalogue = read_catalogue(self._index)
-        policy, retriever = self._policy(), self._retriever(catalogue)
+        policy, retriever = self._policy(), _load_trm(self._trm, catalogue, self._text)
         side_by_side = serving.explorations if serving.policy_url else 1
         loop = Loop(policy, retriever, TitleBook(catalogue), self._explore, serving.batch, side_by_side)
 
         def until(deadline: float) -> Loop:
-            return replace(loop, policy=_until(policy, deadline), retriever=_until(retriever, deadline))
+            return replace(loop, policy=_until(policy, deadline))
 
         return replace(loop, until=until)
 
@@ -188,16 +187,11 @@ class BundleLoop:
         engine = EngineConfig(kind="server", url=serving.policy_url, timeout=seconds, requests=serving.explorations)
         return open_policy(place, engine)
 
-    def _retriever(self, catalogue: Catalogue) -> Retriever:
-        if self._serving.trm_url:
-            return BlockingRetriever(self._serving.trm_url, self._version, self._serving)
-        return _load_trm(self._trm, catalogue, self._text)
 
-
-def _until(part: Any, deadline: float) -> Any:
-    """The part for work that is of no use after the deadline, where it is another machine's."""
-    bounded = getattr(part, "until", None)
-    return part if bounded is None else bounded(deadline)
+def _until(policy: Any, deadline: float) -> Any:
+    """The policy for work that is of no use after the deadline, where it is another machine's."""
+    bounded = getattr(policy, "until", None)
+    return policy if bounded is None else bounded(deadline)
 
 
 def _load_trm(place: Path, catalogue: Catalogue, text: TextConfig) -> TrmRetriever:
@@ -211,8 +205,6 @@ def _load_trm(place: Path, catalogue: Catalogue, text: TextConfig) -> TrmRetriev
 
 
 def _retriever(bundle: Bundle, serving: ServingConfig) -> AsyncRetriever:
-    if serving.trm_url:
-        return RemoteRetriever(serving.trm_url, bundle.version, serving)
     return Batcher(_load_trm(bundle.part("trm"), bundle.catalogue, bundle.text), serving.batch)
 
 

@@ -30,7 +30,7 @@ REASONS = {
     "policy_failed": r"the policy failed|policy server|policy cannot",
     "shadow": r"shadow",
     "bundle": r"this bundle serves",
-    "trm_failed": r"the TRM failed|TRM server",
+    "trm_failed": r"the TRM failed",
     "store_failed": r"feature store failed",
     "unknown_user": r"user is unknown|no feature store",
     "no_history": r"history",

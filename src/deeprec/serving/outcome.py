@@ -104,14 +104,14 @@ def ranked(exploration: Exploration) -> tuple[Recommended, ...]:
 # ------------------------------------------------------------------------------------------------------------- JSON
 
 
-def items_json(answer: Answer, catalogue: Catalogue, *, exact: bool = False) -> list[JsonDict]:
-    """The answered items; ``exact`` leaves their scores unrounded, for a loop that prints them."""
+def items_json(answer: Answer, catalogue: Catalogue) -> list[JsonDict]:
+    """The answered items."""
     return [
         {
             "id": item.item_id,
             "title": catalogue[item.item_id].title,
             "rank": rank,
-            "score": item.score if exact else round(item.score, 4),
+            "score": round(item.score, 4),
             "turn": item.turn,
             "preference": item.preference,
         }

@@ -139,7 +139,7 @@ class Recommender:
         finally:
             asked.cancel()
         self._tell("deeprec-trm", request, clock, clock.passed, answer, answer, NOTHING)
-        return self._response(answer, user, clock, exact=True)
+        return self._response(answer, user, clock)
 
     async def recommend(self, request: RecommendRequest, on_step: Callable[[JsonDict], None] | None = None) -> JsonDict:
         """The best path's answer as JSON; see the module's contract.
@@ -268,8 +268,8 @@ class Recommender:
 
     # ---------------------------------------------------------------------------------------------------- the answer
 
-    def _response(self, answer: Answer, user: User, clock: RequestClock, *, exact: bool = False) -> JsonDict:
-        response: JsonDict = {"items": items_json(answer, self.catalogue, exact=exact), "path": answer.path}
+    def _response(self, answer: Answer, user: User, clock: RequestClock) -> JsonDict:
+        response: JsonDict = {"items": items_json(answer, self.catalogue), "path": answer.path}
         if answer.path != "policy":
             response["reason"] = answer.reason
         response |= {"user_known": user.known, "bundle": self.version}

@@ -23,8 +23,7 @@ from pydantic import (
 
 from deeprec.config import ServingConfig
 from deeprec.errors import RequestError
-from deeprec.explore.protocol import MAX_PHRASES, MAX_PREFERENCE, neutralise, split_phrases
-from deeprec.trm.asking import parse_preference
+from deeprec.explore.protocol import MAX_PHRASES, neutralise, split_phrases
 from deeprec.types import Catalogue, Filter
 
 MAX_FILTERS = 10
@@ -56,24 +55,6 @@ Phrases = Annotated[
         {
             "anyOf": [
                 {"type": "array", "items": {"type": "string", "maxLength": 200}, "maxItems": MAX_PHRASES},
-                {"type": "string", "description": "Phrases, separated by ;"},
-            ]
-        }
-    ),
-]
-
-LoopPhrases = Annotated[
-    tuple[Annotated[str, Field(max_length=MAX_PREFERENCE)], ...],
-    BeforeValidator(_split_phrases),
-    Field(max_length=2 * MAX_PHRASES),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {
-                    "type": "array",
-                    "items": {"type": "string", "maxLength": MAX_PREFERENCE},
-                    "maxItems": 2 * MAX_PHRASES,
-                },
                 {"type": "string", "description": "Phrases, separated by ;"},
             ]
         }
@@ -141,18 +122,9 @@ class TrmRequest(BaseModel):
 
 
 class TrmOnlyRequest(TrmRequest):
-    """A request to ``deeprec-trm``, which can also be asked for items that the user has had.
+    """A request to ``deeprec-trm``, which can also be asked for items that the user has had."""
 
-    The loop calls it too: with a user's phrases and the policy's own in one preference, each as it was written.
-    """
-
-    preference: LoopPhrases = ()
     allow_seen: bool = Field(False, strict=True)
-
-    @property
-    def phrases(self) -> tuple[str, ...]:
-        """The preference's distinct phrases; empty for ``anything``. None of them ever enters a prompt."""
-        return parse_preference(self.preference)
 
 
 class RecommendRequest(TrmRequest):

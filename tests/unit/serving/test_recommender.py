@@ -15,7 +15,6 @@ from deeprec.config import ServingConfig
 from deeprec.errors import FeatureError, RequestError, TrmError
 from deeprec.serving.exploration import Exploration, OnStep, Step, Unavailable
 from deeprec.serving.recommender import SHADOW, Recommender
-from deeprec.serving.remote import OtherBundle
 from deeprec.serving.request import RecommendRequest, TrmOnlyRequest
 from deeprec.serving.served import Served
 from deeprec.types import (
@@ -450,8 +449,6 @@ def test_failures_below_fall_to_the_next_path(made: Any) -> None:
         assert (broken["path"], broken["reason"], ids(broken)) == ("popularity", "the TRM failed", ["i0", "i3"])
     without = recommend(made(FakeExplorer(), FakeRetriever(error=TrmError("secret"))), user_id="ann", k=2)
     assert (without["path"], ids(without)) == ("policy", ["i5", "i6"])
-    other = recommend(made(None, FakeRetriever(error=OtherBundle("bundles a and b"))), user_id="ann", k=2)
-    assert (other["path"], other["reason"]) == ("popularity", "the TRM failed: bundles a and b")
     for error in (FeatureError("secret"), RuntimeError("secret")):
         store = recommend(made(FakeExplorer(), histories=FakeHistories(error)), user_id="ann")
         assert (store["path"], store["user_known"]) == ("popularity", False)

@@ -27,9 +27,6 @@ def register(app: typer.Typer) -> None:
 def serve(
     bundle: Annotated[str, typer.Argument(help=BUNDLE_HELP)],
     features: Annotated[Path | None, typer.Option("--features", help=FEATURES_HELP)] = None,
-    trm_url: Annotated[
-        str | None, typer.Option("--trm-url", help="Address of a TRM server. Default: the TRM runs in this process.")
-    ] = None,
     policy_url: Annotated[
         str | None,
         typer.Option("--policy-url", help="Address of a policy server. Default: the policy runs beside this process."),
@@ -65,7 +62,7 @@ def serve(
 
         deeprec serve recommender s3://models/shop --features /data/features --port 9000 --set serving.threads=2
 
-        deeprec serve recommender runs/shop --trm-url http://trm:8080 --policy-url http://policy:8080
+        deeprec serve recommender runs/shop --policy-url http://policy:8080
 
         deeprec serve recommender runs/shop --shadow --log /var/log/deeprec
     """
@@ -75,7 +72,6 @@ def serve(
         host=host,
         port=port,
         deadline_ms=deadline_ms,
-        trm_url=trm_url,
         policy_url=policy_url,
         shadow=shadow or None,
         **{"log.path": None if log is None else str(log)},

@@ -46,7 +46,7 @@ def serve(
     from deeprec.serving.http.recommender_model import TrmModel
     from deeprec.serving.http.server import free_port, limit_threads
 
-    serving = read_serving(config, overrides, host=host, port=port, trm_url="", policy_url="", shadow=False)
+    serving = read_serving(config, overrides, host=host, port=port, policy_url="", shadow=False)
     serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
     limit_threads(serving)
     address = find_bundle(bundle)

@@ -35,7 +35,7 @@ class BundleServer:
 
     Args:
         address: of a bundle's directory, a shelf or ``SHELF@VERSION``; what appears there later takes its place.
-        serving: limits, and what is whose (``trm_url``, ``policy_url``, ``shadow``, ``log``).
+        serving: limits, and what is whose (``policy_url``, ``shadow``, ``log``).
         histories: the feature store.
         newest: its users, those with the newest interactions first, to be prepared for.
         force_policy: run the policy even where the bundle serves its TRM alone.
