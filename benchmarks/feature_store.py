@@ -29,9 +29,10 @@ from typing import NamedTuple
 from deeprec.config import DataConfig, FeaturesConfig, SampleConfig
 from deeprec.data.dataset import read_dataset
 from deeprec.data.ingest import ingest
-from deeprec.features.events import Event, EventWriter
+from deeprec.features.events import EventWriter
 from deeprec.features.online import HistoryStore
 from deeprec.features.store import publish
+from deeprec.wire.events import Event
 
 BETWEEN = 20
 """Reads for one write in the soak."""

@@ -38,10 +38,11 @@ from benchmarks.serving import Connection
 from deeprec.bundle.bundle import Bundle
 from deeprec.config import ServingConfig
 from deeprec.serving import loading
-from deeprec.serving.request import RecommendRequest, read_request
+from deeprec.serving.reading import read_request
 from deeprec.serving.worker.loop import Loop, Make
 from deeprec.trm.filters import filter_mask
 from deeprec.types import Catalogue, Generation, JsonDict, Policy, Rule, Segment
+from deeprec.wire.request import RecommendRequest
 
 MODES = ("good", "slow", "asleep", "holding", "raising", "rubbish", "dying")
 SLACK_MS = 50.0
@@ -301,7 +302,7 @@ async def within(bundle: Bundle, serving: ServingConfig, mode: Path, arguments: 
         read = recommender.catalogue
 
         async def ask(asked: JsonDict) -> JsonDict:
-            return await recommender.recommend(read_request(RecommendRequest, asked, serving, read))
+            return (await recommender.recommend(read_request(RecommendRequest, asked, serving, read))).raw
 
         return await measure(ask, read, mode, arguments)
     finally:

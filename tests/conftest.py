@@ -48,8 +48,8 @@ SLOW = (
 HEAVY = (
     "integration/", "browser/", "unit/cli/test_policy.py", "unit/docs/test_readme.py",
     "unit/evaluation/test_browser.py", "unit/features/test_store.py", "unit/features/test_users.py",
-    "unit/pipelines/test_local.py", "unit/policy/test_generation.py", "unit/policy/test_launch.py",
-    "unit/policy/test_leak.py",
+    "unit/pipelines/test_local.py", "unit/pipelines/test_warm.py", "unit/policy/test_generation.py",
+    "unit/policy/test_launch.py", "unit/policy/test_leak.py",
     "unit/policy/test_lora.py", "unit/policy/test_processes.py", "unit/policy/test_resume.py",
     "unit/policy/test_stops.py", "unit/policy/test_tasks.py", "unit/policy/test_trl_adapter.py",
     "unit/policy/test_warm_start.py", "unit/serving/test_loading.py", "unit/serving/worker/",

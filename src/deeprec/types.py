@@ -21,6 +21,8 @@ FloatArray = NDArray[np.float32]
 
 ANYTHING = "anything"
 """The reserved phrase of a broad call: the TRM is asked with no preference at all."""
+MAX_PHRASES = 12
+"""Phrases of a preference at most."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -342,7 +342,8 @@ def test_a_loop_that_begins_again_tells_each_turn_once(site: Site, visit: Visit)
         f'event: turn\r\ndata: {{"turn": 1}}\r\n\r\nevent: call\r\ndata: {call % text}\r\n\r\n'
         for text in ("old", "new")
     )
-    answer = '{"items": [], "path": "trm", "reason": "x", "milliseconds": {"total": 1}, "calls": [], "trm": []}'
+    told = {"items": [], "path": "trm", "milliseconds": {"total": 1}, "calls": [], "trm": []}
+    answer = json.dumps({**told, "reason": {"kind": "late", "sentence": "x"}})
     whole = f": waiting\r\n\r\n{stream}event: answer\r\ndata: {answer}\r\n\r\n"
     page.route("**/v1/explore", lambda route: route.fulfill(body=whole, content_type="text/event-stream"))
     page.locator("#run").click()

@@ -75,7 +75,7 @@ def test_a_known_user_gets_new_items(served: Served) -> None:
     answer = served.predict({"user_id": user, "k": 8, "explain": True, "deadline_ms": 20000})
     assert answer["user_known"] is True
     assert answer["path"] == "trm"
-    assert "the policy's answer is not valid" in answer["reason"]
+    assert "the policy's answer is not valid" in answer["reason"]["sentence"]
     found = [item["id"] for item in answer["items"]]
     assert len(set(found)) == 8
     assert not set(found) & set(history)
@@ -89,7 +89,7 @@ def test_a_history_in_the_request_a_preference_and_a_stranger(served: Served) ->
     history = [item.item_id for item in served.data.catalogue.items[:4]]
     answer = served.predict({"history": history, "k": 3, "deadline_ms": 1})
     assert (answer["path"] in ("trm", "popularity"), len(answer["items"])) == (True, 3)
-    assert "the policy did not finish within 1 ms" in answer["reason"]
+    assert "the policy did not finish within 1 ms" in answer["reason"]["sentence"]
     phrase = served.data.catalogue.phrases[0]
     wished = served.predict({"history": history, "preference": phrase, "k": 3}, "deeprec-trm")
     assert wished["items"][0]["preference"] == phrase
@@ -156,7 +156,7 @@ def test_the_recommender_stays_ready_without_its_policy(run: Path, monkeypatch: 
         body = {"instances": [{"user_id": user, "k": 3, "deadline_ms": 20000}]}
         answer = httpx.post(f"{server.url}/v1/models/deeprec:predict", json=body, timeout=30).json()["predictions"][0]
         assert (answer["path"], len(answer["items"])) == ("trm", 3)
-        assert answer["reason"]
+        assert answer["reason"]["sentence"]
         assert server.ready()
         assert server.metric("deeprec_policy_down") == 1
         assert server.metric("deeprec_requests_total", path="trm", model="deeprec") == 1

@@ -21,11 +21,11 @@ from benchmarks import serving_faults
 from deeprec.config import ServingConfig
 from deeprec.serving.batching import Batcher
 from deeprec.serving.recommender import Recommender
-from deeprec.serving.request import RecommendRequest, TrmOnlyRequest
 from deeprec.serving.worker.explorer import Patience, WorkerExplorer
 from deeprec.trm.filters import filter_mask
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.types import JsonDict
+from deeprec.wire.request import RecommendRequest, TrmOnlyRequest
 from tests import forkserver
 from tests.unit.serving.policies import CATALOGUE, CONFIG, ListRetriever, Make
 
@@ -81,7 +81,7 @@ async def load(recommender: Recommender, requests: int = REQUESTS) -> list[JsonD
 
     async def one(number: int) -> JsonDict:
         async with places:
-            return await recommender.recommend(RecommendRequest(history=(f"i{number % 30}",), k=3))
+            return (await recommender.recommend(RecommendRequest(history=(f"i{number % 30}",), k=3))).raw
 
     return await asyncio.gather(*(one(number) for number in range(requests)))
 
@@ -100,7 +100,9 @@ def check(answers: list[JsonDict]) -> None:
     paths = Counter(answer["path"] for answer in answers)
     assert paths["trm"] >= 0.9 * REQUESTS
     rest = [answer for answer in answers if answer["path"] != "trm"]
-    assert all(answer["path"] == "popularity" and "the TRM failed to answer" in answer["reason"] for answer in rest)
+    assert all(
+        answer["path"] == "popularity" and "the TRM failed to answer" in answer["reason"]["sentence"] for answer in rest
+    )
     assert all(len(answer["items"]) == 3 for answer in answers)
     assert max(answer["milliseconds"]["total"] for answer in answers) < DEADLINE_MS + SLACK_MS
 
@@ -147,7 +149,7 @@ def test_the_benchmark_measures_every_mode_and_finds_what_is_wrong(served: Any) 
     spoilt = iter([True])
 
     async def ask(asked: JsonDict) -> JsonDict:
-        answer = await recommender.recommend(RecommendRequest.model_validate(asked))
+        answer = (await recommender.recommend(RecommendRequest.model_validate(asked))).raw
         if file.read_text() == "dying" and asked["k"] > 1 and next(spoilt, False):
             answer["items"].append(answer["items"][0])
         return answer
@@ -230,8 +232,8 @@ def test_no_answer_is_wrong(real: Any) -> None:
             asked = [RecommendRequest.model_validate(one) for one in fields]
             answers = await asyncio.gather(*(recommender.recommend(one) for one in asked))
             for answer, request in zip(answers, asked, strict=True):
-                paths[answer["path"]] += 1
-                assert wrong(answer, request, trm) == []
+                paths[answer.path] += 1
+                assert wrong(answer.raw, request, trm) == []
 
     asyncio.run(run())
     assert {"policy", "trm", "popularity"} <= paths.keys()
@@ -245,6 +247,6 @@ def test_no_answer_of_the_trm_alone_is_wrong(real: Any, allow_seen: bool) -> Non
     async def run() -> None:
         for _ in range(200):
             request = TrmOnlyRequest.model_validate({**drawn(trm, generator), "allow_seen": allow_seen})
-            assert wrong(await recommender.retrieve(request), request, trm, allow_seen) == []
+            assert wrong((await recommender.retrieve(request)).raw, request, trm, allow_seen) == []
 
     asyncio.run(run())

@@ -21,8 +21,8 @@ from deeprec.serving.batching import Batcher
 from deeprec.serving.loading import warm_up
 from deeprec.serving.log.request_log import RequestLog, read_log
 from deeprec.serving.recommender import Recommender
-from deeprec.serving.request import RecommendRequest
 from deeprec.serving.worker.explorer import WorkerExplorer
+from deeprec.wire.request import RecommendRequest
 from tests.integration.servers import deeprec, started
 from tests.unit.serving.policies import CATALOGUE, CONFIG, ListRetriever, Make
 
@@ -91,7 +91,7 @@ def log(tmp_path: Path) -> Path:
                 history = (f"i{row % 20}",)
                 request = RecommendRequest(user_id=f"user-{row % 20}", history=history, k=3)
                 answer = await recommender.recommend(request)
-                assert answer["path"] == "trm"
+                assert answer.path == "trm"
             await recommender.settled()
         finally:
             recommender.close()

@@ -1,8 +1,8 @@
 """Imports point one way, and each volatile dependency is imported in one place.
 
 The house, from top to bottom: cli → pipelines → components → serving → bundle → policy, evaluation → explore, rewards,
-trm → checks, features, data → client, feature_repo, store, config, metrics → objects → types, errors, markup. A room
-may import rooms below its own level, and no other room of its own level but those named in ``NEIGHBOURS``.
+trm → checks, features, data → client, feature_repo, store, config, metrics → objects → wire, types, errors, markup.
+A room may import rooms below its own level, and no other room of its own level but those named in ``NEIGHBOURS``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LEVELS = (
-    {"types", "errors", "markup"},
+    {"types", "errors", "markup", "wire"},
     {"objects"},
     {"store", "config", "metrics", "feature_repo", "client"},
     {"checks", "features", "data"},
@@ -35,6 +35,7 @@ NEIGHBOURS = {
     ("types", "errors"),
     ("markup", "types"),
     ("markup", "errors"),
+    ("wire", "types"),
 }
 """Importer and imported within one level: the reader of the dataset's contract is the lowest of its level."""
 

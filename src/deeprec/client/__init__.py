@@ -4,22 +4,21 @@
 wrong is a ``ClientError`` of one of four kinds.
 """
 
-from deeprec.client.answers import (
-    Event,
-    FoundItem,
-    Milliseconds,
-    Recommendation,
-    RecommendedItem,
-    RefusedEvent,
-    Stored,
-    TrmCall,
-    TrmItem,
-)
 from deeprec.client.client import AsyncClient, Client
 from deeprec.client.exchange import RequestRefused, ServerBusy, ServerFailed, ServerUnreachable
 from deeprec.client.questions import RecommendQuestion, TrmOnlyQuestion
 from deeprec.client.stream import Step
 from deeprec.errors import ClientError
+from deeprec.wire.events import Event, RefusedEvent, Stored
+from deeprec.wire.reason import Reason, ReasonKind
+from deeprec.wire.recommendation import (
+    FoundItem,
+    Milliseconds,
+    Recommendation,
+    RecommendedItem,
+    TrmCall,
+    TrmItem,
+)
 
 __all__ = [
     "AsyncClient",
@@ -28,6 +27,8 @@ __all__ = [
     "Event",
     "FoundItem",
     "Milliseconds",
+    "Reason",
+    "ReasonKind",
     "RecommendQuestion",
     "Recommendation",
     "RecommendedItem",

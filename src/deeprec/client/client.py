@@ -14,12 +14,13 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 
 from deeprec.client import questions
-from deeprec.client.answers import Event, Recommendation, Stored
 from deeprec.client.exchange import Call, Pause, Reply, Send, Steps, exchange, unreachable
 from deeprec.client.questions import RecommendQuestion, TrmOnlyQuestion
 from deeprec.client.stream import Step, StepReader
 from deeprec.errors import ClientError
 from deeprec.types import JsonDict
+from deeprec.wire.events import Event, Stored
+from deeprec.wire.recommendation import Recommendation
 
 Answer = TypeVar("Answer")
 

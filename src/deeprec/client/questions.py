@@ -8,12 +8,15 @@ from typing import Any, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
-from deeprec.client.answers import Event, Recommendation, Stored, read_recommendation, read_stored
 from deeprec.client.exchange import Call, Reply, RequestRefused, Send
 from deeprec.types import Filter, JsonDict
+from deeprec.wire.events import Event, Stored
+from deeprec.wire.recommendation import Recommendation
 
 Answer = TypeVar("Answer")
+Model = TypeVar("Model", bound=BaseModel)
 
 RECOMMENDER, TRM = "deeprec", "deeprec-trm"
 """The servers' names of the models."""
@@ -93,7 +96,7 @@ def predict(model: str, instances: Sequence[JsonDict], timeout: float | None) ->
 def send(events: Iterable[Event | Mapping[str, Any]]) -> Call[Stored]:
     """What the feature store made of some events."""
     body = {"events": [_without_none(asdict(one)) if isinstance(one, Event) else dict(one) for one in events]}
-    return Call("/v1/events", json_reader(read_stored), lambda left: body)
+    return Call("/v1/events", json_reader(_reader(Stored)), lambda left: body)
 
 
 def ready(model: str, timeout: float) -> Send:
@@ -113,6 +116,26 @@ def _predict(model: str) -> str:
 def _recommendation(answer: Any) -> Recommendation:
     [prediction] = answer["predictions"]
     return read_recommendation(prediction)
+
+
+def read_recommendation(answer: JsonDict) -> Recommendation:
+    """A recommendation from the server's decoded JSON.
+
+    Raises:
+        ValueError: it is something else; the message says what, in one line.
+    """
+    return _reader(Recommendation)(answer)
+
+
+def _reader(kind: type[Model]) -> Callable[[Any], Model]:
+    def read(answer: Any) -> Model:
+        try:
+            return kind.model_validate(answer)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+    return read
 
 
 def _instances(request: JsonDict) -> JsonDict:

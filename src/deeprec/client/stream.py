@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import httpx
 
-from deeprec.client.answers import Recommendation, read_recommendation
 from deeprec.client.exchange import ServerFailed
+from deeprec.client.questions import read_recommendation
 from deeprec.types import JsonDict
+from deeprec.wire.recommendation import Recommendation
 
 ANSWER, ERROR = "answer", "error"
 

@@ -30,7 +30,7 @@ from deeprec.markup import (
     THINK_CLOSE,
     THINK_OPEN,
 )
-from deeprec.types import ANYTHING, Catalogue, RetrievedItem
+from deeprec.types import ANYTHING, MAX_PHRASES, Catalogue, RetrievedItem
 
 __all__ = [
     "ANSWER_CLOSE",
@@ -63,9 +63,6 @@ MAX_TITLE = 200
 
 MAX_PREFERENCE = 300
 """Characters read of a preference."""
-
-MAX_PHRASES = 12
-"""Phrases read of a preference."""
 
 UNTITLED = "Untitled"
 

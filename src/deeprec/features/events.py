@@ -21,22 +21,11 @@ from deeprec.features.history import UserHistory
 from deeprec.features.log import EventLog, LoggedEvent
 from deeprec.features.online import HistoryStore
 from deeprec.features.version import Version
+from deeprec.wire.events import Event
 
 AHEAD_SECONDS = 300
 """How far a client's clock may be ahead; a timestamp within that is taken as now."""
 _CHUNK = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """An interaction. ``timestamp`` is in the dataset's time unit, Unix seconds or a position; None: now."""
-
-    event_id: str
-    user_id: str
-    item_id: str
-    timestamp: int | None = None
-    rating: float | None = None
-    event: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,15 @@ from typing import Protocol
 
 from deeprec.errors import DeepRecError
 from deeprec.types import Call, Query, Trajectory
+from deeprec.wire.reason import Reason
 
 
 class Unavailable(DeepRecError):
     """The policy cannot be asked now; the message says why, in words that may be shown to whoever asked."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.sentence)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)

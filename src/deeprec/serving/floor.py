@@ -22,10 +22,13 @@ from deeprec.serving.clock import RequestClock
 from deeprec.serving.outcome import Answer, Permitted, Recommended
 from deeprec.trm.filters import filter_mask
 from deeprec.types import Catalogue, Filter, Query
+from deeprec.wire.reason import Reason, ReasonKind
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+_FAILED = Reason(kind=ReasonKind.TRM_FAILED, sentence="the TRM failed")
 
 
 class Floor:
@@ -55,7 +58,7 @@ class Floor:
         except TrmError as error:
             raise RequestError(f"filters: {error}") from error
 
-    async def answer(self, query: Query, permitted: Permitted, k: int, reason: str | None) -> Answer:
+    async def answer(self, query: Query, permitted: Permitted, k: int, reason: Reason | None) -> Answer:
         """The TRM's answer, with ``reason`` for its not being the policy's; popularity's whatever the TRM raises."""
         if not query.history and not query.preference:
             return await self._popular(permitted, k, reason)
@@ -63,10 +66,10 @@ class Floor:
             found = await self._retriever.retrieve(query, k)
         except DeepRecError as error:
             logger.warning("the TRM failed: %s", error)
-            return await self._popular(permitted, k, "the TRM failed")
+            return await self._popular(permitted, k, _FAILED)
         except Exception:
             logger.exception("the TRM failed")
-            return await self._popular(permitted, k, "the TRM failed")
+            return await self._popular(permitted, k, _FAILED)
         preference = "; ".join(query.preference) or None
         items = (Recommended(item.item_id, item.score, 0, preference) for item in found)
         return Answer(permitted.first(items, k), "trm", reason)
@@ -76,9 +79,10 @@ class Floor:
         await asyncio.wait({asked}, timeout=clock.left)
         if asked.done():
             return asked.result()
-        return await self._popular(permitted, k, f"the TRM failed to answer within {clock.deadline_ms} ms")
+        late = f"the TRM failed to answer within {clock.deadline_ms} ms"
+        return await self._popular(permitted, k, Reason(kind=ReasonKind.TRM_FAILED, sentence=late))
 
-    async def _popular(self, permitted: Permitted, k: int, reason: str | None) -> Answer:
+    async def _popular(self, permitted: Permitted, k: int, reason: Reason | None) -> Answer:
         rows, mask = self._order, permitted.mask
         if mask is not None:
             rows = await self._in_thread(lambda: self._order[mask[self._order]])

@@ -21,12 +21,12 @@ from deeprec.errors import ArtifactError, FeatureError, TrmError
 from deeprec.serving.batching import AsyncRetriever, Batcher
 from deeprec.serving.exploration import Explorer, Unavailable
 from deeprec.serving.recommender import Recommender
-from deeprec.serving.request import RecommendRequest, TrmOnlyRequest
 from deeprec.serving.served import Observer
 from deeprec.serving.users import Histories
 from deeprec.serving.worker.explorer import Patience, WorkerExplorer
 from deeprec.serving.worker.loop import Loop
 from deeprec.types import Catalogue, Policy
+from deeprec.wire.request import RecommendRequest, TrmOnlyRequest
 
 if TYPE_CHECKING:
     from deeprec.trm.retriever import TrmRetriever

@@ -1,13 +1,12 @@
 """Figures of what is answered: Prometheus instruments on ``/metrics``, and the last hour for the page.
 
-Labels take few values: a reason is counted as its class (``REASONS``), never as its sentence. Percentiles of the last
+Labels take few values: a reason is counted as its kind, never as its sentence. Percentiles of the last
 hour come from counts of latencies in steps of 5 %, so they are that exact and its memory does not grow.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
 from collections import Counter, deque
@@ -21,35 +20,13 @@ from prometheus_client import Gauge as Level
 
 from deeprec.serving.served import Served
 from deeprec.types import JsonDict
-
-REASONS = {
-    "late": r"did not finish within",
-    "busy": r"busy",
-    "restarting": r"being restarted|being loaded|shut down|process ended|sign of life|did not end|did not load",
-    "invalid": r"answer is not valid",
-    "policy_failed": r"the policy failed|policy server|policy cannot",
-    "shadow": r"shadow",
-    "bundle": r"this bundle serves",
-    "trm_failed": r"the TRM failed",
-    "store_failed": r"feature store failed",
-    "unknown_user": r"user is unknown|no feature store",
-    "no_history": r"history",
-}
-"""Class of a reason, and what its sentence says; the first that fits. Any other is ``other``."""
+from deeprec.wire.reason import DESCRIPTIONS, ReasonKind
 
 MINUTES = 60
 _STEP = math.log(1.05)
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _MODELS = {"deeprec", "deeprec-trm"}
 Key = TypeVar("Key")
-_CLASSES = [(name, re.compile(pattern)) for name, pattern in REASONS.items()]
-
-
-def reason_class(reason: str | None) -> str:
-    """The class of a reason: ``none`` where there is none."""
-    if not reason:
-        return "none"
-    return next((name for name, pattern in _CLASSES if pattern.search(reason)), "other")
 
 
 @dataclass
@@ -103,7 +80,7 @@ class Measures:
         """Count one answer."""
         model = served.model if served.model in _MODELS else "other"
         expected = model == "deeprec-trm" and served.path == "trm"
-        reason = reason_class(None if expected else served.reason)
+        reason = "none" if expected or served.reason is None else str(served.reason.kind)
         self._requests.labels(model, served.path, reason).inc()
         self._seconds.labels(model, served.path).observe(served.milliseconds / 1000)
         if served.turns:
@@ -143,9 +120,10 @@ class Measures:
         self._restarts.set_function(restarts)
 
     def last_hour(self) -> JsonDict:
-        """The last 60 minutes, the current one included: counts by path and reason class, percentiles in milliseconds.
+        """The last 60 minutes, the current one included: counts by path and by kind of reason, percentiles in ms.
 
-        ``minutes`` holds those in which something was asked, oldest first, each named by its first second (unix).
+        ``described`` has the kinds in words. ``minutes`` holds those in which something was asked, oldest first, each
+        named by its first second (unix).
         """
         with self._lock:
             return self._last_hour()
@@ -160,6 +138,7 @@ class Measures:
             "minutes": [_shown(one) for one in kept if one.paths or one.shed],
             "paths": dict(paths),
             "reasons": {name: count for name, count in reasons.most_common() if count},
+            "described": {name: DESCRIPTIONS[ReasonKind(name)] for name, count in reasons.items() if count},
             **{f"p{share}": _percentile(latencies, share) for share in (50, 95, 99)},
             "requests": paths.total(),
             "shed": sum(one.shed for one in kept),

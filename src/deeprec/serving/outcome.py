@@ -1,4 +1,4 @@
-"""What a path answers, whether a policy's exploration may be one, and how both look as JSON.
+"""What a path answers, whether a policy's exploration may be one, and how both look on the wire.
 
 An answer of the policy is used when it is what the protocol asks for, as many distinct items as it should hold, and
 each was retrieved and is permitted. ``Permitted`` holds for every path: neither a policy nor a TRM, be it another
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from deeprec.explore.written import thought_of, written
 from deeprec.serving.exploration import Exploration, Step
 from deeprec.types import Call, Catalogue, EndReason, JsonDict
-
-Path = Literal["policy", "trm", "popularity"]
+from deeprec.wire.reason import Reason
+from deeprec.wire.recommendation import FoundItem, Path, RecommendedItem, TrmCall, TrmItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Answer:
 
     items: tuple[Recommended, ...]
     path: Path
-    reason: str | None
+    reason: Reason | None
     exploration: Exploration | None = None
     milliseconds: JsonDict = field(default_factory=dict)
 
@@ -101,57 +100,60 @@ def ranked(exploration: Exploration) -> tuple[Recommended, ...]:
     return tuple(found[item_id] for item_id in exploration.trajectory.answer if item_id is not None)
 
 
-# ------------------------------------------------------------------------------------------------------------- JSON
+# ------------------------------------------------------------------------------------------------------ on the wire
 
 
-def items_json(answer: Answer, catalogue: Catalogue) -> list[JsonDict]:
+def items_on_wire(answer: Answer, catalogue: Catalogue) -> tuple[RecommendedItem, ...]:
     """The answered items."""
-    return [
-        {
-            "id": item.item_id,
-            "title": catalogue[item.item_id].title,
-            "rank": rank,
-            "score": round(item.score, 4),
-            "turn": item.turn,
-            "preference": item.preference,
-        }
+    return tuple(
+        RecommendedItem(
+            id=item.item_id,
+            title=catalogue[item.item_id].title,
+            rank=rank,
+            score=round(item.score, 4),
+            turn=item.turn,
+            preference=item.preference,
+        )
         for rank, item in enumerate(answer.items, start=1)
-    ]
+    )
 
 
-def list_json(answer: Answer, catalogue: Catalogue) -> list[JsonDict]:
+def list_on_wire(answer: Answer, catalogue: Catalogue) -> tuple[TrmItem, ...]:
     """The TRM's own list; empty where popularity answered in its place."""
-    kept = ("id", "title", "rank", "score")
-    items = items_json(answer, catalogue) if answer.path == "trm" else []
-    return [{name: item[name] for name in kept} for item in items]
+    if answer.path != "trm":
+        return ()
+    return tuple(
+        TrmItem(id=item.item_id, title=catalogue[item.item_id].title, rank=rank, score=round(item.score, 4))
+        for rank, item in enumerate(answer.items, start=1)
+    )
 
 
-def calls_json(exploration: Exploration | None, catalogue: Catalogue) -> list[JsonDict]:
+def calls_on_wire(exploration: Exploration | None, catalogue: Catalogue) -> tuple[TrmCall, ...]:
     """The calls of an exploration, each with the thought before it and what it found."""
     if exploration is None:
-        return []
+        return ()
     trajectory = exploration.trajectory
     seen: set[str] = set()
     texts = zip(trajectory.calls, written(trajectory), strict=False)
-    return [
-        _call_json(turn, thought_of(text), call, seen, catalogue) for turn, (call, text) in enumerate(texts, start=1)
-    ]
+    return tuple(
+        _call(turn, thought_of(text), call, seen, catalogue) for turn, (call, text) in enumerate(texts, start=1)
+    )
 
 
-def _call_json(turn: int, thought: str, call: Call, seen: set[str], catalogue: Catalogue) -> JsonDict:
+def _call(turn: int, thought: str, call: Call, seen: set[str], catalogue: Catalogue) -> TrmCall:
     """``seen``: what earlier calls have found; gets what this one has."""
-    items = [
-        {
-            "id": item.item_id,
-            "title": catalogue[item.item_id].title,
-            "score": round(item.score, 4),
-            "new": item.item_id not in seen,
-        }
+    items = tuple(
+        FoundItem(
+            id=item.item_id,
+            title=catalogue[item.item_id].title,
+            score=round(item.score, 4),
+            new=item.item_id not in seen,
+        )
         for item in call.items
         if item.item_id in catalogue
-    ]
+    )
     seen.update(item.item_id for item in call.items)
-    return {"turn": turn, "thought": thought, "preference": call.preference.strip(), "items": items}
+    return TrmCall(turn=turn, thought=thought, preference=call.preference.strip(), items=items)
 
 
 class Steps:
@@ -166,15 +168,16 @@ class Steps:
         """The TRM's list is there, or nothing more is to be expected of it."""
         held, self._held = self._held, None
         if held is not None:
-            for step in ({"event": "trm", "items": list_json(answer, self._catalogue)}, *held):
+            items = [item.raw for item in list_on_wire(answer, self._catalogue)]
+            for step in ({"event": "trm", "items": items}, *held):
                 self._on_step(step)
 
     def policy(self, step: Step) -> None:
         """Something has happened in a turn."""
         told: JsonDict = {"event": "turn", "turn": step.turn}
         if step.call is not None:
-            call = _call_json(step.turn, step.thought, step.call, self._seen, self._catalogue)
-            told = {"event": "call", **call}
+            call = _call(step.turn, step.thought, step.call, self._seen, self._catalogue)
+            told = {"event": "call", **call.raw}
         if self._held is None:
             self._on_step(told)
         else:

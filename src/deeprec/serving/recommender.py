@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +30,26 @@ from deeprec.serving.outcome import (
     Permitted,
     Recommended,
     Steps,
-    calls_json,
-    items_json,
-    list_json,
+    calls_on_wire,
+    items_on_wire,
+    list_on_wire,
     problem,
     ranked,
 )
-from deeprec.serving.request import RecommendRequest, TrmOnlyRequest, TrmRequest
+from deeprec.serving.reading import phrases
 from deeprec.serving.served import Observer, Served
 from deeprec.serving.users import Histories, User, Users
 from deeprec.types import Catalogue, EndReason, JsonDict, Query
+from deeprec.wire.reason import Reason, ReasonKind
+from deeprec.wire.recommendation import Milliseconds, Recommendation
+from deeprec.wire.request import RecommendRequest, TrmOnlyRequest, TrmRequest
 
 logger = logging.getLogger(__name__)
 
-SHADOW = "the policy runs in the shadow of the TRM, and its answer is only logged"
+SHADOW = Reason(
+    kind=ReasonKind.SHADOW, sentence="the policy runs in the shadow of the TRM, and its answer is only logged"
+)
+_FAILED = Reason(kind=ReasonKind.POLICY_FAILED, sentence="the policy failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,7 @@ class Explored:
     """What became of an exploration: the answered items, or the reason why there are none."""
 
     items: tuple[Recommended, ...] = ()
-    reason: str | None = None
+    reason: Reason | None = None
     exploration: Exploration | None = None
 
     @property
@@ -100,7 +107,7 @@ class Recommender:
         self.explorer = explorer
         self.observers = tuple(observers)
         self.ready = False
-        self._why_trm = why_trm
+        self._why_trm = Reason(kind=ReasonKind.BUNDLE, sentence=why_trm)
         self._floor = Floor(catalogue, popularity, retriever)
         self._users = Users(catalogue, histories, self.serving.batch)
         self._ends = Ends()
@@ -122,8 +129,8 @@ class Recommender:
         self._floor.close()
         self._users.close()
 
-    async def retrieve(self, request: TrmOnlyRequest) -> JsonDict:
-        """The TRM's answer, or popularity's for a request without history and preference, as JSON.
+    async def retrieve(self, request: TrmOnlyRequest) -> Recommendation:
+        """The TRM's answer, or popularity's for a request without history and preference.
 
         Raises:
             RequestError: a filter cannot be applied.
@@ -141,8 +148,10 @@ class Recommender:
         self._tell("deeprec-trm", request, clock, clock.passed, answer, answer, NOTHING)
         return self._response(answer, user, clock)
 
-    async def recommend(self, request: RecommendRequest, on_step: Callable[[JsonDict], None] | None = None) -> JsonDict:
-        """The best path's answer as JSON; see the module's contract.
+    async def recommend(
+        self, request: RecommendRequest, on_step: Callable[[JsonDict], None] | None = None
+    ) -> Recommendation:
+        """The best path's answer; see the module's contract.
 
         ``on_step`` is told in the event loop what happens on the way: ``{"event": "trm", "items": […]}``, then
         ``{"event": "turn", "turn": n}`` and ``{"event": "call", "turn": n, "thought": …, "preference": …, "items":
@@ -157,7 +166,7 @@ class Recommender:
 
     async def _recommend(
         self, request: RecommendRequest, clock: RequestClock, on_step: Callable[[JsonDict], None] | None
-    ) -> JsonDict:
+    ) -> Recommendation:
         mask = await self._floor.mask(request.conditions)
         user = await self._users.find(request, clock)
         query = _query(request, user)
@@ -179,11 +188,15 @@ class Recommender:
             self._tell_later(request, clock, answer, floor, exploring)
         else:
             self._tell("deeprec", request, clock, clock.passed, answer, floor, explored)
-        response = self._response(answer, user, clock)
-        if request.explain:
-            response["calls"] = calls_json(answer.exploration, self.catalogue)
-            response["trm"] = [] if floor is None else list_json(floor, self.catalogue)
-        return response
+        if not request.explain:
+            return self._response(answer, user, clock)
+        return self._response(
+            answer,
+            user,
+            clock,
+            calls=calls_on_wire(answer.exploration, self.catalogue),
+            trm=() if floor is None else list_on_wire(floor, self.catalogue),
+        )
 
     # ----------------------------------------------------------------------------------------------------- the paths
 
@@ -219,22 +232,23 @@ class Recommender:
         on_step: OnStep | None,
     ) -> Explored:
         """What became of the exploration. Whatever an explorer raises is a reason why there is no answer of it."""
-        late = f"the policy did not finish within {clock.deadline_ms} ms"
+        late = Reason(kind=ReasonKind.LATE, sentence=f"the policy did not finish within {clock.deadline_ms} ms")
         work = explorer.explore(user.user_id, query, clock.deadline, on_step)
         try:
             exploration = await asyncio.wait_for(work, clock.left)
         except TimeoutError:
             return Explored(reason=late)
         except Unavailable as error:
-            return Explored(reason=str(error) if clock.left else late)
+            return Explored(reason=error.reason if clock.left else late)
         except Exception:
             logger.exception("the policy failed")
-            return Explored(reason="the policy failed")
+            return Explored(reason=_FAILED)
         if exploration.trajectory.end is EndReason.DEADLINE:
             return Explored((), late, exploration)
         wrong = problem(exploration, permitted, explorer.answer_size)
         if wrong is not None:
-            return Explored((), f"the policy's answer is not valid ({wrong})", exploration)
+            invalid = Reason(kind=ReasonKind.INVALID, sentence=f"the policy's answer is not valid ({wrong})")
+            return Explored((), invalid, exploration)
         return Explored(ranked(exploration), None, exploration)
 
     async def _choose(
@@ -254,7 +268,9 @@ class Recommender:
             return self._policy_answer(request, permitted, explored, floor), floor
         if explored.reason is None:
             return floor, floor
-        reason = explored.reason if floor.path == "trm" else f"{explored.reason}; {floor.reason}"
+        reason = explored.reason
+        if floor.path != "trm":
+            reason = Reason(kind=reason.kind, sentence=f"{reason}; {floor.reason}")
         timings = {**floor.milliseconds, **_timed(explored)}
         return replace(floor, reason=reason, exploration=explored.exploration, milliseconds=timings), floor
 
@@ -268,13 +284,18 @@ class Recommender:
 
     # ---------------------------------------------------------------------------------------------------- the answer
 
-    def _response(self, answer: Answer, user: User, clock: RequestClock) -> JsonDict:
-        response: JsonDict = {"items": items_json(answer, self.catalogue), "path": answer.path}
+    def _response(self, answer: Answer, user: User, clock: RequestClock, **explained: Any) -> Recommendation:
+        """``explained``: what ``explain`` asks for besides. What is not given is left out on the wire."""
         if answer.path != "policy":
-            response["reason"] = answer.reason
-        response |= {"user_known": user.known, "bundle": self.version}
-        response["milliseconds"] = {"total": clock.passed, **answer.milliseconds}
-        return response
+            explained["reason"] = answer.reason
+        return Recommendation(
+            items=items_on_wire(answer, self.catalogue),
+            path=answer.path,
+            user_known=user.known,
+            bundle=self.version,
+            milliseconds=Milliseconds(total=clock.passed, **answer.milliseconds),
+            **explained,
+        )
 
     def _tell_later(
         self,
@@ -345,7 +366,7 @@ def _query(request: TrmRequest, user: User, allow_seen: bool = False) -> Query:
     had: frozenset[str] = frozenset() if allow_seen else user.had
     return Query(
         history=user.history,
-        preference=request.phrases,
+        preference=phrases(request),
         exclude=had | frozenset(request.exclude),
         filters=request.conditions,
         allow_seen=allow_seen,

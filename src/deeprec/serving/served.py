@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from deeprec.wire.reason import Reason
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -19,7 +21,7 @@ class Served:
     model: str
     user_id: str | None
     path: str
-    reason: str | None
+    reason: Reason | None
     items: tuple[str, ...]
     trm_items: tuple[str, ...]
     policy_items: tuple[str, ...]

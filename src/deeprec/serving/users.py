@@ -11,10 +11,23 @@ from typing import Protocol
 from deeprec.errors import FeatureError
 from deeprec.serving.batching import Gathering
 from deeprec.serving.clock import RequestClock
-from deeprec.serving.request import TrmRequest
 from deeprec.types import Catalogue
+from deeprec.wire.reason import Reason, ReasonKind
+from deeprec.wire.request import TrmRequest
 
 logger = logging.getLogger(__name__)
+
+
+def _note(kind: ReasonKind, sentence: str) -> Reason:
+    return Reason(kind=kind, sentence=sentence)
+
+
+_EMPTY = _note(ReasonKind.NO_HISTORY, "the request's history is empty")
+_NOBODY = _note(ReasonKind.NO_HISTORY, "the request names no user and gives no history")
+_NO_ITEM = _note(ReasonKind.NO_HISTORY, "the user's history holds no catalogue item")
+_NO_STORE = _note(ReasonKind.UNKNOWN_USER, "this server has no feature store, so users are unknown; give a history")
+_UNKNOWN = _note(ReasonKind.UNKNOWN_USER, "the user is unknown")
+_FAILED = _note(ReasonKind.STORE_FAILED, "the feature store failed, so the user's history is unknown")
 
 
 class Histories(Protocol):
@@ -40,7 +53,7 @@ class User:
     history: tuple[str, ...] = ()
     had: frozenset[str] = frozenset()
     known: bool = False
-    note: str | None = None
+    note: Reason | None = None
 
 
 class Users:
@@ -61,20 +74,36 @@ class Users:
         """The user of a request. A store that fails, whatever it raises, or is late is a note, not an error."""
         name = request.user_id or "unknown"
         if request.history is not None:
-            return User(name, request.history, frozenset(request.history), note="the request's history is empty")
+            return User(
+                name,
+                request.history,
+                frozenset(request.history),
+                note=_EMPTY,
+            )
         if request.user_id is None:
-            return User(name, note="the request names no user and gives no history")
+            return User(name, note=_NOBODY)
         if self._store is None:
-            return User(name, note="this server has no feature store, so users are unknown; give a history")
+            return User(
+                name,
+                note=_note(
+                    ReasonKind.UNKNOWN_USER, "this server has no feature store, so users are unknown; give a history"
+                ),
+            )
         try:
             history = await asyncio.wait_for(self._store.ask(request.user_id), clock.left)
         except TimeoutError:
             late = f"the feature store failed to answer within {clock.deadline_ms} ms"
-            return User(name, note=f"{late}, so the user's history is unknown")
+            return User(name, note=_note(ReasonKind.STORE_FAILED, f"{late}, so the user's history is unknown"))
         except Exception as error:
             logger.error("the feature store failed: %s", error, exc_info=not isinstance(error, FeatureError))
-            return User(name, note="the feature store failed, so the user's history is unknown")
+            return User(name, note=_FAILED)
         if history is None:
-            return User(name, note="the user is unknown")
+            return User(name, note=_UNKNOWN)
         usable = tuple(item_id for item_id in history if item_id in self._catalogue)
-        return User(name, usable, frozenset(history), known=True, note="the user's history holds no catalogue item")
+        return User(
+            name,
+            usable,
+            frozenset(history),
+            known=True,
+            note=_NO_ITEM,
+        )

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from deeprec.errors import FeatureError, StoreError
-from deeprec.features.events import Event, EventWriter
+from deeprec.features.events import EventWriter
 from deeprec.features.log import EventLog
 from deeprec.features.online import HistoryStore
 from deeprec.features.version import Version
+from deeprec.wire.events import Event
 
 START = 1_000_000_000
 NOW = START + 500_000_000
@@ -40,7 +41,8 @@ def statuses(writer: EventWriter, *events: Event) -> list[str]:
 PRELUDE = """
 import os, signal
 os.environ.update(environ)
-from deeprec.features.events import Event, EventWriter
+from deeprec.features.events import EventWriter
+from deeprec.wire.events import Event
 from deeprec.features.log import EventLog
 from deeprec.features.online import HistoryStore
 from deeprec.features.version import Version

@@ -18,10 +18,11 @@ from deeprec.data.dataset import read_dataset
 from deeprec.data.ingest import ingest
 from deeprec.errors import FeatureError, StoreError
 from deeprec.features import store as store_module
-from deeprec.features.events import Event, EventWriter
+from deeprec.features.events import EventWriter
 from deeprec.features.log import write_table
 from deeprec.features.online import HistoryStore
 from deeprec.features.version import Version
+from deeprec.wire.events import Event
 
 START = 1_000_000_000
 NOW = START + 500_000_000

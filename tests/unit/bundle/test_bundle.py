@@ -26,11 +26,11 @@ from deeprec.data.dataset import Dataset, write_dataset
 from deeprec.errors import ArtifactError, TrmError
 from deeprec.explore.protocol import TitleBook
 from deeprec.serving.loading import load_recommender
-from deeprec.serving.request import TrmOnlyRequest
 from deeprec.store import read_artifact, write_artifact
 from deeprec.trm.artifact import read_trm
 from deeprec.trm.text import load_embedder
 from deeprec.types import Catalogue, Item
+from deeprec.wire.request import TrmOnlyRequest
 
 PASSED = Verdict("evaluation", True, "evaluation: passed, 2 of 2 checks", ())
 METRICS: dict[str, Any] = {
@@ -227,9 +227,9 @@ def test_an_extended_bundle_serves_the_trm_when_its_policy_cannot_name_the_items
     recommender = load_recommender(new)
     try:
         request = TrmOnlyRequest(history=(), preference=("comedy",), k=100)
-        answer = asyncio.run(recommender.retrieve(request))
+        answer = asyncio.run(recommender.retrieve(request)).raw
         assert {"n1", "n2"} <= {item["id"] for item in answer["items"]}
-        answer = asyncio.run(recommender.retrieve(TrmOnlyRequest(history=("n1",), k=3)))
+        answer = asyncio.run(recommender.retrieve(TrmOnlyRequest(history=("n1",), k=3))).raw
         assert len(answer["items"]) == 3
     finally:
         recommender.close()

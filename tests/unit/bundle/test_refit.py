@@ -18,12 +18,12 @@ from deeprec.errors import ArtifactError
 from deeprec.evaluation.verdict import Served
 from deeprec.explore.protocol import TitleBook
 from deeprec.serving.loading import load_recommender
-from deeprec.serving.request import TrmOnlyRequest
 from deeprec.store import read_artifact
 from deeprec.trm.artifact import read_record, read_trm
 from deeprec.trm.recommender import TrmRecommender
 from deeprec.trm.training import train_split
 from deeprec.types import Item
+from deeprec.wire.request import TrmOnlyRequest
 
 TRM = TrmConfig(width=16, layers=1, heads=2, max_length=12, epochs=1)
 TEXT = TextConfig(provider="hashing", width=32)
@@ -96,7 +96,7 @@ def test_a_bundle_serves_a_trm_that_was_trained_anew_and_keeps_its_policy(
         answer = asyncio.run(
             recommender.retrieve(TrmOnlyRequest(history=next(iter(dataset.sequences.values()))[:3], k=5))
         )
-        assert len(answer["items"]) == 5
+        assert len(answer.items) == 5
     finally:
         recommender.close()
 

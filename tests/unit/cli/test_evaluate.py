@@ -19,6 +19,7 @@ from deeprec.errors import ConfigError, DataError, DeepRecError, FeatureError
 from deeprec.features.log import EventLog, LoggedEvent
 from deeprec.serving.log.request_log import RequestLog
 from deeprec.serving.served import Served
+from deeprec.wire.reason import Reason, ReasonKind
 
 NOON = 1_763_726_400.0
 
@@ -35,13 +36,13 @@ def run(*arguments: object) -> str:
 
 
 def served(user: str | None, trm: tuple[str, ...], policy: tuple[str, ...], **other: object) -> Served:
-    reason = None if policy else "the policy did not finish within 300 ms"
+    late = Reason(kind=ReasonKind.LATE, sentence="the policy did not finish within 300 ms")
     values = {"version": "v1", "at": NOON, "turns": (20.0, 30.0) if policy else (), "shadow": True, **other}
     return Served(
         "deeprec",
         user,
         "trm",
-        reason,
+        None if policy else late,
         trm,
         trm,
         policy,

@@ -18,6 +18,7 @@ from deeprec.client import (
     Client,
     ClientError,
     Event,
+    ReasonKind,
     RefusedEvent,
     RequestRefused,
     ServerBusy,
@@ -95,7 +96,9 @@ def test_an_answer_is_typed_and_kept_as_it_came(call: Any) -> None:
 
 
 def test_what_is_not_given_is_not_sent_and_filters_may_be_text(call: Any) -> None:
-    with ScriptedServer(predicted({**ANSWER, "path": "trm", "reason": "asked so"})) as server:
+    with ScriptedServer(
+        predicted({**ANSWER, "path": "trm", "reason": {"kind": "bundle", "sentence": "asked so"}})
+    ) as server:
         found = call(
             server.url,
             "retrieve",
@@ -106,7 +109,7 @@ def test_what_is_not_given_is_not_sent_and_filters_may_be_text(call: Any) -> Non
             user_id=None,
             allow_seen=True,
         )
-    assert found.reason == "asked so"
+    assert (found.reason.kind, str(found.reason)) == (ReasonKind.BUNDLE, "asked so")
     [asked] = server.asked
     assert asked.path == "/v1/models/deeprec-trm:predict"
     assert asked.body["instances"] == [
@@ -332,4 +335,8 @@ def test_events_are_sent_as_values_or_json(call: Any) -> None:
         }
     ]
     assert server.asked[0].path == "/v1/events"
-    assert (found.accepted, found.duplicates, found.refused) == (1, 1, (RefusedEvent("e3", "no such item"),))
+    assert (found.accepted, found.duplicates, found.refused) == (
+        1,
+        1,
+        (RefusedEvent(event_id="e3", reason="no such item"),),
+    )

@@ -17,7 +17,8 @@ from deeprec.cli import app
 from deeprec.config import FeaturesConfig
 from deeprec.data.table import read_table
 from deeprec.features.log import EventLog, LoggedEvent
-from deeprec.serving.events.routes import MAX_EVENTS, read_events
+from deeprec.serving.events.routes import read_events
+from deeprec.wire.events import MAX_EVENTS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "how-to" / "live-history.md").read_text(encoding="utf-8")
 

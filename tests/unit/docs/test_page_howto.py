@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from deeprec.serving.page.routes import HEARTBEAT, Sources, router
-from deeprec.serving.request import RecommendRequest
+from deeprec.wire.request import RecommendRequest
 from tests.unit.serving.pages import BUNDLE, Pages
 
 DOCS = Path(__file__).parents[3] / "docs"

@@ -14,7 +14,6 @@ import pytest
 
 from deeprec.pipelines.warm import Forked, WarmProcess, forkable
 
-pytestmark = pytest.mark.heavy
 LINE = "python3 -m kfp.dsl.executor_main"
 QUIET_THREADS = {"jemalloc_bg_thd"}  # of pyarrow's allocator, which handles forks itself
 

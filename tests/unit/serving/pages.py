@@ -23,6 +23,7 @@ from deeprec.serving.measures import Measures
 from deeprec.serving.page.routes import Sources, router
 from deeprec.serving.recommender import Recommender
 from deeprec.types import Call, Catalogue, EndReason, Item, Query, RetrievedItem, Trajectory
+from deeprec.wire.reason import Reason, ReasonKind
 
 ATTACKS = (
     '<img src=x onerror="window.attacked=1">',
@@ -78,7 +79,7 @@ class Exploring:
     async def explore(self, user_id: str, query: Query, deadline: float, on_step: OnStep | None = None) -> Exploration:
         self.asked.append(query)
         if self.unavailable is not None:
-            raise Unavailable(self.unavailable)
+            raise Unavailable(Reason(kind=ReasonKind.RESTARTING, sentence=self.unavailable))
         tell = on_step or (lambda _: None)
         try:
             calls = await self._calls(tell)

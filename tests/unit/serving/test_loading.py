@@ -20,9 +20,9 @@ from deeprec.errors import ArtifactError, FeatureError
 from deeprec.explore.protocol import TitleBook
 from deeprec.serving.loading import BundleLoop, load_recommender, settle_memory, warm_up
 from deeprec.serving.recommender import Recommender
-from deeprec.serving.request import RecommendRequest, TrmOnlyRequest
 from deeprec.serving.served import Served
 from deeprec.trm.encoding import Encoder
+from deeprec.wire.request import RecommendRequest, TrmOnlyRequest
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_bundle_that_serves_its_trm_starts_no_process(bundle: Any, load: Any) 
     assert recommender.ready
     assert told == [], "what warms it up was asked by nobody"
     history = (recommender.catalogue.items[0].item_id,)
-    answer = asyncio.run(recommender.retrieve(TrmOnlyRequest(history=history, k=4)))
+    answer = asyncio.run(recommender.retrieve(TrmOnlyRequest(history=history, k=4))).raw
     assert (answer["path"], len(answer["items"]), answer["bundle"]) == ("trm", 4, recommender.version)
     assert [served.model for served in told] == ["deeprec-trm"]
 
@@ -88,7 +88,7 @@ def test_the_newest_users_are_encoded_before_it_is_ready(
     assert told == []
     encoded: list[Any] = []
     monkeypatch.setattr(Encoder, "_encode_batch", lambda self, batch: encoded.append(batch))
-    answer = asyncio.run(recommender.retrieve(TrmOnlyRequest(user_id="85", k=4)))
+    answer = asyncio.run(recommender.retrieve(TrmOnlyRequest(user_id="85", k=4))).raw
     assert (answer["path"], len(answer["items"]), encoded) == ("trm", 4, [])
 
 
@@ -123,9 +123,9 @@ def test_a_policy_server_that_is_down_is_waited_for_while_the_trm_answers(bundle
         asyncio.run(warm_up(recommender))
         assert recommender.ready
         history = (recommender.catalogue.items[0].item_id,)
-        answer = asyncio.run(recommender.recommend(RecommendRequest(history=history)))
+        answer = asyncio.run(recommender.recommend(RecommendRequest(history=history))).raw
     assert answer["path"] == "trm"
-    assert answer["reason"].startswith("the policy is being")
+    assert answer["reason"]["sentence"].startswith("the policy is being")
 
 
 class Ring:

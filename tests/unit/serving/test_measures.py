@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from deeprec import serving
-from deeprec.serving.measures import REASONS, Measures, reason_class
-from deeprec.serving.recommender import SHADOW
+from deeprec.serving.measures import Measures
 from deeprec.serving.served import Served
+from deeprec.wire.reason import DESCRIPTIONS, Reason, ReasonKind
 
 NOON = 1_700_000_040
 """The first second of a minute."""
@@ -24,7 +20,14 @@ class Clock:
         return self.now
 
 
-def served(path: str = "trm", reason: str | None = "the user is unknown", ms: float = 10.0, **fields: object) -> Served:
+UNKNOWN = Reason(kind=ReasonKind.UNKNOWN_USER, sentence="the user is unknown")
+
+
+def late(number: int) -> Reason:
+    return Reason(kind=ReasonKind.LATE, sentence=f"the policy did not finish within {number} ms")
+
+
+def served(path: str = "trm", reason: Reason | None = UNKNOWN, ms: float = 10.0, **fields: object) -> Served:
     values: dict[str, object] = {
         "model": "deeprec",
         "user_id": "1",
@@ -64,6 +67,7 @@ def test_an_hour_without_requests_has_no_percentiles(measures: Measures) -> None
         "minutes": [],
         "paths": {},
         "reasons": {},
+        "described": {},
         "p50": None,
         "p95": None,
         "p99": None,
@@ -113,12 +117,12 @@ def test_memory_does_not_grow_with_requests(measures: Measures, clock: Clock) ->
 
 def test_labels_take_few_values(measures: Measures, registry: CollectorRegistry) -> None:
     for number in range(300):
-        measures.observe(served(model=f"m{number}", reason=f"a sentence that nobody foresaw, {number}"))
-        measures.observe(served(reason=f"the policy did not finish within {number} ms"))
+        measures.observe(served(model=f"m{number}", reason=late(number)))
+        measures.observe(served(reason=late(number)))
         measures.serves(f"version-{number}", "trm")
     text = generate_latest(registry).decode()
     assert len([line for line in text.splitlines() if line.startswith("deeprec_requests_total{")]) == 2
-    assert 'deeprec_requests_total{model="other",path="trm",reason="other"} 300.0' in text
+    assert 'deeprec_requests_total{model="other",path="trm",reason="late"} 300.0' in text
     assert 'deeprec_requests_total{model="deeprec",path="trm",reason="late"} 300.0' in text
     assert text.count("deeprec_bundle_info{") == 1
     assert 'version="version-299"' in text
@@ -126,8 +130,8 @@ def test_labels_take_few_values(measures: Measures, registry: CollectorRegistry)
 
 def test_explorations_are_counted_by_their_end(measures: Measures, registry: CollectorRegistry) -> None:
     measures.observe(served("policy", None, turns=(1.0, 2.0), policy_items=("a",)))
-    measures.observe(served(reason="the policy did not finish within 5 ms", turns=(1.0,)))
-    measures.observe(served(reason="the policy is busy with other requests"))
+    measures.observe(served(reason=late(5), turns=(1.0,)))
+    measures.observe(served(reason=Reason(kind=ReasonKind.BUSY, sentence="the policy is busy")))
     found = {
         sample.labels["end"]: sample.value
         for metric in registry.collect()
@@ -152,26 +156,13 @@ def test_levels_are_read_when_asked_for(measures: Measures, registry: CollectorR
     assert registry.get_sample_value("deeprec_shed_total") == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("none", None),
-        ("late", "the policy did not finish within 300 ms"),
-        ("busy", "the policy was busy until the deadline"),
-        ("restarting", "the policy is being restarted; the user is unknown"),
-        ("invalid", "the policy's answer is not valid (it ended with segment_limit)"),
-        ("shadow", SHADOW),
-        ("unknown_user", "this server has no feature store, so users are unknown; give a history"),
-        ("no_history", "the request names no user and gives no history"),
-        ("other", "a sentence that nobody foresaw"),
-    ],
-)
-def test_a_reason_is_counted_as_its_class(name: str, reason: str | None) -> None:
-    assert reason_class(reason) == name
-
-
-def test_what_a_class_is_known_by_is_said_somewhere() -> None:
-    places = (file for file in Path(serving.__path__[0]).rglob("*.py") if file.name != "measures.py")
-    said = "\n".join(file.read_text(encoding="utf-8") for file in places)
-    parts = [part for pattern in REASONS.values() for part in pattern.split("|")]
-    assert [part for part in parts if not re.search(part, said)] == []
+@pytest.mark.parametrize("kind", ReasonKind)
+def test_a_reason_is_counted_as_its_kind_whatever_its_sentence_says(
+    measures: Measures, registry: CollectorRegistry, kind: ReasonKind
+) -> None:
+    reason = Reason(kind=kind, sentence="the gate failed because the busy policy did not finish within 5 ms; shadow")
+    measures.observe(served(reason=reason))
+    labels = {"model": "deeprec", "path": "trm", "reason": kind.value}
+    assert registry.get_sample_value("deeprec_requests_total", labels) == 1
+    assert measures.last_hour()["reasons"] == {kind.value: 1}
+    assert measures.last_hour()["described"] == {kind.value: DESCRIPTIONS[kind]}

@@ -15,7 +15,6 @@ from deeprec.config import ServingConfig
 from deeprec.errors import FeatureError, RequestError, TrmError
 from deeprec.serving.exploration import Exploration, OnStep, Step, Unavailable
 from deeprec.serving.recommender import SHADOW, Recommender
-from deeprec.serving.request import RecommendRequest, TrmOnlyRequest
 from deeprec.serving.served import Served
 from deeprec.types import (
     Call,
@@ -27,6 +26,8 @@ from deeprec.types import (
     RetrievedItem,
     Trajectory,
 )
+from deeprec.wire.reason import Reason, ReasonKind
+from deeprec.wire.request import RecommendRequest, TrmOnlyRequest
 
 CATALOGUE = Catalogue(
     tuple(
@@ -152,7 +153,7 @@ def made() -> Iterator[Any]:
 
 def recommend(recommender: Recommender, on_step: Any = None, **request: Any) -> dict[str, Any]:
     checked = RecommendRequest.model_validate(request, context=recommender.serving)
-    return asyncio.run(recommender.recommend(checked, on_step))
+    return asyncio.run(recommender.recommend(checked, on_step)).raw
 
 
 def ids(response: dict[str, Any]) -> list[str]:
@@ -187,7 +188,7 @@ def test_the_trm_answers_when_the_policy_is_late(made: Any) -> None:
     explorer = FakeExplorer(seconds=FOR_EVER)
     response = recommend(made(explorer), user_id="ann", k=3, deadline_ms=100)
     assert response["path"] == "trm"
-    assert response["reason"] == "the policy did not finish within 100 ms"
+    assert response["reason"]["sentence"] == "the policy did not finish within 100 ms"
     assert ids(response) == ["i29", "i28", "i27"]
     assert explorer.cancelled == 1
 
@@ -201,41 +202,50 @@ def test_a_late_trm_does_not_hold_up_the_policy_and_popularity_takes_its_place(m
     assert (longer["path"], ids(longer)) == ("policy", ["i5", "i6", "i7", "i0", "i3"])
     alone = recommend(made(None, asleep), user_id="ann", k=2, deadline_ms=100)
     assert (alone["path"], ids(alone)) == ("popularity", ["i0", "i3"])
-    assert alone["reason"] == "the TRM failed to answer within 100 ms"
+    assert alone["reason"]["kind"] == "trm_failed"
+    assert alone["reason"]["sentence"] == "the TRM failed to answer within 100 ms"
     both = recommend(made(FakeExplorer(seconds=FOR_EVER), asleep), user_id="ann", k=2, deadline_ms=100)
     assert both["path"] == "popularity"
-    assert both["reason"] == "the policy did not finish within 100 ms; the TRM failed to answer within 100 ms"
+    assert both["reason"]["kind"] == "late"
+    assert (
+        both["reason"]["sentence"] == "the policy did not finish within 100 ms; the TRM failed to answer within 100 ms"
+    )
     limits = ServingConfig(deadline_ms=100)
     trm = made(None, asleep, serving=limits)
-    assert asyncio.run(trm.retrieve(TrmOnlyRequest(history=("i1",))))["path"] == "popularity"
+    assert asyncio.run(trm.retrieve(TrmOnlyRequest(history=("i1",)))).path == "popularity"
 
 
 def test_a_late_feature_store_is_a_note(made: Any) -> None:
     response = recommend(made(FakeExplorer(), histories=FakeHistories(seconds=2.0)), user_id="ann", deadline_ms=100)
     assert (response["path"], response["user_known"]) == ("popularity", False)
-    assert response["reason"].startswith("the feature store failed to answer within 100 ms")
+    assert response["reason"]["sentence"].startswith("the feature store failed to answer within 100 ms")
     assert response["milliseconds"]["total"] < 1900
 
 
 @pytest.mark.parametrize(
-    ("explorer", "reason"),
+    ("explorer", "kind", "reason"),
     [
-        (FakeExplorer(error=RuntimeError("secret")), "the policy failed"),
-        (FakeExplorer(error=Unavailable("the policy is busy")), "the policy is busy"),
-        (FakeExplorer(violations=("answer_length",)), "answer_length"),
-        (FakeExplorer(end=EndReason.CALL_LIMIT), "call_limit"),
-        (FakeExplorer(end=EndReason.DEADLINE), "did not finish"),
-        (FakeExplorer(answer=("i5", "i5", "i6")), "not 3 distinct items"),
-        (FakeExplorer(answer=("i5", "i6")), "not 3 distinct items"),
-        (FakeExplorer(answer=("i5", "i6", None)), "not retrieved"),
-        (FakeExplorer(answer=("i5", "i6", "i9")), "not retrieved"),
+        (FakeExplorer(error=RuntimeError("secret")), "policy_failed", "the policy failed"),
+        (
+            FakeExplorer(error=Unavailable(Reason(kind=ReasonKind.BUSY, sentence="the policy is busy"))),
+            "busy",
+            "the policy is busy",
+        ),
+        (FakeExplorer(violations=("answer_length",)), "invalid", "answer_length"),
+        (FakeExplorer(end=EndReason.CALL_LIMIT), "invalid", "call_limit"),
+        (FakeExplorer(end=EndReason.DEADLINE), "late", "did not finish"),
+        (FakeExplorer(answer=("i5", "i5", "i6")), "invalid", "not 3 distinct items"),
+        (FakeExplorer(answer=("i5", "i6")), "invalid", "not 3 distinct items"),
+        (FakeExplorer(answer=("i5", "i6", None)), "invalid", "not retrieved"),
+        (FakeExplorer(answer=("i5", "i6", "i9")), "invalid", "not retrieved"),
     ],
 )
-def test_the_trm_answers_when_the_policy_is_wrong(made: Any, explorer: FakeExplorer, reason: str) -> None:
+def test_the_trm_answers_when_the_policy_is_wrong(made: Any, explorer: FakeExplorer, kind: str, reason: str) -> None:
     response = recommend(made(explorer), user_id="ann", k=3)
     assert response["path"] == "trm"
-    assert reason in response["reason"]
-    assert "secret" not in response["reason"]
+    assert reason in response["reason"]["sentence"]
+    assert response["reason"]["kind"] == kind
+    assert "secret" not in response["reason"]["sentence"]
     assert ids(response) == ["i29", "i28", "i27"]
     assert all(item["turn"] == 0 for item in response["items"])
 
@@ -261,20 +271,21 @@ def test_nothing_filtered_out_comes_from_a_careless_trm_or_policy(made: Any) -> 
     odd = [{"column": "genres", "operator": "=", "value": "Comedy"}]
     response = recommend(made(FakeExplorer()), user_id="ann", k=3, filters=odd)
     assert response["path"] == "trm", "i6 is no comedy"
-    assert "filtered out" in response["reason"]
+    assert "filtered out" in response["reason"]["sentence"]
     assert ids(response) == ["i29", "i27"], "of the three that the TRM gave"
 
 
 def test_without_a_policy_the_answer_says_why(made: Any) -> None:
     response = recommend(made(None, why_trm="the policy was below the TRM"), user_id="ann")
-    assert (response["path"], response["reason"]) == ("trm", "the policy was below the TRM")
+    assert (response["path"], response["reason"]["sentence"]) == ("trm", "the policy was below the TRM")
+    assert response["reason"]["kind"] == "bundle"
 
 
 def test_an_unknown_user_gets_popular_items_or_the_trm_with_a_preference(made: Any) -> None:
     explorer = FakeExplorer()
     response = recommend(made(explorer), user_id="nobody", k=3)
     assert (response["path"], response["user_known"]) == ("popularity", False)
-    assert response["reason"] == "the user is unknown"
+    assert response["reason"] == {"kind": "unknown_user", "sentence": "the user is unknown"}
     assert ids(response) == ["i0", "i1", "i2"]
     wished = recommend(made(explorer), user_id="nobody", preference="Horror; 1980s", k=3)
     assert wished["path"] == "trm"
@@ -409,7 +420,10 @@ def test_in_shadow_mode_too_what_comes_before_it_is_ready_is_not_told(made: Any)
     assert (len(explorer.asked), explorer.cancelled) == (2, 1), "nobody waits for what warms it up"
 
 
-@pytest.mark.parametrize("explorer", [FakeExplorer(seconds=0.3), FakeExplorer(error=Unavailable("busy"))])
+@pytest.mark.parametrize(
+    "explorer",
+    [FakeExplorer(seconds=0.3), FakeExplorer(error=Unavailable(Reason(kind=ReasonKind.BUSY, sentence="busy")))],
+)
 def test_in_shadow_mode_the_trm_answers_and_the_policy_is_told_of_later(made: Any, explorer: FakeExplorer) -> None:
     told: list[Served] = []
     steps: list[dict[str, Any]] = []
@@ -419,15 +433,16 @@ def test_in_shadow_mode_the_trm_answers_and_the_policy_is_told_of_later(made: An
         response = await recommender.recommend(RecommendRequest(user_id="ann", k=3, explain=True), steps.append)
         assert told == []
         await recommender.settled()
-        return response
+        return response.raw
 
     response = asyncio.run(asyncio.wait_for(answer(), 30))
-    assert (response["path"], response["reason"], ids(response)) == ("trm", SHADOW, ["i29", "i28", "i27"])
+    assert (response["path"], response["reason"], ids(response)) == ("trm", SHADOW.model_dump(), ["i29", "i28", "i27"])
     assert response["calls"] == []
     assert [step["event"] for step in steps] == ["trm"]
     [served] = told
     assert (served.shadow, served.path) == (True, "trm")
-    assert served.reason == ("busy" if explorer.error else SHADOW)
+    assert served.reason is not None
+    assert str(served.reason) == ("busy" if explorer.error else SHADOW.sentence)
     assert served.items == served.trm_items == ("i29", "i28", "i27")
     assert served.policy_items == (() if explorer.error else ("i5", "i6", "i7"))
     assert served.milliseconds == pytest.approx(response["milliseconds"]["total"], abs=50)
@@ -437,23 +452,28 @@ def test_whatever_comes_after_the_deadline_is_late(made: Any) -> None:
     class Stalled(FakeExplorer):
         async def explore(self, *_: Any, **__: Any) -> Exploration:
             time.sleep(0.05)
-            raise Unavailable("the policy was busy until the deadline")
+            raise Unavailable(Reason(kind=ReasonKind.BUSY, sentence="the policy was busy until the deadline"))
 
     answer = recommend(made(Stalled()), history=["i1"], k=2, deadline_ms=20)
-    assert answer["reason"].startswith("the policy did not finish within 20 ms")
+    assert answer["reason"]["sentence"].startswith("the policy did not finish within 20 ms")
 
 
 def test_failures_below_fall_to_the_next_path(made: Any) -> None:
     for error in (RuntimeError("secret"), TrmError("secret")):
         broken = recommend(made(None, FakeRetriever(error=error)), user_id="ann", k=2)
-        assert (broken["path"], broken["reason"], ids(broken)) == ("popularity", "the TRM failed", ["i0", "i3"])
+        assert (broken["path"], broken["reason"]["sentence"], ids(broken)) == (
+            "popularity",
+            "the TRM failed",
+            ["i0", "i3"],
+        )
     without = recommend(made(FakeExplorer(), FakeRetriever(error=TrmError("secret"))), user_id="ann", k=2)
     assert (without["path"], ids(without)) == ("policy", ["i5", "i6"])
     for error in (FeatureError("secret"), RuntimeError("secret")):
         store = recommend(made(FakeExplorer(), histories=FakeHistories(error)), user_id="ann")
         assert (store["path"], store["user_known"]) == ("popularity", False)
-        assert "feature store failed" in store["reason"]
-    assert "no feature store" in recommend(made(FakeExplorer(), histories=None), user_id="ann")["reason"]
+        assert "feature store failed" in store["reason"]["sentence"]
+        assert store["reason"]["kind"] == "store_failed"
+    assert "no feature store" in recommend(made(FakeExplorer(), histories=None), user_id="ann")["reason"]["sentence"]
 
 
 def test_a_caller_that_goes_takes_its_exploration_along(made: Any) -> None:
@@ -471,7 +491,7 @@ def test_a_caller_that_goes_takes_its_exploration_along(made: Any) -> None:
 def test_the_trm_model_can_be_asked_for_seen_items(made: Any) -> None:
     recommender = made(FakeExplorer())
     for allow_seen, expected in ((False, ["i28", "i27"]), (True, ["i29", "i28"])):
-        answer = asyncio.run(recommender.retrieve(TrmOnlyRequest(history=("i29",), k=2, allow_seen=allow_seen)))
+        answer = asyncio.run(recommender.retrieve(TrmOnlyRequest(history=("i29",), k=2, allow_seen=allow_seen))).raw
         assert (answer["path"], ids(answer)) == ("trm", expected)
 
 

@@ -19,8 +19,9 @@ from deeprec.serving.exploration import Exploration, OnStep, Unavailable
 from deeprec.serving.measures import Measures
 from deeprec.serving.recommender import Recommender
 from deeprec.serving.releases import Releases
-from deeprec.serving.request import RecommendRequest
 from deeprec.types import Query
+from deeprec.wire.reason import Reason, ReasonKind
+from deeprec.wire.request import RecommendRequest
 from tests.unit.serving.policies import CATALOGUE, ListRetriever
 
 
@@ -40,7 +41,7 @@ class HeldExplorer:
 
     async def explore(self, user_id: str, query: Query, deadline: float, on_step: OnStep | None = None) -> Exploration:
         await self.go.wait()
-        raise Unavailable("held")
+        raise Unavailable(Reason(kind=ReasonKind.RESTARTING, sentence="held"))
 
     def close(self) -> None:
         self.happened.append(("closed", self.name))

@@ -8,8 +8,9 @@ import pytest
 
 from deeprec.config import ServingConfig
 from deeprec.errors import RequestError
-from deeprec.serving.request import RecommendRequest, TrmOnlyRequest, read_request
+from deeprec.serving.reading import phrases, read_request
 from deeprec.types import Catalogue, Filter, Item
+from deeprec.wire.request import RecommendRequest, TrmOnlyRequest
 
 CATALOGUE = Catalogue(tuple(Item(str(row), f"Title {row}", {"year": 1990 + row}) for row in range(5)))
 LIMITS = ServingConfig(max_k=20, max_history=4, max_deadline_ms=5000)
@@ -22,8 +23,8 @@ def read(raw: Any) -> RecommendRequest:
 def test_ids_may_be_numbers_and_preferences_a_list_or_text() -> None:
     request = read({"user_id": 7, "history": [1, "2"], "preference": "Comedy;  <think>90s</think> ;anything;comedy"})
     assert (request.user_id, request.history) == ("7", ("1", "2"))
-    assert request.phrases == ("comedy", "‹think›90s‹/think›")
-    assert read({"preference": ["A\nb|c"]}).phrases == ("a b/c",)
+    assert phrases(request) == ("comedy", "‹think›90s‹/think›")
+    assert phrases(read({"preference": ["A\nb|c"]})) == ("a b/c",)
 
 
 def test_filters_become_conditions() -> None:

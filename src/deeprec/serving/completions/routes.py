@@ -30,7 +30,7 @@ from deeprec.explore.vllm_engine import RULE_ARGUMENT
 from deeprec.serving.batching import Overloaded
 from deeprec.serving.completions.completer import Completer, Prompt, Written
 from deeprec.serving.http.guard import Refused
-from deeprec.serving.request import mistakes
+from deeprec.serving.reading import mistakes
 from deeprec.types import JsonDict
 
 NAME = "deeprec-policy"

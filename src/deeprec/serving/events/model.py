@@ -5,37 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 
 from deeprec.config import ServingConfig
 from deeprec.errors import FeatureError
 from deeprec.features.events import EventWriter
-from deeprec.serving.events.routes import EventInput, Events, read_event, router
+from deeprec.serving.events.routes import Events, read_event, router
 from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.model import JsonModel
 from deeprec.serving.http.server import Service
 from deeprec.types import JsonDict
-
-
-class EventAnswer(BaseModel):
-    """What became of one event; ``reason`` where it was refused."""
-
-    event_id: str
-    status: Literal["accepted", "duplicate", "refused"]
-    reason: str | None = None
+from deeprec.wire.events import Event, EventAnswer
 
 
 class EventsModel(JsonModel):
-    """Events over KServe's protocols; see ``events.routes.EventInput`` for what it takes.
+    """Events over KServe's protocols; see ``wire.events.Event`` for what it takes.
 
     ``reachable`` says whether the feature store can be asked; without it the model is ready whether or not it can.
     """
 
     NAME = "deeprec-events"
-    REQUEST = EventInput
+    REQUEST = Event
     ANSWER = EventAnswer
 
     def __init__(self, events: Events, serving: ServingConfig, reachable: Callable[[], bool] | None = None) -> None:
@@ -47,15 +39,16 @@ class EventsModel(JsonModel):
         """Whether the server has called it ready and, if it is to say so, its store can be asked."""
         return self.ready and (self._reachable is None or await asyncio.to_thread(self._reachable))
 
-    def read(self, raw: Any) -> EventInput:
+    def read(self, raw: Any) -> Event:
         """Check one event; see ``JsonModel.read``."""
         return read_event(raw)
 
-    async def answer(self, request: EventInput) -> JsonDict:
+    async def answer(self, request: Event) -> JsonDict:
         """Write one event; see ``Events.accept`` for what it raises."""
         [outcome] = await self._events.accept([request])
-        answer = {"event_id": outcome.event_id, "status": outcome.status}
-        return answer if outcome.status != "refused" else {**answer, "reason": outcome.reason}
+        reason = outcome.reason if outcome.status == "refused" else None
+        answer = EventAnswer(event_id=outcome.event_id, status=outcome.status, reason=reason)
+        return answer.model_dump(exclude_none=True)
 
 
 def events_parts(

@@ -51,7 +51,7 @@ class JsonModel(Model):  # type: ignore[misc]
     """
 
     NAME: ClassVar[str] = ""
-    REQUEST: ClassVar[type[BaseModel]] = BaseModel
+    REQUEST: ClassVar[type[Any]] = BaseModel
     """What a request looks like, for the OpenAPI document."""
     ANSWER: ClassVar[type[BaseModel]] = BaseModel
     """What an answer looks like, for the OpenAPI document."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
 from deeprec import __version__
 from deeprec.config import ServingConfig
@@ -158,9 +158,9 @@ def _shed() -> JsonDict:
     return {**_refusal("Every place is taken."), "headers": {"Retry-After": wait}}
 
 
-def _put(schemas: JsonDict, kind: type[BaseModel]) -> JsonDict:
+def _put(schemas: JsonDict, kind: type[Any]) -> JsonDict:
     """A reference to ``kind``, whose schema is put among the components."""
-    schema = kind.model_json_schema(ref_template=_REF)
+    schema = TypeAdapter(kind).json_schema(ref_template=_REF)
     schemas |= schema.pop("$defs", {})
     schemas[kind.__name__] = schema
     return {"$ref": _REF.format(model=kind.__name__)}

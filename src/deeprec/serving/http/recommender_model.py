@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from deeprec.config import ServingConfig
-from deeprec.serving.http.answers import Recommendation, TrmAnswer
 from deeprec.serving.http.model import JsonModel
+from deeprec.serving.reading import read_request
 from deeprec.serving.recommender import Recommender
-from deeprec.serving.request import RecommendRequest, TrmOnlyRequest, TrmRequest, read_request
 from deeprec.types import JsonDict
+from deeprec.wire.recommendation import Recommendation
+from deeprec.wire.request import RecommendRequest, TrmOnlyRequest, TrmRequest
 
 
 class _BundleModel(JsonModel):
@@ -45,7 +46,7 @@ class RecommenderModel(_BundleModel):
     async def answer(self, request: tuple[Recommender, RecommendRequest]) -> JsonDict:
         """Answer one request; see ``JsonModel.answer``."""
         recommender, asked = request
-        return await recommender.recommend(asked)
+        return (await recommender.recommend(asked)).raw
 
 
 class TrmModel(_BundleModel):
@@ -53,9 +54,9 @@ class TrmModel(_BundleModel):
 
     NAME = "deeprec-trm"
     REQUEST = TrmOnlyRequest
-    ANSWER = TrmAnswer
+    ANSWER = Recommendation
 
     async def answer(self, request: tuple[Recommender, TrmOnlyRequest]) -> JsonDict:
         """Answer one request; see ``JsonModel.answer``."""
         recommender, asked = request
-        return await recommender.retrieve(asked)
+        return (await recommender.retrieve(asked)).raw

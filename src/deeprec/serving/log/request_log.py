@@ -58,7 +58,7 @@ SCHEMA = pa.schema(
         ("version", pa.string()),
     ]
 )
-_AS_SERVED = tuple(name for name in SCHEMA.names if name not in ("at", "user"))
+_AS_SERVED = tuple(name for name in SCHEMA.names if name not in ("at", "user", "reason"))
 _CHUNK = 500
 """Rows converted at a time: the interpreter's lock is held for some milliseconds, not for a whole file."""
 _RETRY_SECONDS = 5.0
@@ -193,6 +193,7 @@ class RequestLog:
         columns: dict[str, Sequence[Any]] = {
             "at": [datetime.fromtimestamp(row.at, UTC) for row in rows],
             "user": [None if row.user_id is None else named(row.user_id) for row in rows],
+            "reason": [None if row.reason is None else row.reason.sentence for row in rows],
             **{name: [getattr(row, name) for row in rows] for name in _AS_SERVED},
         }
         return pa.RecordBatch.from_pydict(columns, SCHEMA)

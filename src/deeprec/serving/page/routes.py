@@ -28,10 +28,11 @@ from deeprec.bundle.bundle import Bundle
 from deeprec.errors import FeatureError, RequestError
 from deeprec.serving.measures import Measures
 from deeprec.serving.page.lookup import MAX_QUERY, CatalogueLookup
+from deeprec.serving.reading import read_request
 from deeprec.serving.recommender import Recommender
-from deeprec.serving.request import MAX_FILTERS, RecommendRequest, read_request
 from deeprec.serving.users import Histories
 from deeprec.types import Catalogue, Item, JsonDict
+from deeprec.wire.request import MAX_FILTERS, RecommendRequest
 
 logger = logging.getLogger(__name__)
 
@@ -303,7 +304,7 @@ async def _events(recommender: Recommender, request: RecommendRequest) -> AsyncI
             if step is None:
                 break
             yield _event(recommender.catalogue, step)
-        yield _event(recommender.catalogue, {"event": "answer", **work.result()})
+        yield _event(recommender.catalogue, {"event": "answer", **work.result().raw})
     except RequestError as error:
         yield _event(recommender.catalogue, {"event": "error", "error": str(error)})
     except Exception:

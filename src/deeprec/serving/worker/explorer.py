@@ -30,9 +30,17 @@ from deeprec.serving.exploration import Exploration, OnStep, Step, Unavailable
 from deeprec.serving.worker.loop import Answer, Ask, Begun, Done, Loaded, Make, Ping, Told
 from deeprec.serving.worker.process import WorkerProcess
 from deeprec.types import Query
+from deeprec.wire.reason import Reason, ReasonKind
 
 logger = logging.getLogger(__name__)
 
+
+def _away(sentence: str) -> Reason:
+    return Reason(kind=ReasonKind.RESTARTING, sentence=sentence)
+
+
+_SHUT_DOWN = _away("the policy was shut down")
+_BUSY = Reason(kind=ReasonKind.BUSY, sentence="the policy is busy with other requests")
 _TICK = 0.1
 """Seconds between two looks at what is overdue."""
 
@@ -80,7 +88,7 @@ class WorkerExplorer:
         self._numbers = count()
         self._waiting: dict[int, _Waiting] = {}
         self._process: WorkerProcess | None = None
-        self._unavailable: str | None = "the policy is being loaded"
+        self._unavailable: Reason | None = _away("the policy is being loaded")
         self._outcome: str | None = None
         """How the first load ended: empty in order, else why not."""
         self._restarts = 0
@@ -115,9 +123,9 @@ class WorkerExplorer:
         waiting = _Waiting(Future(), deadline, None if on_step is None else _in_this_loop(on_step))
         with self._lock:
             if self._unavailable is not None or self._process is None:
-                raise Unavailable(self._unavailable or "the policy was shut down")
+                raise Unavailable(self._unavailable or _SHUT_DOWN)
             if len(self._waiting) >= self._most:
-                raise Unavailable("the policy is busy with other requests")
+                raise Unavailable(_BUSY)
             number = next(self._numbers)
             self._waiting[number] = waiting
             self._process.put(Ask(number, user_id, query, deadline, on_step is not None))
@@ -136,12 +144,12 @@ class WorkerExplorer:
         while self._outcome is None and time.monotonic() < end:
             await asyncio.sleep(_TICK / 2)
         if self._outcome != "":
-            raise Unavailable(self._outcome or f"the policy did not load within {timeout:g} seconds")
+            raise Unavailable(_away(self._outcome or f"the policy did not load within {timeout:g} seconds"))
 
     def close(self) -> None:
         """End the process, and what waits with Unavailable; returns at once."""
         self._closed.set()
-        self._withdraw("the policy was shut down")
+        self._withdraw(_SHUT_DOWN)
         with self._lock:
             if self._process is not None:
                 self._process.kill()
@@ -175,11 +183,11 @@ class WorkerExplorer:
         with self._lock:
             self._process = None
             self._outcome = why if self._outcome is None else self._outcome
-        self._withdraw("the policy is being restarted")
+        self._withdraw(_away("the policy is being restarted"))
         if not self._closed.is_set():
             process.abort()
         process.kill()
-        return why or "the policy was shut down"
+        return why or _SHUT_DOWN.sentence
 
     def _overdue(self, process: WorkerProcess, born: float) -> str | None:
         """Why the process has to be given up; None for no reason. An idle one may be asked for a sign of life."""
@@ -202,7 +210,7 @@ class WorkerExplorer:
         silent = self._pinged is not None and now - self._pinged > patience.silence
         return "the policy's process gives no sign of life" if silent else None
 
-    def _withdraw(self, reason: str) -> None:
+    def _withdraw(self, reason: Reason) -> None:
         """From now on nothing is asked, and what waits has failed."""
         with self._lock:
             self._unavailable = reason
@@ -245,9 +253,9 @@ class WorkerExplorer:
             self._useful |= answer.exploration is not None
         if waiting is None or not waiting.future.set_running_or_notify_cancel():
             return
-        if answer.exploration is None:
+        if answer.reason is not None:
             waiting.future.set_exception(Unavailable(answer.reason))
-        else:
+        elif answer.exploration is not None:
             waiting.future.set_result(answer.exploration)
 
 

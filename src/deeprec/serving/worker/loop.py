@@ -34,9 +34,13 @@ from deeprec.rewards.format import format_violations
 from deeprec.serving.exploration import Exploration, Step
 from deeprec.serving.worker.pace import Pace
 from deeprec.types import Call, Conditions, EndReason, Example, Policy, Query, Retriever, Trajectory
+from deeprec.wire.reason import Reason, ReasonKind
 
 logger = logging.getLogger(__name__)
 
+_LATE = Reason(kind=ReasonKind.BUSY, sentence="the policy was busy until the deadline")
+_BUSY = Reason(kind=ReasonKind.BUSY, sentence="the policy is busy with other requests until the deadline")
+_FAILED = Reason(kind=ReasonKind.POLICY_FAILED, sentence="the policy failed")
 _PR_SET_PDEATHSIG = 1
 _NICE = 10
 """Where cores are scarce the server, which keeps the deadlines, comes before the policy."""
@@ -106,11 +110,11 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of one request: an exploration, or the sentence that says why there is none."""
+    """The end of one request: an exploration, or why there is none."""
 
     number: int
     exploration: Exploration | None
-    reason: str = ""
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,13 +201,13 @@ class _Turns:
         now = time.monotonic()
         for ask in asks:
             if ask.deadline <= now:
-                self._send(Done(ask.number, None, "the policy was busy until the deadline"))
+                self._send(Done(ask.number, None, _LATE))
         asks = [ask for ask in asks if ask.deadline > now]
         if not asks:
             return
         choice = self._pace.choose([ask.deadline - now for ask in asks], self._most)
         for place in choice.refused:
-            self._send(Done(asks[place].number, None, "the policy is busy with other requests until the deadline"))
+            self._send(Done(asks[place].number, None, _BUSY))
         self._held = [asks[place] for place in choice.later]
         begun = [asks[place] for place in choice.now]
         self._send(Begun(tuple(ask.number for ask in begun)))
@@ -211,7 +215,7 @@ class _Turns:
         if len(begun) > 1:
             open_ = [ask for one in open_ for ask in self._explore([one])]
         for ask in open_:
-            self._send(Done(ask.number, None, "the policy failed"))
+            self._send(Done(ask.number, None, _FAILED))
 
     def _log(self, error: Exception) -> None:
         """With its traces when it is another error than the last."""

@@ -13,10 +13,11 @@ from fastapi.testclient import TestClient
 
 from deeprec.config import ServingConfig
 from deeprec.errors import FeatureError, RequestError, StoreError
-from deeprec.features.events import Event, Outcome
-from deeprec.serving.events.routes import MAX_EVENTS, MAX_TOGETHER, Events, read_event, read_events, router
+from deeprec.features.events import Outcome
+from deeprec.serving.events.routes import MAX_TOGETHER, Events, read_event, read_events, router
 from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.server import guard
+from deeprec.wire.events import MAX_EVENTS, Event
 
 EVENT = {"event_id": "e1", "user_id": "u1", "item_id": "a"}
 
@@ -194,4 +195,4 @@ def test_the_route_is_described(client: TestClient) -> None:
     assert events["maxItems"] == MAX_EVENTS
     assert {"event_id", "user_id", "item_id"} == set(events["items"]["required"])
     assert "white" not in str(operation)
-    assert operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("EventsAnswer")
+    assert operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("Stored")

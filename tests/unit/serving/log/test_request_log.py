@@ -29,6 +29,7 @@ from deeprec.serving.log import request_log
 from deeprec.serving.log.request_log import SCHEMA, RequestLog, read_log
 from deeprec.serving.log.user_hash import KEY, UserHash, own_hash, read_hash
 from deeprec.serving.served import Served
+from deeprec.wire.reason import Reason, ReasonKind
 
 NOON = 1_763_726_400.0
 """2025-11-21 12:00:00 UTC."""
@@ -75,13 +76,16 @@ def _files(directory: Path) -> list[Path]:
     return sorted(directory.rglob("*.parquet"))
 
 
+NO_HISTORY = Reason(kind=ReasonKind.NO_HISTORY, sentence="no history")
+
+
 # ---------------------------------------------------------------------------------------------------------- the rows
 
 
 def test_rows_come_back_as_they_were_served(log: Callable[..., RequestLog], tmp_path: Path) -> None:
     kept = log()
     late = replace(
-        ANSWER, model="deeprec-trm", user_id=None, path="popularity", reason="no history", policy_items=(), turns=()
+        ANSWER, model="deeprec-trm", user_id=None, path="popularity", reason=NO_HISTORY, policy_items=(), turns=()
     )
     kept(replace(late, at=NOON + 1, shadow=True))
     kept(ANSWER)

@@ -15,7 +15,7 @@ import pytest
 
 from deeprec.serving.page import routes as page
 from deeprec.serving.page.routes import assemble
-from deeprec.serving.request import RecommendRequest
+from deeprec.wire.request import RecommendRequest
 from tests.unit.serving.pages import ATTACK, ATTACKS, CATALOGUE, HISTORIES, Pages
 
 Made = Callable[..., Pages]
@@ -209,9 +209,9 @@ def test_an_answer_without_the_policy_says_why(made: Made) -> None:
     pages = made()
     pages.exploring.unavailable = "the policy is being restarted"
     (*_, (event, answer)) = explore(pages, user_id="ann", k=3)
-    assert (event, answer["path"], answer["reason"]) == ("answer", "trm", "the policy is being restarted")
+    assert (event, answer["path"], answer["reason"]["sentence"]) == ("answer", "trm", "the policy is being restarted")
     (*_, (event, answer)) = explore(pages, user_id="nobody", k=3)
-    assert (answer["path"], answer["reason"]) == ("popularity", "the user is unknown")
+    assert (answer["path"], answer["reason"]["sentence"]) == ("popularity", "the user is unknown")
 
 
 def test_what_cannot_be_asked_is_an_error(made: Made) -> None:

@@ -151,7 +151,7 @@ deeprec.explore = (() => {
     fill(byId("verdict"),
       make("p", { class: "path" },
         make("span", { class: `path-name ${answer.path}` }, PATHS[answer.path] ?? answer.path),
-        answer.path === "policy" ? null : make("span", { class: "reason" }, sentenced(answer.reason ?? "no reason was given"))),
+        answer.path === "policy" ? null : make("span", { class: "reason" }, sentenced(answer.reason?.sentence ?? "no reason was given"))),
       timing(answer, request.deadline));
     byId("verdict").className = `verdict ${answer.path}`;
     byId("verdict").hidden = false;

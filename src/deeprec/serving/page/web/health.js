@@ -14,14 +14,6 @@ deeprec.health = (() => {
   const FIGURES = [["ndcg@10", "NDCG@10", 4], ["recall@10", "Recall@10", 4], ["mrr", "MRR", 4],
     ["valid_rate", "Valid", 3], ["mean_calls", "Calls", 2]];
 
-  const REASONS = {
-    late: "The policy did not finish within the deadline", busy: "The policy had no place left",
-    restarting: "The policy was being started", invalid: "The policy’s answer was not valid",
-    policy_failed: "The policy failed", shadow: "Shadow mode: the policy runs beside", bundle: "The bundle serves the TRM alone",
-    trm_failed: "The TRM failed", store_failed: "The feature store failed", unknown_user: "The user is unknown",
-    no_history: "There was no history to go by", other: "Another reason; the answers say which",
-  };
-
   let timer = 0, shown = "";
 
   /** Read the overview and say in the page's top what serves. */
@@ -117,7 +109,7 @@ deeprec.health = (() => {
   const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(4)}`;
 
   function hour({ last_hour, at, deadline_ms }) {
-    const { requests, shed, p50, p95, p99, minutes, paths, reasons } = last_hour;
+    const { requests, shed, p50, p95, p99, minutes, paths, reasons, described } = last_hour;
     const figure = (value, name, note) => make("div", { class: "big" }, make("dt", {}, name), make("dd", {}, value, note ? make("small", {}, note) : null));
     const share = requests ? `${Math.round(100 * (paths.policy ?? 0) / requests)} %` : "–";
     return card("The last hour", "hour-title",
@@ -126,16 +118,16 @@ deeprec.health = (() => {
         figure(milliseconds(p95), "95th percentile"), figure(milliseconds(p99), "99th percentile"),
         figure((shed ?? 0).toLocaleString("en"), "turned away")),
       make("div", { class: "figures" }, traffic(minutes, at), latency(minutes, at, deadline_ms)),
-      why(reasons));
+      why(reasons, described));
   }
 
-  function why(reasons) {
+  function why(reasons, described) {
     const rows = Object.entries(reasons).sort((a, b) => b[1] - a[1]);
     if (!rows.length) return null;
     return make("div", {}, make("h3", { id: "reasons-title" }, "When it was not the policy"),
       make("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "reasons-title" }, make("table", { class: "reasons" },
         make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Reason"), make("th", { scope: "col" }, "Answers"))),
-        make("tbody", {}, rows.map(([reason, count]) => make("tr", {}, make("th", { scope: "row" }, REASONS[reason] ?? reason), make("td", {}, count.toLocaleString("en"))))))));
+        make("tbody", {}, rows.map(([reason, count]) => make("tr", {}, make("th", { scope: "row" }, described[reason] ?? reason), make("td", {}, count.toLocaleString("en"))))))));
   }
 
   matchMedia("(max-width: 46rem)").addEventListener("change", () => { shown = ""; look(); });
