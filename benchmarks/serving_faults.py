@@ -37,9 +37,9 @@ from typing import Any
 from benchmarks.serving import Connection
 from deeprec.bundle.bundle import Bundle
 from deeprec.config import ServingConfig
-from deeprec.serving import loading
-from deeprec.serving.reading import read_request
-from deeprec.serving.worker.loop import Loop, Make
+from deeprec.recommender import loading
+from deeprec.recommender.reading import read_request
+from deeprec.recommender.worker.loop import Loop, Make
 from deeprec.trm.filters import filter_mask
 from deeprec.types import Catalogue, Generation, JsonDict, Policy, Rule, Segment
 from deeprec.wire.request import RecommendRequest

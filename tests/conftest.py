@@ -52,7 +52,7 @@ HEAVY = (
     "unit/policy/test_launch.py", "unit/policy/test_leak.py",
     "unit/policy/test_lora.py", "unit/policy/test_processes.py", "unit/policy/test_resume.py",
     "unit/policy/test_stops.py", "unit/policy/test_tasks.py", "unit/policy/test_trl_adapter.py",
-    "unit/policy/test_warm_start.py", "unit/serving/test_loading.py", "unit/serving/worker/",
+    "unit/policy/test_warm_start.py", "unit/recommender/test_loading.py", "unit/recommender/worker/",
     "unit/trm/test_training.py",
 )  # fmt: skip
 """What starts processes, trains for seconds or imports TRL or Feast: marked ``heavy``."""
@@ -72,6 +72,7 @@ TOGETHER = {
     for place in (
         "browser/test_real_server.py",
         "integration/test_call_it_howto.py",
+        "integration/test_recommender_api.py",
         "integration/test_servers_apart.py",
     )
 }

@@ -42,7 +42,7 @@ def here(text: str, servers: dict[str, ServerProcess]) -> str:
 
 
 def test_the_page_has_every_kind() -> None:
-    assert (len(CURLS), len(blocks("python")), len(blocks("js")), len(COMMANDS)) == (7, 3, 2, 4)
+    assert (len(CURLS), len(blocks("python")), len(blocks("js")), len(COMMANDS)) == (7, 4, 2, 4)
 
 
 @pytest.mark.parametrize("number", range(len(CURLS)))
@@ -66,9 +66,11 @@ def test_curl(servers: dict[str, ServerProcess], number: int) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_python(servers: dict[str, ServerProcess], number: int) -> None:
+def test_python(servers: dict[str, ServerProcess], number: int, taught: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(taught)
     code = here(blocks("python")[number], servers)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) >= 3

@@ -19,7 +19,7 @@ from deeprec.config import ServingConfig
 from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.errors import ArtifactError
 from deeprec.features.online import HistoryStore
-from deeprec.serving import loading
+from deeprec.recommender import loading
 from deeprec.serving.http.recommender_server import open_recommender_server
 from deeprec.serving.http.server import Service
 from tests import forkserver

@@ -19,15 +19,15 @@ import pytest
 
 from benchmarks import serving_faults
 from deeprec.config import ServingConfig
-from deeprec.serving.batching import Batcher
-from deeprec.serving.recommender import Recommender
-from deeprec.serving.worker.explorer import Patience, WorkerExplorer
+from deeprec.recommender.batching import Batcher
+from deeprec.recommender.recommender import AsyncRecommender
+from deeprec.recommender.worker.explorer import Patience, WorkerExplorer
 from deeprec.trm.filters import filter_mask
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.types import JsonDict
 from deeprec.wire.request import RecommendRequest, TrmOnlyRequest
 from tests import forkserver
-from tests.unit.serving.policies import CATALOGUE, CONFIG, ListRetriever, Make
+from tests.unit.recommender.policies import CATALOGUE, CONFIG, ListRetriever, Make
 
 REQUESTS, AT_ONCE = 200, 20
 DEADLINE_MS = 700
@@ -50,19 +50,19 @@ def workers_forked() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def moody(
     workers_forked: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Recommender, WorkerExplorer, Path]]:
+) -> Iterator[tuple[AsyncRecommender, WorkerExplorer, Path]]:
     """A recommender whose policy is in the mood that the file names."""
     mood = tmp_path_factory.mktemp("mood") / "mood"
     mood.write_text("good")
     counts = np.arange(len(CATALOGUE), 0, -1)
     explorer = WorkerExplorer(Make(file=mood), CONFIG.answer_size, patience=QUICK)
-    recommender = Recommender(CATALOGUE, counts, Batcher(ListRetriever(), 64), explorer=explorer, serving=LIMITS)
+    recommender = AsyncRecommender(CATALOGUE, counts, Batcher(ListRetriever(), 64), explorer=explorer, serving=LIMITS)
     yield recommender, explorer, mood
     recommender.close()
 
 
 @pytest.fixture
-def served(moody: tuple[Recommender, WorkerExplorer, Path]) -> tuple[Recommender, WorkerExplorer, Path]:
+def served(moody: tuple[AsyncRecommender, WorkerExplorer, Path]) -> tuple[AsyncRecommender, WorkerExplorer, Path]:
     """The recommender of all moods, its policy in a good one."""
     recommender, explorer, mood = moody
     mood.write_text("good")
@@ -75,7 +75,7 @@ def served(moody: tuple[Recommender, WorkerExplorer, Path]) -> tuple[Recommender
     return moody
 
 
-async def load(recommender: Recommender, requests: int = REQUESTS) -> list[JsonDict]:
+async def load(recommender: AsyncRecommender, requests: int = REQUESTS) -> list[JsonDict]:
     """Answers to so many requests, ``AT_ONCE`` at a time."""
     places = asyncio.Semaphore(AT_ONCE)
 
@@ -86,7 +86,7 @@ async def load(recommender: Recommender, requests: int = REQUESTS) -> list[JsonD
     return await asyncio.gather(*(one(number) for number in range(requests)))
 
 
-async def recovered(recommender: Recommender) -> None:
+async def recovered(recommender: AsyncRecommender) -> None:
     """Return once the policy answers again."""
     end = time.monotonic() + SECONDS
     while (await load(recommender, 1))[0]["path"] != "policy":
@@ -177,12 +177,12 @@ def test_a_request_without_an_answer_is_not_in_time() -> None:
 
 
 @pytest.fixture(scope="module")
-def real(workers_forked: None, toy_trm: Path) -> Iterator[tuple[Recommender, TrmRetriever]]:
+def real(workers_forked: None, toy_trm: Path) -> Iterator[tuple[AsyncRecommender, TrmRetriever]]:
     """A recommender over a real, tiny TRM, in this process and in the policy's."""
     trm = TrmRetriever.load(toy_trm)
     explorer = WorkerExplorer(Make(trm=toy_trm), CONFIG.answer_size)
     limits = ServingConfig(deadline_ms=20_000)
-    recommender = Recommender(trm.catalogue, trm.popularity, Batcher(trm, 64), explorer=explorer, serving=limits)
+    recommender = AsyncRecommender(trm.catalogue, trm.popularity, Batcher(trm, 64), explorer=explorer, serving=limits)
     yield recommender, trm
     recommender.close()
 

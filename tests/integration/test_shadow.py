@@ -17,14 +17,14 @@ from deeprec.bundle.bundle import Bundle
 from deeprec.cli.evaluate import app
 from deeprec.config import RequestLogConfig, ServingConfig
 from deeprec.data.dataset import read_dataset
-from deeprec.serving.batching import Batcher
-from deeprec.serving.loading import warm_up
+from deeprec.recommender.batching import Batcher
+from deeprec.recommender.loading import warm_up
+from deeprec.recommender.recommender import AsyncRecommender
+from deeprec.recommender.worker.explorer import WorkerExplorer
 from deeprec.serving.log.request_log import RequestLog, read_log
-from deeprec.serving.recommender import Recommender
-from deeprec.serving.worker.explorer import WorkerExplorer
 from deeprec.wire.request import RecommendRequest
 from tests.integration.servers import deeprec, started
-from tests.unit.serving.policies import CATALOGUE, CONFIG, ListRetriever, Make
+from tests.unit.recommender.policies import CATALOGUE, CONFIG, ListRetriever, Make
 
 PATIENCE_MS = 240_000
 """A deadline that no policy of a loaded machine misses."""
@@ -76,7 +76,7 @@ def log(tmp_path: Path) -> Path:
 
     async def serve() -> None:
         log = RequestLog(RequestLogConfig(path=str(tmp_path / "log")))
-        recommender = Recommender(
+        recommender = AsyncRecommender(
             CATALOGUE,
             np.arange(30, 0, -1),
             Batcher(ListRetriever(), 64),

@@ -1,8 +1,9 @@
 """Imports point one way, and each volatile dependency is imported in one place.
 
-The house, from top to bottom: cli → pipelines → components → serving → bundle → policy, evaluation → explore, rewards,
-trm → checks, features, data → client, feature_repo, store, config, metrics → objects → wire, types, errors, markup.
-A room may import rooms below its own level, and no other room of its own level but those named in ``NEIGHBOURS``.
+The house, from top to bottom: cli → pipelines → components → serving → recommender → bundle → policy, evaluation →
+explore, rewards, trm → checks, features, data → client, feature_repo, store, config, metrics → objects → wire, types,
+errors, markup. A room may import rooms below its own level, and no other room of its own level but those named in
+``NEIGHBOURS``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ LEVELS = (
     {"explore", "rewards", "trm"},
     {"policy", "evaluation"},
     {"bundle"},
+    {"recommender"},
     {"serving"},
     {"components"},
     {"pipelines"},

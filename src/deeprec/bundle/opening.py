@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deeprec.bundle.bundle import ALL_PARTS, BUNDLE, KIND, Bundle, Part, Served, read_info
 from deeprec.bundle.shelf import MARK, VERSION, Shelf
-from deeprec.errors import ArtifactError, StoreError
+from deeprec.errors import ArtifactError, ConfigError, StoreError
 from deeprec.store import fingerprint, read_artifact
 
 Needs = Callable[[Served], Collection[Part]]
@@ -130,3 +130,28 @@ def open_bundle(address: str | Path, needs: Needs = everything, cache: str = "")
         ArtifactError, StoreError: see ``find_source`` and ``Source.open``.
     """
     return find_source(str(address), cache).open(needs)
+
+
+def locate(place: str) -> str:
+    """The address that ``place`` stands for: of a run its shelf where one is live, else its bundle; or itself.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if "://" in place or any((Path(place) / name).is_file() for name in ("bundle.json", "shelf.json")):
+        return place
+    for name, sign in (("shelf", "live.json"), ("bundle", "bundle.json")):
+        if (Path(place) / name / sign).is_file():
+            return str(Path(place) / name)
+    if "@" in place:
+        return place
+    raise ConfigError(f"{place} is neither a bundle nor a shelf nor the directory of a run that has one")
+
+
+def features_beside(bundle: str) -> Path | None:
+    """The feature store that a run has beside its bundle; None where there is none."""
+    if "://" in bundle:
+        return None
+    place = bundle if Path(bundle).exists() else bundle.rpartition("@")[0]
+    found = Path(place).absolute().parent / "features"
+    return found if found.is_dir() else None

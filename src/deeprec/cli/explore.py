@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deeprec.cli.output import print_json
-from deeprec.cli.places import explore_of, features_beside, find_bundle
+from deeprec.cli.places import explore_of, find_bundle
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,6 +141,7 @@ def _of_user(loaded: Bundle, user: str, dataset: Path | None, features: Path | N
         sequences = read_dataset(dataset).sequences
         place, history, example = str(dataset), sequences.get(user), next(iter(sequences), None)
     else:
+        from deeprec.bundle.opening import features_beside
         from deeprec.features.online import HistoryStore
 
         store = features or features_beside(address)

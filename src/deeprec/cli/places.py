@@ -14,35 +14,21 @@ RUN_HELP = "Directory of a run, such as runs/quickstart: what is not named is ta
 
 
 def find_bundle(place: str | None) -> str:
-    """The address that ``place`` stands for: of a run its shelf where one is live, else its bundle; or itself.
+    """The address that ``place`` stands for, see ``opening.locate``.
 
     Without a place, the run under ``runs/`` whose bundle was written last.
 
     Raises:
         ConfigError: there is none.
     """
+    from deeprec.bundle.opening import locate
+
     if place is None:
         found = sorted(RUNS.glob("*/bundle/bundle.json"), key=lambda path: path.stat().st_mtime_ns)
         if not found:
             raise ConfigError(f"there is no run with a bundle in {RUNS}/; make one with deeprec run, or name a bundle")
         place = str(found[-1].parent.parent)
-    if "://" in place or any((Path(place) / name).is_file() for name in ("bundle.json", "shelf.json")):
-        return place
-    for name, sign in (("shelf", "live.json"), ("bundle", "bundle.json")):
-        if (Path(place) / name / sign).is_file():
-            return str(Path(place) / name)
-    if "@" in place:
-        return place
-    raise ConfigError(f"{place} is neither a bundle nor a shelf nor the directory of a run that has one")
-
-
-def features_beside(bundle: str) -> Path | None:
-    """The feature store that a run has beside its bundle; None where there is none."""
-    if "://" in bundle:
-        return None
-    place = bundle if Path(bundle).exists() else bundle.rpartition("@")[0]
-    found = Path(place).absolute().parent / "features"
-    return found if found.is_dir() else None
+    return locate(place)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ wrong is a ``ClientError`` of one of four kinds.
 
 from deeprec.client.client import AsyncClient, Client
 from deeprec.client.exchange import RequestRefused, ServerBusy, ServerFailed, ServerUnreachable
-from deeprec.client.questions import RecommendQuestion, TrmOnlyQuestion
 from deeprec.client.stream import Step
 from deeprec.errors import ClientError
 from deeprec.wire.events import Event, RefusedEvent, Stored
+from deeprec.wire.questions import RecommendQuestion, TrmOnlyQuestion
 from deeprec.wire.reason import Reason, ReasonKind
 from deeprec.wire.recommendation import (
     FoundItem,

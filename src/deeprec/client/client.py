@@ -15,11 +15,11 @@ import httpx
 
 from deeprec.client import questions
 from deeprec.client.exchange import Call, Pause, Reply, Send, Steps, exchange, unreachable
-from deeprec.client.questions import RecommendQuestion, TrmOnlyQuestion
 from deeprec.client.stream import Step, StepReader
 from deeprec.errors import ClientError
 from deeprec.types import JsonDict
 from deeprec.wire.events import Event, Stored
+from deeprec.wire.questions import RecommendQuestion, TrmOnlyQuestion
 from deeprec.wire.recommendation import Recommendation
 
 Answer = TypeVar("Answer")

@@ -1,18 +1,19 @@
-"""What the servers are asked: the arguments of the clients' methods, and the calls that they become."""
+"""What the servers are asked: the calls that the arguments of the clients' methods become."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from deeprec.client.exchange import Call, Reply, RequestRefused, Send
-from deeprec.types import Filter, JsonDict
+from deeprec.types import JsonDict
 from deeprec.wire.events import Event, Stored
+from deeprec.wire.questions import RecommendQuestion, TrmOnlyQuestion, request_json
 from deeprec.wire.recommendation import Recommendation
 
 Answer = TypeVar("Answer")
@@ -21,43 +22,6 @@ Model = TypeVar("Model", bound=BaseModel)
 RECOMMENDER, TRM = "deeprec", "deeprec-trm"
 """The servers' names of the models."""
 EXPLORE = "/v1/explore"
-Condition = str | Filter | Mapping[str, Any]
-"""A filter as text (``year >= 1990``), as a value, or as the server's JSON."""
-
-
-class TrmQuestion(TypedDict, total=False):
-    """What ``retrieve`` takes; also the common part of every question.
-
-    Name a user, whose history the server knows, or give a history, which wins over the user's.
-    """
-
-    user_id: str | int
-    history: Sequence[str | int]
-    """Item ids, oldest first."""
-    k: int
-    """Items wanted; 10 where it is not given."""
-    preference: str | Sequence[str]
-    """``comedy; 1990s``, or the phrases."""
-    filters: Sequence[Condition]
-    """Conditions that every item meets."""
-    exclude: Iterable[str | int]
-    """Item ids to leave out."""
-
-
-class TrmOnlyQuestion(TrmQuestion, total=False):
-    """What ``retrieve`` takes besides."""
-
-    allow_seen: bool
-    """Items of the history may be answered."""
-
-
-class RecommendQuestion(TrmQuestion, total=False):
-    """What ``recommend`` takes besides."""
-
-    deadline_ms: int
-    """Milliseconds that the server may take, and all attempts together; the server's default where it is not given."""
-    explain: bool
-    """Answer also with the policy's calls and the TRM's own list."""
 
 
 def json_reader(read: Callable[[Any], Answer]) -> Callable[[httpx.Response], Answer]:
@@ -156,25 +120,10 @@ def _within(question: RecommendQuestion, wrapped: Callable[[JsonDict], JsonDict]
 
 
 def _json(question: Mapping[str, Any]) -> JsonDict:
-    """The request's JSON; what was not given is left to the server."""
-    request = _without_none(question)
-    for name in ("history", "exclude"):
-        if name in request:
-            request[name] = list(request[name])
-    if not isinstance(request.get("preference", ""), str):
-        request["preference"] = list(request["preference"])
-    if "filters" in request:
-        request["filters"] = [_filter(one) for one in request["filters"]]
-    return request
-
-
-def _filter(condition: Condition) -> JsonDict:
-    if isinstance(condition, str):
-        try:
-            condition = Filter.parse(condition)
-        except ValueError as error:
-            raise RequestRefused(str(error)) from error
-    return asdict(condition) if isinstance(condition, Filter) else dict(condition)
+    try:
+        return request_json(question)
+    except ValueError as error:
+        raise RequestRefused(str(error)) from error
 
 
 def _without_none(values: Mapping[str, Any]) -> JsonDict:

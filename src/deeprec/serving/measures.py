@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Histogram, Info
 from prometheus_client import Counter as Counted
 from prometheus_client import Gauge as Level
 
-from deeprec.serving.served import Served
+from deeprec.recommender.observer import AnsweredRequest
 from deeprec.types import JsonDict
 from deeprec.wire.reason import DESCRIPTIONS, ReasonKind
 
@@ -76,7 +76,7 @@ class Measures:
         )
         self._restarts = Level("deeprec_policy_restarts", "Times the policy was started again", registry=registry)
 
-    def observe(self, served: Served) -> None:
+    def observe(self, served: AnsweredRequest) -> None:
         """Count one answer."""
         model = served.model if served.model in _MODELS else "other"
         expected = model == "deeprec-trm" and served.path == "trm"

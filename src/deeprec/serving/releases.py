@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from deeprec.bundle.bundle import Bundle
 from deeprec.bundle.opening import Needs, Source
 from deeprec.errors import ArtifactError, DeepRecError, StoreError
-from deeprec.serving.loading import settle_memory
+from deeprec.recommender.loading import settle_memory
+from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.serving.measures import Measures
-from deeprec.serving.recommender import Recommender
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Release:
     """A bundle and the recommender that was loaded from it."""
 
     bundle: Bundle
-    recommender: Recommender
+    recommender: AsyncRecommender
 
 
 class Releases:
@@ -62,8 +62,8 @@ class Releases:
         source: Source,
         *,
         needs: Needs,
-        load: Callable[[Bundle], Recommender],
-        warm_up: Callable[[Recommender], Awaitable[None]],
+        load: Callable[[Bundle], AsyncRecommender],
+        warm_up: Callable[[AsyncRecommender], Awaitable[None]],
         settled: Callable[[], Awaitable[None]],
         measures: Measures,
         poll_seconds: float,
@@ -83,7 +83,7 @@ class Releases:
         """Why what is at the source does not serve; None when it does."""
 
     @property
-    def current(self) -> Recommender:
+    def current(self) -> AsyncRecommender:
         """The recommender that serves; hold on to it for one request only."""
         return self._open[-1].recommender
 
@@ -177,7 +177,7 @@ class Releases:
             raise
         return Release(bundle, recommender)
 
-    def _loaded(self, bundle: Bundle) -> Recommender:
+    def _loaded(self, bundle: Bundle) -> AsyncRecommender:
         recommender = self._load(bundle)
         if self._closed:
             recommender.close()

@@ -25,7 +25,7 @@ from deeprec.data.catalogue import write_catalogue
 from deeprec.data.dataset import Dataset, write_dataset
 from deeprec.errors import ArtifactError, TrmError
 from deeprec.explore.protocol import TitleBook
-from deeprec.serving.loading import load_recommender
+from deeprec.recommender.loading import load_recommender
 from deeprec.store import read_artifact, write_artifact
 from deeprec.trm.artifact import read_trm
 from deeprec.trm.text import load_embedder

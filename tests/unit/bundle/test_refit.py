@@ -17,7 +17,7 @@ from deeprec.data.splits import everything_sequences, interaction_counts, popula
 from deeprec.errors import ArtifactError
 from deeprec.evaluation.verdict import Served
 from deeprec.explore.protocol import TitleBook
-from deeprec.serving.loading import load_recommender
+from deeprec.recommender.loading import load_recommender
 from deeprec.store import read_artifact
 from deeprec.trm.artifact import read_record, read_trm
 from deeprec.trm.recommender import TrmRecommender

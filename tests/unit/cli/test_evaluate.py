@@ -17,8 +17,8 @@ from deeprec.config import RequestLogConfig
 from deeprec.data.dataset import Dataset
 from deeprec.errors import ConfigError, DataError, DeepRecError, FeatureError
 from deeprec.features.log import EventLog, LoggedEvent
+from deeprec.recommender.observer import AnsweredRequest
 from deeprec.serving.log.request_log import RequestLog
-from deeprec.serving.served import Served
 from deeprec.wire.reason import Reason, ReasonKind
 
 NOON = 1_763_726_400.0
@@ -35,10 +35,10 @@ def run(*arguments: object) -> str:
     return result.output
 
 
-def served(user: str | None, trm: tuple[str, ...], policy: tuple[str, ...], **other: object) -> Served:
+def served(user: str | None, trm: tuple[str, ...], policy: tuple[str, ...], **other: object) -> AnsweredRequest:
     late = Reason(kind=ReasonKind.LATE, sentence="the policy did not finish within 300 ms")
     values = {"version": "v1", "at": NOON, "turns": (20.0, 30.0) if policy else (), "shadow": True, **other}
-    return Served(
+    return AnsweredRequest(
         "deeprec",
         user,
         "trm",
@@ -53,7 +53,7 @@ def served(user: str | None, trm: tuple[str, ...], policy: tuple[str, ...], **ot
     )
 
 
-def write_log(place: Path, *rows: Served, **settings: object) -> Path:
+def write_log(place: Path, *rows: AnsweredRequest, **settings: object) -> Path:
     log = RequestLog(RequestLogConfig(path=str(place), **settings))  # type: ignore[arg-type]
     for row in rows:
         log(row)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from deeprec.config import RequestLogConfig
+from deeprec.recommender.observer import AnsweredRequest
 from deeprec.serving.log.request_log import SCHEMA, RequestLog
-from deeprec.serving.served import Served
 from deeprec.wire.reason import Reason, ReasonKind
 
 PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "request-log.md").read_text(encoding="utf-8")
@@ -40,7 +40,7 @@ def test_its_settings_exist() -> None:
 
 def test_python_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = RequestLog(RequestLogConfig(path=str(tmp_path / "log")))
-    log(Served("deeprec", "u0001", "trm", LATE, ("a",), ("a",), (), 5.0, (), 100, 1, "v1", 1e9))
+    log(AnsweredRequest("deeprec", "u0001", "trm", LATE, ("a",), ("a",), (), 5.0, (), 100, 1, "v1", 1e9))
     log.close()
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     assert len(blocks) == 2

@@ -16,12 +16,12 @@ from prometheus_client import CollectorRegistry
 from deeprec.bundle.bundle import Bundle
 from deeprec.config import ExploreConfig, ServingConfig, TextConfig
 from deeprec.errors import FeatureError
-from deeprec.serving.exploration import Exploration, OnStep, Step, Unavailable
+from deeprec.recommender.exploration import Exploration, OnStep, Step, Unavailable
+from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.server import guard
 from deeprec.serving.measures import Measures
 from deeprec.serving.page.routes import Sources, router
-from deeprec.serving.recommender import Recommender
 from deeprec.types import Call, Catalogue, EndReason, Item, Query, RetrievedItem, Trajectory
 from deeprec.wire.reason import Reason, ReasonKind
 
@@ -150,7 +150,7 @@ class Pages:
         limits = ServingConfig(**serving)
         self.exploring, self.knowing, self.refused = Exploring(), Knowing(), None
         self.measures = Measures(CollectorRegistry())
-        self.recommender = Recommender(
+        self.recommender = AsyncRecommender(
             CATALOGUE,
             np.arange(len(CATALOGUE), 0, -1),
             Retrieving(),

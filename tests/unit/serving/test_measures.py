@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from deeprec.recommender.observer import AnsweredRequest
 from deeprec.serving.measures import Measures
-from deeprec.serving.served import Served
 from deeprec.wire.reason import DESCRIPTIONS, Reason, ReasonKind
 
 NOON = 1_700_000_040
@@ -27,7 +27,7 @@ def late(number: int) -> Reason:
     return Reason(kind=ReasonKind.LATE, sentence=f"the policy did not finish within {number} ms")
 
 
-def served(path: str = "trm", reason: Reason | None = UNKNOWN, ms: float = 10.0, **fields: object) -> Served:
+def served(path: str = "trm", reason: Reason | None = UNKNOWN, ms: float = 10.0, **fields: object) -> AnsweredRequest:
     values: dict[str, object] = {
         "model": "deeprec",
         "user_id": "1",
@@ -43,7 +43,7 @@ def served(path: str = "trm", reason: Reason | None = UNKNOWN, ms: float = 10.0,
         "version": "v",
         "at": 0.0,
     }
-    return Served(**{**values, **fields})  # type: ignore[arg-type]
+    return AnsweredRequest(**{**values, **fields})  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ from deeprec.bundle.opening import everything, find_source
 from deeprec.config import ServingConfig
 from deeprec.data.dataset import Dataset
 from deeprec.explore.protocol import TitleBook
-from deeprec.serving.batching import Batcher
-from deeprec.serving.exploration import Exploration, OnStep, Unavailable
+from deeprec.recommender.batching import Batcher
+from deeprec.recommender.exploration import Exploration, OnStep, Unavailable
+from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.serving.measures import Measures
-from deeprec.serving.recommender import Recommender
 from deeprec.serving.releases import Releases
 from deeprec.types import Query
 from deeprec.wire.reason import Reason, ReasonKind
 from deeprec.wire.request import RecommendRequest
-from tests.unit.serving.policies import CATALOGUE, ListRetriever
+from tests.unit.recommender.policies import CATALOGUE, ListRetriever
 
 
 @dataclass
@@ -61,8 +61,8 @@ def test_a_bundle_is_closed_when_its_shadows_have_been_told_of(
     async def serve() -> None:
         go = asyncio.Event()
 
-        def load(bundle: Bundle) -> Recommender:
-            return Recommender(
+        def load(bundle: Bundle) -> AsyncRecommender:
+            return AsyncRecommender(
                 CATALOGUE,
                 bundle.counts,
                 Batcher(ListRetriever(), 4),
@@ -71,7 +71,7 @@ def test_a_bundle_is_closed_when_its_shadows_have_been_told_of(
                 observers=(lambda served: happened.append(("told", bundle.index.name)),),
             )
 
-        async def warm_up(recommender: Recommender) -> None:
+        async def warm_up(recommender: AsyncRecommender) -> None:
             await recommender.recommend(RecommendRequest(history=("i1",), k=1))
             recommender.ready = True
 

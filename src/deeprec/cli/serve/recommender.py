@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deeprec.cli.places import features_beside, find_bundle
+from deeprec.cli.places import find_bundle
 from deeprec.cli.serve.examples import curl, curl_v1, curl_v2
 from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, open_histories, read_serving
 
@@ -76,6 +76,8 @@ def serve(
         shadow=shadow or None,
         **{"log.path": None if log is None else str(log)},
     )
+    from deeprec.bundle.opening import features_beside
+
     address = find_bundle(bundle)
     _serve(address, serving, features if features is not None else features_beside(address), policy)
 

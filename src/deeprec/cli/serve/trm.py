@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deeprec.cli.places import features_beside, find_bundle
+from deeprec.cli.places import find_bundle
 from deeprec.cli.serve.examples import curl_v1, curl_v2
 from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, open_histories, read_serving
 from deeprec.cli.serve.recommender import BUNDLE_HELP, FEATURES_HELP
@@ -41,6 +41,7 @@ def serve(
 
         deeprec serve trm s3://models/shop --features /data/features --host 0.0.0.0 --set serving.batch=128
     """
+    from deeprec.bundle.opening import features_beside
     from deeprec.features.users import UserDirectory
     from deeprec.serving.http.bundle_server import BundleServer
     from deeprec.serving.http.recommender_model import TrmModel

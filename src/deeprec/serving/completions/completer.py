@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from deeprec.errors import PolicyError
 from deeprec.explore.answers import AnswerRule
 from deeprec.explore.tokens import TokenizedPolicy
-from deeprec.serving.batching import Overloaded
+from deeprec.recommender.batching import Overloaded
 from deeprec.types import Rule, Segment
 
 logger = logging.getLogger(__name__)

@@ -27,10 +27,10 @@ from deeprec.errors import RequestError
 from deeprec.explore.answers import AnswerRule
 from deeprec.explore.tokens import TokenizedPolicy
 from deeprec.explore.vllm_engine import RULE_ARGUMENT
-from deeprec.serving.batching import Overloaded
+from deeprec.recommender.batching import Overloaded
+from deeprec.recommender.reading import mistakes
 from deeprec.serving.completions.completer import Completer, Prompt, Written
 from deeprec.serving.http.guard import Refused
-from deeprec.serving.reading import mistakes
 from deeprec.types import JsonDict
 
 NAME = "deeprec-policy"

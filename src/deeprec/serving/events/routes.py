@@ -20,8 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 from deeprec.config import ServingConfig
 from deeprec.errors import FeatureError, RequestError, StoreError
 from deeprec.features.events import EventWriter, Outcome
-from deeprec.serving.batching import Gathering, Overloaded
-from deeprec.serving.reading import mistakes
+from deeprec.recommender.batching import MicroBatcher, Overloaded
+from deeprec.recommender.reading import mistakes
 from deeprec.wire.events import MAX_EVENTS, Event, RefusedEvent, Stored
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Events:
     def __init__(self, writer: EventWriter, serving: ServingConfig) -> None:
         self._writer = writer
         self._retry_after = str(serving.retry_after)
-        self._writes = Gathering(self._write, MAX_TOGETHER, "events", alone=False)
+        self._writes = MicroBatcher(self._write, MAX_TOGETHER, "events", alone=False)
 
     async def accept(self, events: Sequence[Event]) -> tuple[Outcome, ...]:
         """What became of each event, in order; the histories hold those that were accepted.

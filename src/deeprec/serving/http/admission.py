@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from deeprec.config import ServingConfig
-from deeprec.serving.batching import Overloaded
+from deeprec.recommender.batching import Overloaded
 
 _LOOK_SECONDS = 0.02
 

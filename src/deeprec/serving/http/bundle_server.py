@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from deeprec.bundle.bundle import Bundle, Part, Served, needs_of
 from deeprec.bundle.opening import find_source
 from deeprec.config import ServingConfig
+from deeprec.recommender.loading import load_recommender, parts_run, warm_up
+from deeprec.recommender.observer import Observer
+from deeprec.recommender.recommender import AsyncRecommender
+from deeprec.recommender.users import Histories
 from deeprec.serving.http.admission import Admission
-from deeprec.serving.loading import load_recommender, parts_run, warm_up
 from deeprec.serving.log.request_log import RequestLog
 from deeprec.serving.measures import Measures
-from deeprec.serving.recommender import Recommender
 from deeprec.serving.releases import Releases
-from deeprec.serving.served import Observer
-from deeprec.serving.users import Histories
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -84,7 +84,7 @@ class BundleServer:
             restarts=self._restarts,
         )
 
-    def served(self) -> Recommender:
+    def served(self) -> AsyncRecommender:
         """The recommender that serves now; hold on to it for one request only."""
         return self.releases.current
 

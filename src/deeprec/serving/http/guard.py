@@ -19,8 +19,8 @@ from typing import Any
 
 from deeprec.config import ServingConfig
 from deeprec.errors import RequestError
-from deeprec.serving.batching import Overloaded
-from deeprec.serving.clock import arriving
+from deeprec.recommender.batching import Overloaded
+from deeprec.recommender.deadline import arriving
 from deeprec.serving.http.admission import Admission
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from deeprec.config import ServingConfig
+from deeprec.recommender.reading import read_request
+from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.serving.http.model import JsonModel
-from deeprec.serving.reading import read_request
-from deeprec.serving.recommender import Recommender
 from deeprec.types import JsonDict
 from deeprec.wire.recommendation import Recommendation
 from deeprec.wire.request import RecommendRequest, TrmOnlyRequest, TrmRequest
@@ -22,7 +22,7 @@ class _BundleModel(JsonModel):
 
     REQUEST: ClassVar[type[TrmRequest]]
 
-    def __init__(self, served: Callable[[], Recommender], serving: ServingConfig) -> None:
+    def __init__(self, served: Callable[[], AsyncRecommender], serving: ServingConfig) -> None:
         super().__init__(serving)
         self._served = served
 
@@ -30,7 +30,7 @@ class _BundleModel(JsonModel):
         """Whether the server has called it ready and its TRM can answer."""
         return self.ready and self._served().ready
 
-    def read(self, raw: Any) -> tuple[Recommender, TrmRequest]:
+    def read(self, raw: Any) -> tuple[AsyncRecommender, TrmRequest]:
         """The recommender that serves now, and the request; see ``JsonModel.read``."""
         recommender = self._served()
         return recommender, read_request(self.REQUEST, raw, self.serving, recommender.catalogue)
@@ -43,7 +43,7 @@ class RecommenderModel(_BundleModel):
     REQUEST = RecommendRequest
     ANSWER = Recommendation
 
-    async def answer(self, request: tuple[Recommender, RecommendRequest]) -> JsonDict:
+    async def answer(self, request: tuple[AsyncRecommender, RecommendRequest]) -> JsonDict:
         """Answer one request; see ``JsonModel.answer``."""
         recommender, asked = request
         return (await recommender.recommend(asked)).raw
@@ -56,7 +56,7 @@ class TrmModel(_BundleModel):
     REQUEST = TrmOnlyRequest
     ANSWER = Recommendation
 
-    async def answer(self, request: tuple[Recommender, TrmOnlyRequest]) -> JsonDict:
+    async def answer(self, request: tuple[AsyncRecommender, TrmOnlyRequest]) -> JsonDict:
         """Answer one request; see ``JsonModel.answer``."""
         recommender, asked = request
         return (await recommender.retrieve(asked)).raw

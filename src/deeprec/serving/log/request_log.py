@@ -36,7 +36,7 @@ from deeprec.serving.log.user_hash import own_hash
 if TYPE_CHECKING:
     import polars as pl
 
-    from deeprec.serving.served import Served
+    from deeprec.recommender.observer import AnsweredRequest
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ _ABANDONED_SECONDS = 3600.0
 
 
 class RequestLog:
-    """Keeps a sample of the answers given in ``config.path``; call it with each ``Served``. Safe from any thread.
+    """Keeps a sample of the answers given in ``config.path``; call it with each ``AnsweredRequest``, from any thread.
 
     ``written`` counts rows that are in finished files, ``dropped`` those that were given up.
 
@@ -86,7 +86,7 @@ class RequestLog:
         self.written = 0
         self.dropped = 0
         self._told = 0
-        self._waiting: list[Served] = []
+        self._waiting: list[AnsweredRequest] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
@@ -94,7 +94,7 @@ class RequestLog:
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
         self._thread.start()
 
-    def __call__(self, served: Served) -> None:
+    def __call__(self, served: AnsweredRequest) -> None:
         """Keep the answer if its user is sampled and there is room; never waits for the disk."""
         if not self._is_sampled(served.user_id):
             return
@@ -166,7 +166,7 @@ class RequestLog:
         self._tell_losses()
         return True
 
-    def _forget(self, rows: Sequence[Served], *, written: bool) -> None:
+    def _forget(self, rows: Sequence[AnsweredRequest], *, written: bool) -> None:
         with self._lock:
             del self._waiting[: len(rows)]
             self.written += len(rows) if written else 0
@@ -178,7 +178,7 @@ class RequestLog:
         if lost:
             logger.warning("%d rows of the request log were dropped, %d since the start", lost, self.dropped)
 
-    def _write(self, rows: Sequence[Served]) -> None:
+    def _write(self, rows: Sequence[AnsweredRequest]) -> None:
         self._hash = own_hash(self._directory, self._hash)
         chunks = [self._batch(rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)]
         buffer = pa.BufferOutputStream()
@@ -188,7 +188,7 @@ class RequestLog:
         place.parent.mkdir(parents=True, exist_ok=True)
         _put(place, buffer.getvalue())
 
-    def _batch(self, rows: Sequence[Served]) -> pa.RecordBatch:
+    def _batch(self, rows: Sequence[AnsweredRequest]) -> pa.RecordBatch:
         named = self._hash if self._config.hash_ids else _printable
         columns: dict[str, Sequence[Any]] = {
             "at": [datetime.fromtimestamp(row.at, UTC) for row in rows],

@@ -26,11 +26,11 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 
 from deeprec.bundle.bundle import Bundle
 from deeprec.errors import FeatureError, RequestError
+from deeprec.recommender.reading import read_request
+from deeprec.recommender.recommender import AsyncRecommender
+from deeprec.recommender.users import Histories
 from deeprec.serving.measures import Measures
 from deeprec.serving.page.lookup import MAX_QUERY, CatalogueLookup
-from deeprec.serving.reading import read_request
-from deeprec.serving.recommender import Recommender
-from deeprec.serving.users import Histories
 from deeprec.types import Catalogue, Item, JsonDict
 from deeprec.wire.request import MAX_FILTERS, RecommendRequest
 
@@ -72,7 +72,7 @@ class Sources:
     ``refused`` is the sentence that says why a newer bundle is not served, None when there is none.
     """
 
-    served: Callable[[], Recommender]
+    served: Callable[[], AsyncRecommender]
     bundle: Callable[[], Bundle]
     measures: Measures
     histories: Histories | None = None
@@ -286,7 +286,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-async def _events(recommender: Recommender, request: RecommendRequest) -> AsyncIterator[bytes]:
+async def _events(recommender: AsyncRecommender, request: RecommendRequest) -> AsyncIterator[bytes]:
     """A recommendation's steps and its answer or error; closing the iterator gives the recommendation up.
 
     The status was sent before the first step, so whatever fails after it can only be told as an event.

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from deeprec.errors import PolicyError
-from deeprec.serving.batching import Overloaded
+from deeprec.recommender.batching import Overloaded
 from deeprec.serving.completions.completer import Completer, Prompt
 from tests.unit.serving.letters import EOS, LETTERS, LettersPolicy, eventually
 

@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 
 from deeprec.config import ServingConfig
-from deeprec.serving.clock import RequestClock
+from deeprec.recommender.deadline import RequestClock
 from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.arrival import ArrivalProtocol
 from deeprec.serving.http.guard import ARRIVED, Guard

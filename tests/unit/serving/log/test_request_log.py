@@ -25,15 +25,15 @@ from hypothesis import strategies as st
 
 from deeprec.config import RequestLogConfig
 from deeprec.errors import ConfigError, DataError, StoreError
+from deeprec.recommender.observer import AnsweredRequest
 from deeprec.serving.log import request_log
 from deeprec.serving.log.request_log import SCHEMA, RequestLog, read_log
 from deeprec.serving.log.user_hash import KEY, UserHash, own_hash, read_hash
-from deeprec.serving.served import Served
 from deeprec.wire.reason import Reason, ReasonKind
 
 NOON = 1_763_726_400.0
 """2025-11-21 12:00:00 UTC."""
-ANSWER = Served(
+ANSWER = AnsweredRequest(
     model="deeprec",
     user_id="alice@example.org",
     path="policy",
@@ -276,9 +276,10 @@ def test_a_killed_process_leaves_whole_files(tmp_path: Path) -> None:
     place = tmp_path / "log"
     code = (
         "import sys; from dataclasses import replace; from deeprec.config import RequestLogConfig;"
-        "from deeprec.serving.log.request_log import RequestLog; from deeprec.serving.served import Served\n"
+        "from deeprec.serving.log.request_log import RequestLog\n"
+        "from deeprec.recommender.observer import AnsweredRequest as Row\n"
         "log = RequestLog(RequestLogConfig(path=sys.argv[1], rows=200, seconds=3600))\n"
-        "row = Served('deeprec', None, 'trm', None, ('i1',) * 50, ('i2',) * 50, (), 1.0, (), 10, 50, 'v', 1e9)\n"
+        "row = Row('deeprec', None, 'trm', None, ('i1',) * 50, ('i2',) * 50, (), 1.0, (), 10, 50, 'v', 1e9)\n"
         "number = 0\n"
         "while True:\n"
         "    if len(log._waiting) < 399:\n"

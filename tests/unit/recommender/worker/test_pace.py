@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeprec.serving.worker.pace import Choice, Pace
+from deeprec.recommender.worker.pace import Choice, Pace
 
 seconds = st.floats(0.001, 30.0)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.explore.written import thought_of, written
-from deeprec.serving.exploration import Exploration, Step
+from deeprec.recommender.exploration import Exploration, Step
 from deeprec.types import Call, Catalogue, EndReason, JsonDict
 from deeprec.wire.reason import Reason
 from deeprec.wire.recommendation import FoundItem, Path, RecommendedItem, TrmCall, TrmItem

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
-from deeprec.serving.exploration import Exploration, OnStep, Step, Unavailable
-from deeprec.serving.worker.loop import Answer, Ask, Begun, Done, Loaded, Make, Ping, Told
-from deeprec.serving.worker.process import WorkerProcess
+from deeprec.recommender.exploration import Exploration, OnStep, Step, Unavailable
+from deeprec.recommender.worker.loop import Answer, Ask, Begun, Done, Loaded, Make, Ping, Told
+from deeprec.recommender.worker.process import WorkerProcess
 from deeprec.types import Query
 from deeprec.wire.reason import Reason, ReasonKind
 

@@ -15,11 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
-from deeprec.serving.exploration import Exploration, Step, Unavailable
-from deeprec.serving.worker.explorer import Patience, WorkerExplorer
+from deeprec.recommender.exploration import Exploration, Step, Unavailable
+from deeprec.recommender.worker.explorer import Patience, WorkerExplorer
 from deeprec.types import EndReason, Filter, Query
 from tests import forkserver
-from tests.unit.serving.policies import CONFIG, Make
+from tests.unit.recommender.policies import CONFIG, Make
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -315,9 +315,9 @@ def test_closing_ends_the_process_and_what_waits(explorers: Any) -> None:
 
 PARENT = """
 import asyncio, sys, time
-from deeprec.serving.worker.explorer import WorkerExplorer
+from deeprec.recommender.worker.explorer import WorkerExplorer
 from deeprec.types import Query
-from tests.unit.serving.policies import Make
+from tests.unit.recommender.policies import Make
 
 async def main(mood):
     explorer = WorkerExplorer(Make(mood), 3)

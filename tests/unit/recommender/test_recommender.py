@@ -13,9 +13,9 @@ import pytest
 
 from deeprec.config import ServingConfig
 from deeprec.errors import FeatureError, RequestError, TrmError
-from deeprec.serving.exploration import Exploration, OnStep, Step, Unavailable
-from deeprec.serving.recommender import SHADOW, Recommender
-from deeprec.serving.served import Served
+from deeprec.recommender.exploration import Exploration, OnStep, Step, Unavailable
+from deeprec.recommender.observer import AnsweredRequest
+from deeprec.recommender.recommender import SHADOW, AsyncRecommender
 from deeprec.types import (
     Call,
     Catalogue,
@@ -136,12 +136,14 @@ class FakeHistories:
 
 @pytest.fixture
 def made() -> Iterator[Any]:
-    recommenders: list[Recommender] = []
+    recommenders: list[AsyncRecommender] = []
 
-    def make(explorer: FakeExplorer | None = None, retriever: FakeRetriever | None = None, **other: Any) -> Recommender:
+    def make(
+        explorer: FakeExplorer | None = None, retriever: FakeRetriever | None = None, **other: Any
+    ) -> AsyncRecommender:
         arguments = {"histories": FakeHistories(), "version": "v1", **other}
         recommenders.append(
-            Recommender(CATALOGUE, COUNTS, retriever or FakeRetriever(), explorer=explorer, **arguments)
+            AsyncRecommender(CATALOGUE, COUNTS, retriever or FakeRetriever(), explorer=explorer, **arguments)
         )
         recommenders[-1].ready = True
         return recommenders[-1]
@@ -151,7 +153,7 @@ def made() -> Iterator[Any]:
         recommender.close()
 
 
-def recommend(recommender: Recommender, on_step: Any = None, **request: Any) -> dict[str, Any]:
+def recommend(recommender: AsyncRecommender, on_step: Any = None, **request: Any) -> dict[str, Any]:
     checked = RecommendRequest.model_validate(request, context=recommender.serving)
     return asyncio.run(recommender.recommend(checked, on_step)).raw
 
@@ -369,9 +371,9 @@ def test_steps_come_in_order_however_late_the_trm_is(made: Any) -> None:
 
 
 def test_observers_are_told_of_every_answer_and_cannot_break_one(made: Any) -> None:
-    told: list[Served] = []
+    told: list[AnsweredRequest] = []
 
-    def broken(served: Served) -> None:
+    def broken(served: AnsweredRequest) -> None:
         raise RuntimeError("observer")
 
     recommender = made(FakeExplorer(), observers=(broken, told.append))
@@ -396,7 +398,7 @@ def test_observers_are_told_of_every_answer_and_cannot_break_one(made: Any) -> N
 
 
 def test_observers_are_not_told_of_what_comes_before_it_is_ready(made: Any) -> None:
-    told: list[Served] = []
+    told: list[AnsweredRequest] = []
     recommender = made(FakeExplorer(), observers=(told.append,))
     recommender.ready = False
     recommend(recommender, user_id="ann")
@@ -404,7 +406,7 @@ def test_observers_are_not_told_of_what_comes_before_it_is_ready(made: Any) -> N
 
 
 def test_in_shadow_mode_too_what_comes_before_it_is_ready_is_not_told(made: Any) -> None:
-    told: list[Served] = []
+    told: list[AnsweredRequest] = []
     explorer = FakeExplorer(seconds=0.05)
     recommender = made(explorer, observers=(told.append,), serving=ServingConfig(shadow=True))
 
@@ -425,7 +427,7 @@ def test_in_shadow_mode_too_what_comes_before_it_is_ready_is_not_told(made: Any)
     [FakeExplorer(seconds=0.3), FakeExplorer(error=Unavailable(Reason(kind=ReasonKind.BUSY, sentence="busy")))],
 )
 def test_in_shadow_mode_the_trm_answers_and_the_policy_is_told_of_later(made: Any, explorer: FakeExplorer) -> None:
-    told: list[Served] = []
+    told: list[AnsweredRequest] = []
     steps: list[dict[str, Any]] = []
     recommender = made(explorer, observers=(told.append,), serving=ServingConfig(shadow=True))
 

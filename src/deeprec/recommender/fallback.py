@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.errors import DeepRecError, RequestError, TrmError
-from deeprec.serving.batching import AsyncRetriever
-from deeprec.serving.clock import RequestClock
-from deeprec.serving.outcome import Answer, Permitted, Recommended
+from deeprec.recommender.batching import AsyncRetriever
+from deeprec.recommender.deadline import RequestClock
+from deeprec.recommender.outcome import Answer, Permitted, Recommended
 from deeprec.trm.filters import filter_mask
 from deeprec.types import Catalogue, Filter, Query
 from deeprec.wire.reason import Reason, ReasonKind
@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 _FAILED = Reason(kind=ReasonKind.TRM_FAILED, sentence="the TRM failed")
 
 
-class Floor:
+class Fallback:
     """The TRM and the order by popularity, (items,) training counts in catalogue order."""
 
     def __init__(self, catalogue: Catalogue, popularity: NDArray[np.int64], retriever: AsyncRetriever) -> None:

@@ -30,9 +30,9 @@ from deeprec.errors import DeepRecError
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.rollout import rollout
 from deeprec.explore.written import thought_of
+from deeprec.recommender.exploration import Exploration, Step
+from deeprec.recommender.worker.pace import Pace
 from deeprec.rewards.format import format_violations
-from deeprec.serving.exploration import Exploration, Step
-from deeprec.serving.worker.pace import Pace
 from deeprec.types import Call, Conditions, EndReason, Example, Policy, Query, Retriever, Trajectory
 from deeprec.wire.reason import Reason, ReasonKind
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from deeprec.errors import TrmError
-from deeprec.serving import batching
-from deeprec.serving.batching import Batcher, Gathering, Overloaded
+from deeprec.recommender import batching
+from deeprec.recommender.batching import Batcher, MicroBatcher, Overloaded
 from deeprec.types import Query, RetrievedItem
 
 
@@ -31,7 +31,7 @@ class Gate:
         return [one.upper() for one in asked]
 
 
-async def while_one_runs(gate: Gate, gathering: Gathering[str, str], *asked: str) -> list[str | BaseException]:
+async def while_one_runs(gate: Gate, gathering: MicroBatcher[str, str], *asked: str) -> list[str | BaseException]:
     """Ask for ``first``; once its batch runs, for the others; then let everything go."""
     first = asyncio.ensure_future(gathering.ask("first"))
     await asyncio.to_thread(gate.begun.wait, 30)
@@ -43,7 +43,7 @@ async def while_one_runs(gate: Gate, gathering: Gathering[str, str], *asked: str
 
 def test_what_comes_while_a_batch_runs_is_the_next_batch() -> None:
     gate = Gate()
-    gathering = Gathering(gate, 2, "test")
+    gathering = MicroBatcher(gate, 2, "test")
     found = asyncio.run(while_one_runs(gate, gathering, "a", "b", "c"))
     assert found == ["FIRST", "A", "B", "C"]
     assert gate.batches == [["first"], ["a", "b"], ["c"]]
@@ -53,7 +53,7 @@ def test_what_comes_while_a_batch_runs_is_the_next_batch() -> None:
 
 def test_one_that_fails_does_not_spoil_the_others_answers() -> None:
     gate = Gate(bad=["b"])
-    gathering = Gathering(gate, 8, "test")
+    gathering = MicroBatcher(gate, 8, "test")
     found = asyncio.run(while_one_runs(gate, gathering, "a", "b", "c"))
     assert found[:2] + found[3:] == ["FIRST", "A", "C"]
     assert str(found[2]) == "bad: b"
@@ -63,7 +63,7 @@ def test_one_that_fails_does_not_spoil_the_others_answers() -> None:
 
 def test_a_batch_can_fail_as_a_whole() -> None:
     gate = Gate(bad=["b"])
-    gathering = Gathering(gate, 8, "test", alone=False)
+    gathering = MicroBatcher(gate, 8, "test", alone=False)
     found = asyncio.run(while_one_runs(gate, gathering, "a", "b"))
     assert [str(one) for one in found] == ["FIRST", "bad: a, b", "bad: a, b"]
     assert gate.batches == [["first"], ["a", "b"]]
@@ -72,7 +72,7 @@ def test_a_batch_can_fail_as_a_whole() -> None:
 
 def test_a_caller_that_has_gone_is_left_out() -> None:
     gate = Gate()
-    gathering = Gathering(gate, 8, "test")
+    gathering = MicroBatcher(gate, 8, "test")
 
     async def leave() -> str:
         first = asyncio.ensure_future(gathering.ask("first"))
@@ -91,7 +91,7 @@ def test_a_caller_that_has_gone_is_left_out() -> None:
 
 
 def test_answers_that_are_too_few_are_an_error() -> None:
-    gathering: Gathering[str, str] = Gathering(lambda asked: asked[1:], 8, "test")
+    gathering: MicroBatcher[str, str] = MicroBatcher(lambda asked: asked[1:], 8, "test")
     with pytest.raises(ValueError, match="shorter"):
         asyncio.run(gathering.ask("a"))
     gathering.close()
@@ -100,7 +100,7 @@ def test_answers_that_are_too_few_are_an_error() -> None:
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "MOST_WAITING", 2)
     gate = Gate()
-    gathering = Gathering(gate, 8, "test")
+    gathering = MicroBatcher(gate, 8, "test")
     found = asyncio.run(while_one_runs(gate, gathering, "a", "b", "c"))
     assert found[:3] == ["FIRST", "A", "B"]
     assert isinstance(found[3], Overloaded)
@@ -109,7 +109,7 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_closing_answers_what_waits_and_takes_no_more() -> None:
     gate = Gate()
-    gathering = Gathering(gate, 8, "test")
+    gathering = MicroBatcher(gate, 8, "test")
 
     async def close() -> list[str]:
         first = asyncio.ensure_future(gathering.ask("first"))

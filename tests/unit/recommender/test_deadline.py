@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeprec.serving.clock import APART_SECONDS, MOST_EARLY, SENDING_SECONDS, Ends, RequestClock, arriving
+from deeprec.recommender.deadline import APART_SECONDS, MOST_EARLY, SENDING_SECONDS, Ends, RequestClock, arriving
 
 
 def clock(deadline_ms: int, began: float) -> RequestClock:
@@ -20,7 +20,9 @@ def clock(deadline_ms: int, began: float) -> RequestClock:
 
 
 def test_a_clock_starts_when_the_request_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deeprec.serving.clock.time", SimpleNamespace(monotonic=lambda: 10.0, time=lambda: 5000.0))
+    monkeypatch.setattr(
+        "deeprec.recommender.deadline.time", SimpleNamespace(monotonic=lambda: 10.0, time=lambda: 5000.0)
+    )
     late = clock(500, 9.8)
     assert late.deadline == pytest.approx(10.3)
     assert late.passed == pytest.approx(200)

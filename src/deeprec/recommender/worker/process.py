@@ -10,17 +10,35 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
-from deeprec.serving.worker.loop import Answer, Ask, Make, Ping, run
+from deeprec.recommender.worker.loop import Answer, Ask, Make, Ping, run
 
 _ABORT_SECONDS = 1.0
 """Time for a stuck process to write down where it is."""
+
+
+@contextmanager
+def _main_left_out(make: Make) -> Iterator[None]:
+    """Within this block a spawned process does not run this one's program again, as it would to find what is defined
+    in it: a script that opens a recommender without ``if __name__ == "__main__"`` would do so once more.
+    """
+    main = sys.modules["__main__"]
+    if type(make).__module__ == "__main__" or getattr(make, "__module__", "") == "__main__":
+        yield
+        return
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 class WorkerProcess:
@@ -42,7 +60,8 @@ class WorkerProcess:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=run, args=(theirs, self._make), name="deeprec-policy", daemon=True)
-        process.start()
+        with _main_left_out(self._make):
+            process.start()
         theirs.close()
         self._process = process
         threading.Thread(target=self._read, args=(process, ours, on_answer), name="policy-answers", daemon=True).start()

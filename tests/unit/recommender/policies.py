@@ -17,7 +17,7 @@ from pathlib import Path
 
 from deeprec.config import ExploreConfig
 from deeprec.explore.protocol import TitleBook
-from deeprec.serving.worker.loop import Loop
+from deeprec.recommender.worker.loop import Loop
 from deeprec.types import Catalogue, Item, Query, RetrievedItem, Rule, Segment
 
 CATALOGUE = Catalogue(

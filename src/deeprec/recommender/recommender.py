@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.config import ServingConfig
-from deeprec.serving.batching import AsyncRetriever
-from deeprec.serving.clock import Ends, RequestClock
-from deeprec.serving.exploration import Exploration, Explorer, OnStep, Unavailable
-from deeprec.serving.floor import Floor
-from deeprec.serving.outcome import (
+from deeprec.recommender.batching import AsyncRetriever
+from deeprec.recommender.deadline import Ends, RequestClock
+from deeprec.recommender.exploration import Exploration, Explorer, OnStep, Unavailable
+from deeprec.recommender.fallback import Fallback
+from deeprec.recommender.observer import AnsweredRequest, Observer
+from deeprec.recommender.outcome import (
     Answer,
     Permitted,
     Recommended,
@@ -36,9 +37,8 @@ from deeprec.serving.outcome import (
     problem,
     ranked,
 )
-from deeprec.serving.reading import phrases
-from deeprec.serving.served import Observer, Served
-from deeprec.serving.users import Histories, User, Users
+from deeprec.recommender.reading import phrases
+from deeprec.recommender.users import Histories, User, Users
 from deeprec.types import Catalogue, EndReason, JsonDict, Query
 from deeprec.wire.reason import Reason, ReasonKind
 from deeprec.wire.recommendation import Milliseconds, Recommendation
@@ -70,8 +70,8 @@ NOTHING = Explored()
 """No exploration was asked for."""
 
 
-class Recommender:
-    """Answers requests from one bundle's models.
+class AsyncRecommender:
+    """Answers requests from one bundle's models, in an event loop.
 
     Args:
         catalogue: the items that may be recommended.
@@ -108,7 +108,7 @@ class Recommender:
         self.observers = tuple(observers)
         self.ready = False
         self._why_trm = Reason(kind=ReasonKind.BUNDLE, sentence=why_trm)
-        self._floor = Floor(catalogue, popularity, retriever)
+        self._fallback = Fallback(catalogue, popularity, retriever)
         self._users = Users(catalogue, histories, self.serving.batch)
         self._ends = Ends()
         self._shadows: set[asyncio.Task[None]] = set()
@@ -126,7 +126,7 @@ class Recommender:
         self.ready = False
         if self.explorer is not None:
             self.explorer.close()
-        self._floor.close()
+        self._fallback.close()
         self._users.close()
 
     async def retrieve(self, request: TrmOnlyRequest) -> Recommendation:
@@ -136,13 +136,13 @@ class Recommender:
             RequestError: a filter cannot be applied.
         """
         clock = RequestClock(self.serving.deadline_ms)
-        mask = await self._floor.mask(request.conditions)
+        mask = await self._fallback.mask(request.conditions)
         user = await self._users.find(request, clock)
         query = _query(request, user, request.allow_seen)
         permitted = Permitted(self.catalogue, query.exclude, mask)
         asked = self._ask(query, permitted, request.k, user, clock, None)
         try:
-            answer = await self._floor.in_time(asked, permitted, request.k, clock)
+            answer = await self._fallback.in_time(asked, permitted, request.k, clock)
         finally:
             asked.cancel()
         self._tell("deeprec-trm", request, clock, clock.passed, answer, answer, NOTHING)
@@ -167,7 +167,7 @@ class Recommender:
     async def _recommend(
         self, request: RecommendRequest, clock: RequestClock, on_step: Callable[[JsonDict], None] | None
     ) -> Recommendation:
-        mask = await self._floor.mask(request.conditions)
+        mask = await self._fallback.mask(request.conditions)
         user = await self._users.find(request, clock)
         query = _query(request, user)
         permitted = Permitted(self.catalogue, query.exclude, mask)
@@ -206,7 +206,7 @@ class Recommender:
         """What answers without the policy, as it comes."""
 
         async def ask() -> Answer:
-            answer = await self._floor.answer(query, permitted, k, self._why_trm if user.history else user.note)
+            answer = await self._fallback.answer(query, permitted, k, self._why_trm if user.history else user.note)
             if steps is not None:
                 steps.trm(answer)
             return replace(answer, milliseconds={"trm": clock.passed})
@@ -263,7 +263,7 @@ class Recommender:
         spared = bool(explored.items) and request.k <= len(explored.items) and not request.explain
         if spared and not asked.done():
             return self._policy_answer(request, permitted, explored, None), None
-        floor = await self._floor.in_time(asked, permitted, request.k, clock)
+        floor = await self._fallback.in_time(asked, permitted, request.k, clock)
         if explored.items:
             return self._policy_answer(request, permitted, explored, floor), floor
         if explored.reason is None:
@@ -339,7 +339,7 @@ class Recommender:
         """Tell all observers; what one of them raises reaches neither the others nor whoever asked."""
         if not self.ready:
             return
-        served = Served(
+        served = AnsweredRequest(
             model=model,
             user_id=request.user_id,
             path=answer.path,

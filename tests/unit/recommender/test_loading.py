@@ -18,9 +18,9 @@ from deeprec.config import ServingConfig
 from deeprec.data.dataset import Dataset
 from deeprec.errors import ArtifactError, FeatureError
 from deeprec.explore.protocol import TitleBook
-from deeprec.serving.loading import BundleLoop, load_recommender, settle_memory, warm_up
-from deeprec.serving.recommender import Recommender
-from deeprec.serving.served import Served
+from deeprec.recommender.loading import BundleLoop, load_recommender, settle_memory, warm_up
+from deeprec.recommender.observer import AnsweredRequest
+from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.trm.encoding import Encoder
 from deeprec.wire.request import RecommendRequest, TrmOnlyRequest
 
@@ -33,10 +33,10 @@ def bundle(make_bundle: Callable[..., Path], dataset: Dataset, tmp_path: Path) -
 
 
 @pytest.fixture
-def load() -> Iterator[Callable[..., Recommender]]:
-    loaded: list[Recommender] = []
+def load() -> Iterator[Callable[..., AsyncRecommender]]:
+    loaded: list[AsyncRecommender] = []
 
-    def make(*given: Any, **other: Any) -> Recommender:
+    def make(*given: Any, **other: Any) -> AsyncRecommender:
         loaded.append(load_recommender(*given, **other))
         return loaded[-1]
 
@@ -46,7 +46,7 @@ def load() -> Iterator[Callable[..., Recommender]]:
 
 
 def test_a_bundle_that_serves_its_trm_starts_no_process(bundle: Any, load: Any) -> None:
-    told: list[Served] = []
+    told: list[AnsweredRequest] = []
     recommender = load(bundle("trm"), observers=(told.append,))
     assert recommender.explorer is None
     assert not recommender.ready
@@ -81,7 +81,7 @@ def test_the_newest_users_are_encoded_before_it_is_ready(
 ) -> None:
     served = bundle("trm")
     store = Store([item.item_id for item in served.catalogue.items])
-    told: list[Served] = []
+    told: list[AnsweredRequest] = []
     recommender = load(served, store, ServingConfig(prepare=20), observers=(told.append,))
     asyncio.run(warm_up(recommender, store.newest))
     assert sorted(map(int, store.asked)) == list(range(80, 100))

@@ -1,6 +1,6 @@
 """The loop as the recommender sees it: one exploration of the catalogue for one request, within a deadline.
 
-``Explorer`` is the port; ``serving.worker`` implements it with a process of its own. The request's conditions
+``Explorer`` is the port; ``recommender.worker`` implements it with a process of its own. The request's conditions
 (preference, exclusions, filters) are part of every call of the TRM, so they hold for whatever the policy does, and
 never enter the prompt. Times are ``time.monotonic`` seconds.
 """

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from deeprec.bundle.bundle import Bundle, Part, Served, needs_of
 from deeprec.config import EngineConfig, ServingConfig, TextConfig
 from deeprec.errors import ArtifactError, FeatureError, TrmError
-from deeprec.serving.batching import AsyncRetriever, Batcher
-from deeprec.serving.exploration import Explorer, Unavailable
-from deeprec.serving.recommender import Recommender
-from deeprec.serving.served import Observer
-from deeprec.serving.users import Histories
-from deeprec.serving.worker.explorer import Patience, WorkerExplorer
-from deeprec.serving.worker.loop import Loop
+from deeprec.recommender.batching import AsyncRetriever, Batcher
+from deeprec.recommender.exploration import Explorer, Unavailable
+from deeprec.recommender.observer import Observer
+from deeprec.recommender.recommender import AsyncRecommender
+from deeprec.recommender.users import Histories
+from deeprec.recommender.worker.explorer import Patience, WorkerExplorer
+from deeprec.recommender.worker.loop import Loop
 from deeprec.types import Catalogue, Policy
 from deeprec.wire.request import RecommendRequest, TrmOnlyRequest
 
@@ -48,7 +48,7 @@ def load_recommender(
     *,
     force_policy: bool = False,
     observers: Sequence[Observer] = (),
-) -> Recommender:
+) -> AsyncRecommender:
     """The recommender of a bundle; histories come from ``histories``, or from requests only.
 
     The policy's process begins to load; ``warm_up`` waits for it. ``force_policy`` runs the policy even where the
@@ -65,7 +65,7 @@ def load_recommender(
         if explorer is not None:
             explorer.close()
         raise
-    return Recommender(
+    return AsyncRecommender(
         bundle.catalogue,
         bundle.counts,
         retriever,
@@ -88,7 +88,7 @@ def _explores(serve: Served, serving: ServingConfig, force_policy: bool) -> bool
     return force_policy or serving.shadow or serve == "policy"
 
 
-async def warm_up(recommender: Recommender, newest: Callable[[int], Sequence[str]] | None = None) -> None:
+async def warm_up(recommender: AsyncRecommender, newest: Callable[[int], Sequence[str]] | None = None) -> None:
     """Wait until the policy is loaded, answer two made-up requests, and call the recommender ready.
 
     Of the users that ``newest`` names, as many as ``serving.prepare``, the TRM in this process encodes the histories,
@@ -116,7 +116,7 @@ async def warm_up(recommender: Recommender, newest: Callable[[int], Sequence[str
     recommender.ready = True
 
 
-async def _prepare(recommender: Recommender, newest: Callable[[int], Sequence[str]]) -> None:
+async def _prepare(recommender: AsyncRecommender, newest: Callable[[int], Sequence[str]]) -> None:
     """Ask the TRM for each user once, few at a time, since another bundle may be serving."""
     try:
         users = await asyncio.to_thread(newest, recommender.serving.prepare)

@@ -9,7 +9,7 @@ from deeprec.wire.reason import Reason
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class AnsweredRequest:
     """One answer of the recommender (``deeprec``) or of the TRM alone (``deeprec-trm``).
 
     ``path`` is ``policy``, ``trm`` or ``popularity``, ``reason`` why it was not the policy. Item ids: ``items`` as
@@ -34,5 +34,5 @@ class Served:
     shadow: bool = False
 
 
-Observer = Callable[[Served], None]
+Observer = Callable[[AnsweredRequest], None]
 """Told of every answer, in the event loop; it has to be quick, and what it raises is logged."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from deeprec.errors import FeatureError
-from deeprec.serving.batching import Gathering
-from deeprec.serving.clock import RequestClock
+from deeprec.recommender.batching import MicroBatcher
+from deeprec.recommender.deadline import RequestClock
 from deeprec.types import Catalogue
 from deeprec.wire.reason import Reason, ReasonKind
 from deeprec.wire.request import TrmRequest
@@ -61,9 +61,9 @@ class Users:
 
     def __init__(self, catalogue: Catalogue, histories: Histories | None, most: int) -> None:
         self._catalogue = catalogue
-        self._store: Gathering[str, tuple[str, ...] | None] | None = None
+        self._store: MicroBatcher[str, tuple[str, ...] | None] | None = None
         if histories is not None:
-            self._store = Gathering(histories.histories, most, "histories", alone=False)
+            self._store = MicroBatcher(histories.histories, most, "histories", alone=False)
 
     def close(self) -> None:
         """Read nothing more."""

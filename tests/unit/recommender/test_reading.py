@@ -8,7 +8,7 @@ import pytest
 
 from deeprec.config import ServingConfig
 from deeprec.errors import RequestError
-from deeprec.serving.reading import phrases, read_request
+from deeprec.recommender.reading import phrases, read_request
 from deeprec.types import Catalogue, Filter, Item
 from deeprec.wire.request import RecommendRequest, TrmOnlyRequest
 

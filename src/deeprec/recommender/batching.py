@@ -40,7 +40,7 @@ class AsyncRetriever(Protocol):
         ...
 
 
-class Gathering(Generic[Ask, Answer]):
+class MicroBatcher(Generic[Ask, Answer]):
     """One function of many, called by many for one each.
 
     Args:
@@ -120,15 +120,15 @@ class Batcher:
 
     def __init__(self, retriever: Retriever, most: int) -> None:
         self._retriever = retriever
-        self._gathering: Gathering[tuple[Query, int], tuple[RetrievedItem, ...]] = Gathering(self._all, most, "trm")
+        self._calls: MicroBatcher[tuple[Query, int], tuple[RetrievedItem, ...]] = MicroBatcher(self._all, most, "trm")
 
     async def retrieve(self, query: Query, k: int) -> tuple[RetrievedItem, ...]:
         """The best ``k`` items, best first; see ``types.Retriever``, whose errors it raises."""
-        return await self._gathering.ask((query, k))
+        return await self._calls.ask((query, k))
 
     def close(self) -> None:
         """Answer what waits, and end the thread."""
-        self._gathering.close()
+        self._calls.close()
 
     def _all(self, asked: Sequence[tuple[Query, int]]) -> list[tuple[RetrievedItem, ...]]:
         found = self._retriever.retrieve([query for query, _ in asked], max(k for _, k in asked))
