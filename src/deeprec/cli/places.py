@@ -79,10 +79,13 @@ class Workshop:
             name = str(self.run / "config.yaml")
         if name is not None or policy is None:
             return read_config(name, overrides)
+        import os
+
         from deeprec.config import apply_override, parse_config
+        from deeprec.config.environment import environment_overrides
 
         raw = {"explore": explore_of(policy).model_dump(mode="json")}
-        for override in overrides or ():
+        for override in (*environment_overrides(Config, os.environ), *(overrides or ())):
             apply_override(raw, override)
         return parse_config(raw, "command line")
 
