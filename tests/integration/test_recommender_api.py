@@ -25,7 +25,7 @@ pytest_plugins = ["tests.integration.rooms"]
 
 PATIENT = ServingConfig(deadline_ms=PATIENCE_MS, max_deadline_ms=PATIENCE_MS)
 QUESTIONS: list[dict[str, Any]] = [
-    {"user_id": "u01", "k": 5},
+    {"user_id": "u02", "k": 5},
     {"user_id": "u07", "k": 10, "preference": "comedy"},
     {"user_id": "nobody", "k": 3},
     {"history": ["i01", "i02", "i09"], "k": 4, "filters": ["year >= 1960"], "exclude": ["i03"]},

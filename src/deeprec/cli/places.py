@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -79,7 +80,6 @@ class Workshop:
             name = str(self.run / "config.yaml")
         if name is not None or policy is None:
             return read_config(name, overrides)
-        import os
 
         from deeprec.config import apply_override, parse_config
         from deeprec.config.environment import environment_overrides

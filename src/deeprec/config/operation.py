@@ -89,6 +89,15 @@ class ServingConfig(Section):
     prepare: int = Field(10000, ge=0)
     """Users of the feature store, those with the newest interactions first, whose histories the TRM encodes before the
     server is ready or a new bundle serves: about 3 ms each, which their first requests would take otherwise."""
+    text_share: Share = 0.2
+    """Share of a request's time that its new phrases may take to be encoded; what is not by then is left out."""
+    text_waiting: Positive = 24
+    """New phrases of one client that may wait to be encoded; those beyond are left out."""
+    text_client_share: Share = 0.1
+    """Share of one core's time that the new phrases of one client may take, over some seconds; those beyond are left
+    out."""
+    client_header: str = ""
+    """Header that names the client, for servers behind a proxy; empty takes the peer's address."""
     explorations: Positive = 64
     """Explorations waiting or running; beyond, the TRM answers."""
     grace_ms: Positive = 2000

@@ -19,16 +19,16 @@ SENDING_SECONDS = 0.03
 MOST_EARLY = 0.35
 """Share of a request's time that it may end early, for both of these."""
 
-_ARRIVED: ContextVar[float | None] = ContextVar("arrived", default=None)
+_ARRIVED: ContextVar[tuple[float, str] | None] = ContextVar("arrived", default=None)
 
 
 @contextmanager
-def arriving(at: float | None = None) -> Iterator[None]:
-    """A request came at ``at``, ``time.monotonic`` seconds, or now: clocks made in this context started then.
+def arriving(at: float | None = None, client: str = "") -> Iterator[None]:
+    """A request of ``client`` came at ``at``, ``time.monotonic`` seconds, or now: clocks made in this context say so.
 
     Tasks begun in it have the same context.
     """
-    token = _ARRIVED.set(time.monotonic() if at is None else at)
+    token = _ARRIVED.set((time.monotonic() if at is None else at, client))
     try:
         yield
     finally:
@@ -42,11 +42,12 @@ class RequestClock:
         at: seconds since 1970.
         deadline_ms: milliseconds it has.
         deadline: when they are over, in ``time.monotonic`` seconds.
+        client: who asks, as far as that is known: what one client sends is to hold up no other.
     """
 
     def __init__(self, deadline_ms: int) -> None:
-        now, arrived = time.monotonic(), _ARRIVED.get()
-        self._started = now if arrived is None else arrived
+        now = time.monotonic()
+        self._started, self.client = _ARRIVED.get() or (now, "")
         self.at = time.time() - (now - self._started)
         self.deadline_ms, self.deadline = deadline_ms, self._started + deadline_ms / 1000
 

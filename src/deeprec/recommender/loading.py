@@ -16,20 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeprec.bundle.bundle import Bundle, Part, Served, needs_of
-from deeprec.config import EngineConfig, ServingConfig, TextConfig
+from deeprec.config import EngineConfig, ServingConfig
 from deeprec.errors import ArtifactError, FeatureError, TrmError
-from deeprec.recommender.batching import AsyncRetriever, Batcher
+from deeprec.recommender.batching import Batcher
 from deeprec.recommender.exploration import Explorer, Unavailable
 from deeprec.recommender.observer import Observer
+from deeprec.recommender.phrases import PhraseEncoder
 from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.recommender.users import Histories
 from deeprec.recommender.worker.explorer import Patience, WorkerExplorer
 from deeprec.recommender.worker.loop import Loop
-from deeprec.types import Catalogue, Policy
+from deeprec.types import Catalogue, FloatArray, Policy
 from deeprec.wire.request import RecommendRequest, TrmOnlyRequest
 
 if TYPE_CHECKING:
     from deeprec.trm.retriever import TrmRetriever
+    from deeprec.trm.text import CachedEmbedder
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ WARM_UP_MS = 30_000
 LOADING_SECONDS = 600.0
 """For a policy of the bundle's own to load."""
 _TOGETHER = 8
+_NEW_PHRASE = "a phrase that no catalogue has"
 REMOTE_SECONDS = 10.0
 """For a policy server to be found, before the TRM begins to answer without."""
 
@@ -57,10 +60,14 @@ def load_recommender(
     Raises:
         ArtifactError: a model cannot be read, or the text encoder here is not the one the bundle was made with.
     """
+    from deeprec.trm.text import load_embedder
+
     serving = serving or ServingConfig()
-    explorer = _explorer(bundle, serving) if _explores(bundle.serve, serving, force_policy) else None
+    embedder = load_embedder(bundle.text)
+    explores = _explores(bundle.serve, serving, force_policy)
+    explorer = _explorer(bundle, serving, embedder) if explores else None
     try:
-        retriever = _retriever(bundle, serving)
+        trm = _load_trm(bundle.part("trm"), bundle.catalogue, embedder)
     except BaseException:
         if explorer is not None:
             explorer.close()
@@ -68,12 +75,13 @@ def load_recommender(
     return AsyncRecommender(
         bundle.catalogue,
         bundle.counts,
-        retriever,
+        Batcher(trm, serving.batch),
         explorer=explorer,
         why_trm=bundle.why,
         histories=histories,
         serving=serving,
         version=bundle.version,
+        phrases=PhraseEncoder(embedder, serving.text_waiting, serving.text_client_share),
         observers=observers,
     )
 
@@ -106,6 +114,8 @@ async def warm_up(recommender: AsyncRecommender, newest: Callable[[int], Sequenc
             if not remote:
                 raise ArtifactError(f"the bundle's policy cannot be served: {error}") from error
             logger.warning("the policy cannot be asked yet, the TRM answers: %s", error)
+    if recommender.phrases is not None:
+        await asyncio.to_thread(recommender.phrases.vectors.embed, [_NEW_PHRASE])
     history = tuple(item.item_id for item in recommender.catalogue.items[:3])
     deadline = min(WARM_UP_MS, recommender.serving.max_deadline_ms)
     phrases = recommender.catalogue.phrases[:1]
@@ -164,13 +174,16 @@ class BundleLoop:
 
         from deeprec.data.catalogue import read_catalogue
         from deeprec.explore.protocol import TitleBook
+        from deeprec.trm.text import load_embedder
 
         serving = self._serving
         torch.set_num_threads(serving.threads)
-        catalogue = read_catalogue(self._index)
-        policy, retriever = self._policy(), _load_trm(self._trm, catalogue, self._text)
+        catalogue, embedder = read_catalogue(self._index), load_embedder(self._text)
+        policy, retriever = self._policy(), _load_trm(self._trm, catalogue, embedder)
         side_by_side = serving.explorations if serving.policy_url else 1
-        loop = Loop(policy, retriever, TitleBook(catalogue), self._explore, serving.batch, side_by_side)
+        loop = Loop(
+            policy, retriever, TitleBook(catalogue), self._explore, serving.batch, side_by_side, prime=embedder.prime
+        )
 
         def until(deadline: float) -> Loop:
             return replace(loop, policy=_until(policy, deadline))
@@ -194,21 +207,23 @@ def _until(policy: Any, deadline: float) -> Any:
     return policy if bounded is None else bounded(deadline)
 
 
-def _load_trm(place: Path, catalogue: Catalogue, text: TextConfig) -> TrmRetriever:
+def _load_trm(place: Path, catalogue: Catalogue, embedder: CachedEmbedder) -> TrmRetriever:
     from deeprec.trm.retriever import TrmRetriever
-    from deeprec.trm.text import load_embedder
 
     try:
-        return TrmRetriever.load(place, catalogue, load_embedder(text))
+        return TrmRetriever.load(place, catalogue, embedder)
     except TrmError as error:
         raise ArtifactError(f"cannot serve the TRM {place}: {error}") from error
 
 
-def _retriever(bundle: Bundle, serving: ServingConfig) -> AsyncRetriever:
-    return Batcher(_load_trm(bundle.part("trm"), bundle.catalogue, bundle.text), serving.batch)
-
-
-def _explorer(bundle: Bundle, serving: ServingConfig) -> Explorer:
+def _explorer(bundle: Bundle, serving: ServingConfig, embedder: CachedEmbedder) -> Explorer:
     patience = Patience(grace=serving.grace_ms / 1000, loading=LOADING_SECONDS)
-    make = BundleLoop(bundle, serving)
-    return WorkerExplorer(make, bundle.explore.answer_size, most=serving.explorations, patience=patience)
+    known = frozenset(bundle.catalogue.phrases)
+
+    def vectors(phrases: Sequence[str]) -> tuple[tuple[str, ...], FloatArray] | None:
+        """Phrases that are not the catalogue's, with their vectors: encoded here, they are not once more."""
+        free = tuple(phrase for phrase in phrases if phrase not in known)
+        return (free, embedder.embed(free)) if free else None
+
+    make, size = BundleLoop(bundle, serving), bundle.explore.answer_size
+    return WorkerExplorer(make, size, most=serving.explorations, patience=patience, vectors=vectors)

@@ -37,6 +37,7 @@ from deeprec.recommender.outcome import (
     problem,
     ranked,
 )
+from deeprec.recommender.phrases import PhraseEncoder
 from deeprec.recommender.reading import phrases
 from deeprec.recommender.users import Histories, User, Users
 from deeprec.types import Catalogue, EndReason, JsonDict, Query
@@ -82,6 +83,7 @@ class AsyncRecommender:
         histories: the feature store; None: only histories in requests are known.
         serving: limits, the default deadline, and whether the policy runs in the shadow.
         version: the bundle's version, repeated in every answer.
+        phrases: encodes free text; None leaves it to the TRM.
         observers: told of every answer, once ``ready``.
 
     Attributes:
@@ -99,6 +101,7 @@ class AsyncRecommender:
         histories: Histories | None = None,
         serving: ServingConfig | None = None,
         version: str = "none",
+        phrases: PhraseEncoder | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.catalogue = catalogue
@@ -107,6 +110,7 @@ class AsyncRecommender:
         self.explorer = explorer
         self.observers = tuple(observers)
         self.ready = False
+        self.phrases = phrases
         self._why_trm = Reason(kind=ReasonKind.BUNDLE, sentence=why_trm)
         self._fallback = Fallback(catalogue, popularity, retriever)
         self._users = Users(catalogue, histories, self.serving.batch)
@@ -128,6 +132,8 @@ class AsyncRecommender:
             self.explorer.close()
         self._fallback.close()
         self._users.close()
+        if self.phrases is not None:
+            self.phrases.close()
 
     async def retrieve(self, request: TrmOnlyRequest) -> Recommendation:
         """The TRM's answer, or popularity's for a request without history and preference.
@@ -138,7 +144,7 @@ class AsyncRecommender:
         clock = RequestClock(self.serving.deadline_ms)
         mask = await self._fallback.mask(request.conditions)
         user = await self._users.find(request, clock)
-        query = _query(request, user, request.allow_seen)
+        query, left_out = await self._query(request, user, clock, request.allow_seen)
         permitted = Permitted(self.catalogue, query.exclude, mask)
         asked = self._ask(query, permitted, request.k, user, clock, None)
         try:
@@ -146,7 +152,7 @@ class AsyncRecommender:
         finally:
             asked.cancel()
         self._tell("deeprec-trm", request, clock, clock.passed, answer, answer, NOTHING)
-        return self._response(answer, user, clock)
+        return self._response(answer, user, clock, **left_out)
 
     async def recommend(
         self, request: RecommendRequest, on_step: Callable[[JsonDict], None] | None = None
@@ -169,7 +175,7 @@ class AsyncRecommender:
     ) -> Recommendation:
         mask = await self._fallback.mask(request.conditions)
         user = await self._users.find(request, clock)
-        query = _query(request, user)
+        query, left_out = await self._query(request, user, clock)
         permitted = Permitted(self.catalogue, query.exclude, mask)
         steps = None if on_step is None else Steps(on_step, self.catalogue)
         asked = self._ask(query, permitted, request.k, user, clock, steps)
@@ -189,11 +195,12 @@ class AsyncRecommender:
         else:
             self._tell("deeprec", request, clock, clock.passed, answer, floor, explored)
         if not request.explain:
-            return self._response(answer, user, clock)
+            return self._response(answer, user, clock, **left_out)
         return self._response(
             answer,
             user,
             clock,
+            **left_out,
             calls=calls_on_wire(answer.exploration, self.catalogue),
             trm=() if floor is None else list_on_wire(floor, self.catalogue),
         )
@@ -282,6 +289,25 @@ class AsyncRecommender:
         items = permitted.first((*explored.items, *rest), request.k)
         return Answer(items, "policy", None, explored.exploration, {**timings, **_timed(explored)})
 
+    async def _query(
+        self, request: TrmRequest, user: User, clock: RequestClock, allow_seen: bool = False
+    ) -> tuple[Query, dict[str, tuple[str, ...]]]:
+        """What is asked of the models, and as ``left_out`` the phrases that could not be encoded in their time."""
+        told = phrases(request)
+        kept = told
+        if told and self.phrases is not None:
+            seconds = min(self.serving.text_share * clock.deadline_ms / 1000, clock.left)
+            kept = await self.phrases.encode(told, clock.client, seconds)
+        query = Query(
+            history=user.history,
+            preference=kept,
+            exclude=(frozenset() if allow_seen else user.had) | frozenset(request.exclude),
+            filters=request.conditions,
+            allow_seen=allow_seen,
+        )
+        left_out = tuple(phrase for phrase in told if phrase not in kept)
+        return query, {"left_out": left_out} if left_out else {}
+
     # ---------------------------------------------------------------------------------------------------- the answer
 
     def _response(self, answer: Answer, user: User, clock: RequestClock, **explained: Any) -> Recommendation:
@@ -360,17 +386,6 @@ class AsyncRecommender:
                 observer(served)
             except Exception:
                 logger.exception("an observer of the answers failed")
-
-
-def _query(request: TrmRequest, user: User, allow_seen: bool = False) -> Query:
-    had: frozenset[str] = frozenset() if allow_seen else user.had
-    return Query(
-        history=user.history,
-        preference=phrases(request),
-        exclude=had | frozenset(request.exclude),
-        filters=request.conditions,
-        allow_seen=allow_seen,
-    )
 
 
 def _timed(explored: Explored) -> JsonDict:

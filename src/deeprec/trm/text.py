@@ -32,12 +32,15 @@ BATCH = 64
 
 
 class CachedEmbedder(ABC):
-    """An ``Embedder`` that keeps the vectors of the last ``CACHE_ENTRIES`` distinct texts."""
+    """An ``Embedder`` that keeps the vectors of the last ``CACHE_ENTRIES`` distinct texts.
+
+    Safe to use from several threads: one encodes at a time, and what is known waits for nobody who encodes.
+    """
 
     def __init__(self, identity: str) -> None:
         self._identity = identity
         self._vectors: Kept[str, FloatArray] = Kept(CACHE_ENTRIES)
-        self._lock = threading.Lock()
+        self._lock, self._encoding = threading.Lock(), threading.Lock()
 
     @property
     def identity(self) -> str:
@@ -61,14 +64,25 @@ class CachedEmbedder(ABC):
         """
         if not texts:
             return np.zeros((0, self.width), dtype=np.float32)
+        found = self._known(texts)
+        if len(found) < len(set(texts)):
+            with self._encoding:
+                found |= self._known(texts)
+                missing = [text for text in dict.fromkeys(texts) if text not in found]
+                if missing:
+                    found.update(zip(missing, self._unit(missing), strict=True))
         with self._lock:
-            kept = {text: self._vectors.get(text) for text in dict.fromkeys(texts)}
-            found = {text: vector for text, vector in kept.items() if vector is not None}
-            missing = [text for text in kept if text not in found]
-            if missing:
-                found.update(zip(missing, self._unit(missing), strict=True))
             self._keep(found)
         return np.stack([found[text] for text in texts])
+
+    def knows(self, text: str) -> bool:
+        """Whether the text's vector is kept."""
+        return bool(self._known([text]))
+
+    def _known(self, texts: Sequence[str]) -> dict[str, FloatArray]:
+        with self._lock:
+            kept = {text: self._vectors.get(text) for text in dict.fromkeys(texts)}
+        return {text: vector for text, vector in kept.items() if vector is not None}
 
     def prime(self, texts: Sequence[str], vectors: FloatArray) -> None:
         """Cache known (texts, width) unit vectors, so that these texts never load the model."""

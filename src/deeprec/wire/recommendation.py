@@ -88,6 +88,8 @@ class Recommendation(Answered):
     bundle: str
     """Version of the bundle that answered."""
     milliseconds: Milliseconds
+    left_out: tuple[str, ...] = ()
+    """Phrases of the preference that could not be encoded in their share of the time; absent when there are none."""
     calls: tuple[TrmCall, ...] = ()
     """The policy's calls of the TRM."""
     trm: tuple[TrmItem, ...] = ()

@@ -136,6 +136,7 @@ def test_a_task_whose_parent_is_killed_counts_as_killed(tmp_path: Path) -> None:
 
     assert task.wait() == -signal.SIGKILL
     os.killpg(task.process.pid, signal.SIGKILL)
+    warm._process.wait(60)
     assert not warm.ready()
     with pytest.raises(OSError, match="gone"):
         Task(warm, "pass", tmp_path)

@@ -19,7 +19,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from itertools import count
 from deeprec.recommender.exploration import Exploration, OnStep, Step, Unavailable
 from deeprec.recommender.worker.loop import Answer, Ask, Begun, Done, Loaded, Make, Ping, Told
 from deeprec.recommender.worker.process import WorkerProcess
-from deeprec.types import Query
+from deeprec.types import FloatArray, Query
 from deeprec.wire.reason import Reason, ReasonKind
 
 logger = logging.getLogger(__name__)
@@ -80,9 +80,19 @@ class WorkerExplorer:
         answer_size: items in a valid answer.
         most: explorations waiting or running.
         patience: when a process is given up.
+        vectors: of a preference's phrases, those that the process is told the vectors of.
     """
 
-    def __init__(self, make: Make, answer_size: int, *, most: int = 64, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        make: Make,
+        answer_size: int,
+        *,
+        most: int = 64,
+        patience: Patience | None = None,
+        vectors: Callable[[Sequence[str]], tuple[tuple[str, ...], FloatArray] | None] | None = None,
+    ) -> None:
+        self._vectors = vectors
         self._make, self._size, self._most, self._patience = make, answer_size, most, patience or Patience()
         self._lock = threading.Lock()
         self._numbers = count()
@@ -120,6 +130,7 @@ class WorkerExplorer:
 
     async def explore(self, user_id: str, query: Query, deadline: float, on_step: OnStep | None = None) -> Exploration:
         """Explore in the process; see ``Explorer``. A batch that fails is tried again, and tells its steps again."""
+        told = None if self._vectors is None else self._vectors(query.preference)
         waiting = _Waiting(Future(), deadline, None if on_step is None else _in_this_loop(on_step))
         with self._lock:
             if self._unavailable is not None or self._process is None:
@@ -128,7 +139,7 @@ class WorkerExplorer:
                 raise Unavailable(_BUSY)
             number = next(self._numbers)
             self._waiting[number] = waiting
-            self._process.put(Ask(number, user_id, query, deadline, on_step is not None))
+            self._process.put(Ask(number, user_id, query, deadline, on_step is not None, told))
         try:
             return await asyncio.wrap_future(waiting.future)
         finally:

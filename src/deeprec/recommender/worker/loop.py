@@ -33,7 +33,17 @@ from deeprec.explore.written import thought_of
 from deeprec.recommender.exploration import Exploration, Step
 from deeprec.recommender.worker.pace import Pace
 from deeprec.rewards.format import format_violations
-from deeprec.types import Call, Conditions, EndReason, Example, Policy, Query, Retriever, Trajectory
+from deeprec.types import (
+    Call,
+    Conditions,
+    EndReason,
+    Example,
+    FloatArray,
+    Policy,
+    Query,
+    Retriever,
+    Trajectory,
+)
 from deeprec.wire.reason import Reason, ReasonKind
 
 logger = logging.getLogger(__name__)
@@ -55,6 +65,7 @@ class Loop:
         threads: rollouts side by side, each of one batch; for a policy that other machines run.
         until: the same for work that is of no use after a deadline (``time.monotonic`` seconds), where calls of other
             machines can be told of one.
+        prime: takes the vectors of phrases that the retriever will be asked for.
     """
 
     policy: Policy
@@ -64,6 +75,7 @@ class Loop:
     batch: int = 64
     threads: int = 1
     until: Callable[[float], Loop] | None = None
+    prime: Callable[[Sequence[str], FloatArray], None] | None = None
 
 
 Make = Callable[[], Loop]
@@ -72,13 +84,14 @@ Make = Callable[[], Loop]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Explore; ``steps``: tell of every step."""
+    """Explore; ``steps``: tell of every step. ``vectors``: of phrases that are not to be encoded again."""
 
     number: int
     user_id: str
     query: Query
     deadline: float
     steps: bool
+    vectors: tuple[tuple[str, ...], FloatArray] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +238,9 @@ class _Turns:
     def _explore(self, asks: Sequence[Ask]) -> list[Ask]:
         """Explore together; returns those that an error has left without an answer."""
         loop, watch, began = self._loop, _Watch(asks, self._loop.config, self._send), time.monotonic()
+        for texts, vectors in (ask.vectors for ask in asks if ask.vectors is not None):
+            if loop.prime is not None:
+                loop.prime(texts, vectors)
         if loop.until is not None:
             loop = loop.until(max(ask.deadline for ask in asks))
         try:

@@ -78,13 +78,14 @@ class Guard:
         self._most = serving.max_body_bytes
         self._retry_after = str(serving.retry_after).encode()
         self._admission = admission
+        self._client_header = serving.client_header.lower().encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        with arriving(scope.get("state", {}).get(ARRIVED)), suppress(Abandoned):
+        with arriving(scope.get("state", {}).get(ARRIVED), self._client(scope)), suppress(Abandoned):
             await self._answer(scope, receive, _Answer(send, self._admission))
 
     async def _answer(self, scope: Message, receive: Receive, answer: _Answer) -> None:
@@ -113,6 +114,14 @@ class Guard:
             body = await self._body(scope, receive)
             scope, receive = _as_json(scope), _replay(body, receive)
         await self._app(scope, receive, answer)
+
+    def _client(self, scope: Message) -> str:
+        """Who asks: what ``serving.client_header`` says where it is named and sent, else the peer's address."""
+        if self._client_header:
+            for name, value in scope["headers"]:
+                if name.lower() == self._client_header:
+                    return str(value[:200].decode("latin-1"))
+        return str((scope.get("client") or ("",))[0])
 
     def _check_path(self, scope: Message) -> None:
         path = scope["path"]
