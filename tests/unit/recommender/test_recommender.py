@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from deeprec.config import ServingConfig
 from deeprec.errors import FeatureError, RequestError, TrmError
 from deeprec.recommender.exploration import Exploration, OnStep, Step, Unavailable
 from deeprec.recommender.observer import AnsweredRequest
+from deeprec.recommender.phrases import PhraseEncoder
 from deeprec.recommender.recommender import SHADOW, AsyncRecommender
 from deeprec.types import (
     Call,
@@ -501,3 +503,22 @@ def test_the_trm_model_can_be_asked_for_seen_items(made: Any) -> None:
 def test_filters_that_cannot_hold_are_refused(made: Any, column: str, value: str) -> None:
     with pytest.raises(RequestError, match="filters: "):
         recommend(made(), history=[], filters=[{"column": column, "operator": ">=", "value": value}])
+
+
+def test_phrases_that_are_not_encoded_in_their_time_are_left_out_and_named(made: Any) -> None:
+    class Never:
+        go = threading.Event()
+
+        def knows(self, text: str) -> bool:
+            return text == "known"
+
+        def embed(self, texts: Any) -> Any:
+            self.go.wait(60)
+
+    retriever = FakeRetriever()
+    recommender = made(None, retriever, phrases=PhraseEncoder(Never(), 24))
+    answer = recommend(recommender, history=["i1"], preference=["known", "new"], k=2, deadline_ms=500)
+    Never.go.set()
+    assert (answer["path"], answer["left_out"]) == ("trm", ["new"])
+    assert retriever.asked[-1].preference == ("known",)
+    assert "left_out" not in recommend(recommender, history=["i1"], preference=["known"], k=2)
