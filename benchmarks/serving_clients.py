@@ -17,6 +17,7 @@ import random
 import sys
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from benchmarks.serving import Connection, Tally, count, requests, serving
@@ -52,20 +53,21 @@ def hostile(generator: random.Random) -> bytes:
     return json.dumps({"instances": asked}).encode()
 
 
-async def every(seconds: float, interval: float, offset: float, ask: object) -> None:
+async def every(seconds: float, interval: float, offset: float, ask: Callable[[], Awaitable[None]]) -> None:
     """Call ``ask`` at a steady rate, each after the last has been answered."""
     began = time.perf_counter() + offset
     for number in range(int((seconds - offset) / interval)):
         await asyncio.sleep(max(0.0, began + number * interval - time.perf_counter()))
-        await ask()  # type: ignore[operator]
+        await ask()
 
 
 async def measure(url: str, bodies: list[bytes], seconds: float, deadline_ms: int, *, attacked: bool) -> JsonDict:
     """Figures of ``seconds`` seconds."""
     generator, tally = random.Random(0), Tally(seconds)
     used: list[bool] = []
+    sent: list[int] = []
 
-    def plain(number: int) -> object:
+    def plain(number: int) -> Callable[[], Awaitable[None]]:
         connection = From(url, PATH, f"127.0.0.{10 + number}")
 
         async def ask() -> None:
@@ -87,14 +89,15 @@ async def measure(url: str, bodies: list[bytes], seconds: float, deadline_ms: in
         connection = From(url, PATH, "127.0.0.6")
         while True:
             status, _ = await connection.post(hostile(generator))
+            sent.append(status)
             if status == 429:
                 await asyncio.sleep(0.05)
 
     attacker = asyncio.create_task(attack()) if attacked else None
     askers = [every(seconds, 1 / RATE, number / OTHERS / RATE, plain(number)) for number in range(OTHERS)]
     await asyncio.gather(*askers, every(seconds, 1.0, 0.5, new_phrase))
-    if attacker is not None:
-        attacker.cancel()
+    if attacker is not None and not attacker.cancel():
+        await attacker  # it ended too early: say why
     answered = max(len(tally.milliseconds), 1)
     times = sorted(tally.milliseconds)
     return {
@@ -103,6 +106,7 @@ async def measure(url: str, bodies: list[bytes], seconds: float, deadline_ms: in
         **{path: tally.paths[path] / answered for path in ("policy", "trm", "popularity")},
         "p50": times[len(times) // 2],
         "p99": times[int(0.99 * len(times))],
+        "bodies": len(sent),
         "phrases": len(used),
         "used": sum(used) / max(len(used), 1),
     }

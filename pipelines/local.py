@@ -2,9 +2,9 @@
 
 KFP orchestrates and executes; ``Session`` hooks three functions of ``kfp.local`` (pinned by a contract test): the one
 that runs a task, for resume and bookkeeping; the one that runs a task's process, for its log, environment and end; the
-one that fills in the interpreter. Tasks run one after the other; on Linux all but the first are forked from a process
-that has imported what they need (``warm``). A finished task is recorded; with ``resume`` a
-recorded one is returned without running. The hooks are global to the process: one run at a time.
+one that fills in the interpreter. Tasks run one after the other; on Linux all but the first few are forked from a
+process that has imported what they need (``warm``). A finished task is recorded; with ``resume`` a recorded one is
+returned without running. The hooks are global to the process: one run at a time.
 """
 
 import contextlib
@@ -216,7 +216,8 @@ class Session:
         self, command: list[str], environment: dict[str, str], stdin: int, output: int
     ) -> "subprocess.Popen[bytes] | Forked":
         if self._warm and self._warm.ready() and forkable(command):
-            return self._warm.start(command, environment, stdin, output)
+            with contextlib.suppress(OSError):  # it was killed meanwhile; the task can do without
+                return self._warm.start(command, environment, stdin, output)
         return subprocess.Popen(
             command, stdin=stdin, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )

@@ -124,8 +124,8 @@ def test_imports_point_one_way() -> None:
     assert objections(ROOT) == []
 
 
-def test_the_recommender_knows_no_server() -> None:
-    """Of ``serving``, only the rooms in front of it speak HTTP: what answers, the worker and the log do not."""
+def test_what_watches_over_answers_knows_no_server() -> None:
+    """Of ``serving``, only the rooms in front speak HTTP: the releases, the measures and the log do not."""
     servers = ("http", "completions", "events", "page")
     found = []
     for path, room, module in _files(ROOT):

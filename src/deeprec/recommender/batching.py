@@ -29,7 +29,7 @@ class Overloaded(DeepRecError):
 
 
 class AsyncRetriever(Protocol):
-    """Port: retrieval as servers ask for it. Implemented by ``Batcher`` here and ``remote.RemoteRetriever``."""
+    """Port: retrieval as the recommender asks for it. Implemented by ``Batcher``."""
 
     async def retrieve(self, query: Query, k: int) -> tuple[RetrievedItem, ...]:
         """The best ``k`` items, best first; see ``types.Retriever``."""
