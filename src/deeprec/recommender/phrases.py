@@ -75,11 +75,13 @@ class PhraseEncoder:
         if not missing:
             return tuple(phrases)
         asked = {phrase: future for phrase in missing if (future := self._put(phrase, client)) is not None}
-        if asked:
-            await asyncio.wait(list(map(asyncio.wrap_future, asked.values())), timeout=seconds)
-        done = {phrase for phrase, future in asked.items() if _is_made(future)}
-        for future in asked.values():
-            future.cancel()
+        try:
+            if asked:
+                await asyncio.wait(list(map(asyncio.wrap_future, asked.values())), timeout=seconds)
+            done = {phrase for phrase, future in asked.items() if _is_made(future)}
+        finally:  # also where whoever asked has gone
+            for future in asked.values():
+                future.cancel()
         return tuple(phrase for phrase in phrases if phrase not in missing or phrase in done)
 
     def close(self) -> None:
@@ -93,8 +95,8 @@ class PhraseEncoder:
     def _put(self, phrase: str, client: str) -> Future[None] | None:
         with self._changed:
             waiting = self._waiting.setdefault(client, deque())
-            while waiting and waiting[0][1].cancelled():
-                waiting.popleft()
+            for pair in [pair for pair in waiting if pair[1].cancelled()]:
+                waiting.remove(pair)
             if self._closed or len(waiting) >= self._most or self._took(client) > self._share * MEMORY_SECONDS:
                 if not waiting:
                     del self._waiting[client]

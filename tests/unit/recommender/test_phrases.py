@@ -139,6 +139,25 @@ def test_a_client_that_is_refused_while_its_turn_comes_holds_up_nobody(vectors: 
         encoder.close()
 
 
+def test_who_has_gone_is_not_encoded_for_and_takes_no_place(encoder: PhraseEncoder, vectors: Vectors) -> None:
+    async def run() -> tuple[str, ...]:
+        first = asyncio.create_task(encoder.encode(("first",), "ann", SOON))
+        await asyncio.sleep(0.1)
+        kept = asyncio.create_task(encoder.encode(("kept",), "ann", SOON))
+        gone = asyncio.create_task(encoder.encode(("gone", "too"), "ann", SOON))
+        await asyncio.sleep(0.1)
+        gone.cancel()
+        await asyncio.sleep(0.1)
+        after = asyncio.create_task(encoder.encode(("after",), "ann", SOON))
+        await asyncio.sleep(0.1)
+        vectors.go.release(10)
+        await asyncio.gather(first, kept)
+        return await after
+
+    assert asyncio.run(run()) == ("after",)
+    assert vectors.made == ["first", "kept", "after"]
+
+
 def test_one_that_fails_is_left_out_and_the_next_is_not(encoder: PhraseEncoder, vectors: Vectors) -> None:
     vectors.go.release(10)
     assert asyncio.run(encoder.encode(("broken", "fine"), "ann", SOON)) == ("fine",)
