@@ -2,8 +2,8 @@
 
 The house, from top to bottom: cli → pipelines → components → serving → recommender → bundle → policy, evaluation →
 explore, rewards, trm → checks, features, data → client, feature_repo, store, config, metrics → objects → wire, types,
-errors, markup. A room may import rooms below its own level, and no other room of its own level but those named in
-``NEIGHBOURS``.
+errors, markup, retrying. A room may import rooms below its own level, and no other room of its own level but those
+named in ``NEIGHBOURS``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LEVELS = (
-    {"types", "errors", "markup", "wire"},
+    {"types", "errors", "markup", "wire", "retrying"},
     {"objects"},
     {"store", "config", "metrics", "feature_repo", "client"},
     {"checks", "features", "data"},

@@ -6,17 +6,16 @@ names one. Limits: it is each wait on the network that is bounded, so an answer 
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
 from deeprec.client import questions
-from deeprec.client.exchange import Call, Pause, Reply, Send, Steps, exchange, unreachable
+from deeprec.client.exchange import Call, Exchange, Reply, Send, unreachable
 from deeprec.client.stream import Step, StepReader
 from deeprec.errors import ClientError
+from deeprec.retrying import keep_asking, keep_asking_async
 from deeprec.types import JsonDict
 from deeprec.wire.events import Event, Stored
 from deeprec.wire.questions import RecommendQuestion, TrmOnlyQuestion
@@ -40,8 +39,8 @@ class _Server:
         self.url = url.rstrip("/")
         self.timeout = timeout
 
-    def _steps(self, call: Call[Answer]) -> Steps[Answer]:
-        return exchange(call, self.url, self.timeout)
+    def _exchange(self, call: Call[Answer]) -> Exchange[Answer]:
+        return Exchange(call, self.url, self.timeout)
 
     def _request(self, http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
         timeout = httpx.Timeout(step.timeout, connect=min(step.timeout, CONNECT_SECONDS))
@@ -128,17 +127,8 @@ class Client(_Server):
         return self._run(questions.predict(model, instances, timeout))
 
     def _run(self, call: Call[Answer]) -> Answer:
-        steps = self._steps(call)
-        reply: Reply | None = None
-        while True:
-            try:
-                step = steps.send(reply)
-            except StopIteration as done:
-                answer: Answer = done.value
-                return answer
-            if isinstance(step, Pause):
-                time.sleep(step.seconds)
-            reply = self._send(step) if isinstance(step, Send) else None
+        exchange = self._exchange(call)
+        return keep_asking(lambda: exchange.answer(self._send(exchange.request())), exchange.seconds)
 
     def _send(self, step: Send) -> Reply:
         try:
@@ -215,17 +205,12 @@ class AsyncClient(_Server):
         return await self._run(questions.predict(model, instances, timeout))
 
     async def _run(self, call: Call[Answer]) -> Answer:
-        steps = self._steps(call)
-        reply: Reply | None = None
-        while True:
-            try:
-                step = steps.send(reply)
-            except StopIteration as done:
-                answer: Answer = done.value
-                return answer
-            if isinstance(step, Pause):
-                await asyncio.sleep(step.seconds)
-            reply = await self._send(step) if isinstance(step, Send) else None
+        exchange = self._exchange(call)
+
+        async def attempt() -> Answer:
+            return exchange.answer(await self._send(exchange.request()))
+
+        return await keep_asking_async(attempt, exchange.seconds)
 
     async def _send(self, step: Send) -> Reply:
         try:

@@ -1,32 +1,27 @@
-"""One call of a server as a sequence of steps, without the sending: both clients take the same steps.
+"""One call of a server, without the sending: both clients send what it says and hand it what came of that.
 
-``exchange`` yields what is to be done next, ``Send`` or ``Pause``, and is sent what came of it. A request is sent again
-after a connection that failed, after 429 (busy) and after 503 (not ready), as long as the call's time lasts: pauses
-double, or are what ``Retry-After`` asks for. Everything that is sent may be sent twice: questions change nothing, and
+A request is sent again after a connection that failed, after 429 (busy) and after 503 (not ready), as long as the
+call's time lasts (``deeprec.retrying``). Everything that is sent may be sent twice: questions change nothing, and
 events are told apart by their ids.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar
 
 import httpx
 
 from deeprec.errors import ClientError
+from deeprec.retrying import BUSY, Again, retry_after
 
 Answer = TypeVar("Answer")
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
-"""Seconds between two attempts: doubled after each, and shortened by up to a half at random."""
 MARGIN = 0.5
 """Seconds beyond the time that a server was given, for its answer to arrive."""
-_BUSY = (429, 503)
 _CONNECTION = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
 _SHOWN = 300
 """Characters of a server's answer that an error repeats."""
@@ -73,7 +68,7 @@ class Call(Generic[Answer]):
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the request, waiting at most ``timeout`` seconds for its answer; then send that or the error that came.
+    """A request whose answer is waited for ``timeout`` seconds at most.
 
     ``stream`` leaves the content of a successful answer to be read later.
     """
@@ -85,46 +80,60 @@ class Send:
     stream: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Wait."""
-
-    seconds: float
-
-
 Reply = httpx.Response | httpx.TransportError
-Steps = Generator[Send | Pause, Reply | None, Answer]
 
 
-def exchange(call: Call[Answer], base: str, timeout: float) -> Steps[Answer]:
-    """The steps of a call to the server at ``base`` that may take ``timeout`` seconds; returns what was answered.
+class Exchange(Generic[Answer]):
+    """One call on its way to the server at ``base``; it may take ``timeout`` seconds from now on."""
 
-    Raises:
-        ClientError: one of the four kinds above.
-    """
-    given = min(limit for limit in (timeout, call.timeout, call.deadline) if limit is not None)
-    margin = 0.0 if call.deadline is None else MARGIN
-    end = time.monotonic() + given
-    pauses = _pauses()
-    while True:
-        left = max(end - time.monotonic(), 0.001)
+    def __init__(self, call: Call[Answer], base: str, timeout: float) -> None:
+        self._call, self._address = call, f"{base}{call.path}"
+        self.seconds = min(limit for limit in (timeout, call.timeout, call.deadline) if limit is not None)
+        """After which nothing is sent any more."""
+        self._end = time.monotonic() + self.seconds
+        self._margin = 0.0 if call.deadline is None else MARGIN
+
+    def request(self) -> Send:
+        """What is to be sent now."""
+        call, left = self._call, max(self._end - time.monotonic(), 0.001)
         content = None if call.body is None else encode(call.body(left))
-        reply = yield Send(call.method, call.path, content, left + margin, call.stream)
-        assert reply is not None
-        if isinstance(reply, httpx.Response) and reply.is_success:
-            return _read(call, base, reply)
-        error, again = _problem(reply, f"{base}{call.path}", given)
-        asked = _retry_after(reply)
-        pause = next(pauses) if asked is None else asked
-        if not again or time.monotonic() + pause >= end:
-            raise error
-        yield Pause(pause)
+        return Send(call.method, call.path, content, left + self._margin, call.stream)
+
+    def answer(self, reply: Reply) -> Answer:
+        """What was answered.
+
+        Raises:
+            Again: it may be answered if it is sent again.
+            ClientError: one of the four kinds above.
+        """
+        if isinstance(reply, httpx.Response):
+            if reply.is_success:
+                return self._read(reply)
+            refused = refusal(reply, self._address)
+            if reply.status_code in BUSY:
+                raise Again(refused, retry_after(reply.headers.get("Retry-After")))
+            raise refused
+        nobody = unreachable(reply, self._address, self.seconds)
+        if isinstance(reply, _CONNECTION):
+            raise Again(nobody)
+        raise nobody
+
+    def _read(self, reply: httpx.Response) -> Answer:
+        try:
+            return self._call.read(reply)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ServerFailed(
+                f"{self._address} answered with something else than expected ({error}); is it a deeprec server of this "
+                f"version?",
+                status=reply.status_code,
+                sentence=_shown(reply),
+            ) from error
 
 
 def refusal(reply: httpx.Response, address: str) -> ClientError:
     """The error that a status other than success stands for."""
     sentence = _sentence(reply)
-    kind = ServerBusy if reply.status_code in _BUSY else RequestRefused if reply.is_client_error else ServerFailed
+    kind = ServerBusy if reply.status_code in BUSY else RequestRefused if reply.is_client_error else ServerFailed
     message = f"{address} answered with status {reply.status_code}: {sentence}"
     return kind(message, status=reply.status_code, sentence=sentence)
 
@@ -146,25 +155,6 @@ def encode(body: Any) -> bytes:
         raise RequestRefused(f"the request cannot be written as JSON: {error}") from error
 
 
-def _problem(reply: Reply, address: str, given: float) -> tuple[ClientError, bool]:
-    """The error that a reply stands for, and whether another attempt may do better."""
-    if isinstance(reply, httpx.Response):
-        return refusal(reply, address), reply.status_code in _BUSY
-    return unreachable(reply, address, given), isinstance(reply, _CONNECTION)
-
-
-def _read(call: Call[Answer], base: str, reply: httpx.Response) -> Answer:
-    try:
-        return call.read(reply)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ServerFailed(
-            f"{base}{call.path} answered with something else than expected ({error}); is it a deeprec server of this "
-            f"version?",
-            status=reply.status_code,
-            sentence=_shown(reply),
-        ) from error
-
-
 def _sentence(reply: httpx.Response) -> str:
     """The server's own sentence: ``{"error": sentence}``, or what of another server's answer can be shown."""
     try:
@@ -176,21 +166,3 @@ def _sentence(reply: httpx.Response) -> str:
 
 def _shown(reply: httpx.Response) -> str:
     return " ".join(reply.text.split())[:_SHOWN]
-
-
-def _retry_after(reply: Reply) -> float | None:
-    """Seconds that the server asks to wait: ``Retry-After`` as a number or a date."""
-    asked = reply.headers.get("Retry-After") if isinstance(reply, httpx.Response) else None
-    if asked is None or asked.isdecimal():
-        return None if asked is None else float(asked)
-    try:
-        return max(parsedate_to_datetime(asked).timestamp() - time.time(), 0.0)
-    except ValueError:
-        return None
-
-
-def _pauses() -> Iterator[float]:
-    pause = FIRST_PAUSE
-    while True:
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(2 * pause, LONGEST_PAUSE)

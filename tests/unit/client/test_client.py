@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from deeprec import retrying
 from deeprec.client import (
     AsyncClient,
     Client,
@@ -76,7 +77,7 @@ def call(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchanging, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retrying, "FIRST_PAUSE", 0.01)
 
 
 def test_an_answer_is_typed_and_kept_as_it_came(call: Any) -> None:
