@@ -17,6 +17,7 @@ The environment variable ``DEEPREC_ENGINE_KEY``, where set, is sent as the beare
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import os
@@ -36,13 +37,10 @@ from deeprec.explore.sequences import Request, SequenceGeneration
 from deeprec.explore.tokens import FINGERPRINT, TokenizedPolicy
 from deeprec.explore.vllm_engine import RULE_ARGUMENT
 from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, PREFERENCE_CLOSE, PREFERENCE_OPEN
+from deeprec.retrying import BUSY_BEHIND_A_GATEWAY, Again, keep_asking, retry_after
 from deeprec.types import Generation, JsonDict, Segment
 
 KEY_VARIABLE = "DEEPREC_ENGINE_KEY"
-BUSY = (429, 502, 503, 504)
-"""Answers after which the same request is sent again, as long as there is time."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
-"""Seconds between two attempts: doubled after each."""
 CONNECT_SECONDS = 10.0
 _SHOWN = 300
 """Characters of a server's answer that an error repeats."""
@@ -299,8 +297,12 @@ class _Client:
 
     def _send(self, method: str, address: str, data: bytes | None) -> bytes:
         end = min(time.monotonic() + self._timeout, self._deadline)
-        pause, reason = FIRST_PAUSE, "no time"
-        while (left := end - time.monotonic()) > 0:
+        late = functools.partial(self._late, address, end)
+
+        def attempt() -> bytes:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise late("no time")
             timeout = urllib3.Timeout(connect=min(CONNECT_SECONDS, left), read=left)
             try:
                 answer = self._pool.request(
@@ -309,21 +311,23 @@ class _Client:
             except urllib3.exceptions.LocationValueError as error:
                 raise PolicyError(f"{address} is no address ({error}); correct explore.engine.url") from error
             except urllib3.exceptions.HTTPError as error:
-                reason = f"{type(error).__name__}: {error}"
-                if isinstance(error, urllib3.exceptions.NewConnectionError) and self._deadline < math.inf:
-                    break
-            else:
-                if answer.status == 200:
-                    return bytes(answer.data)
-                reason = f"status {answer.status}: {_shown(answer.data)}"
-                if answer.status not in BUSY:
-                    kind = _Refused if answer.status < 500 else PolicyError
-                    raise kind(f"{address} refused a request with {reason}; see the server's log")
-            time.sleep(max(0.0, min(pause, end - time.monotonic())))
-            pause = min(2 * pause, LONGEST_PAUSE)
+                failed = late(f"{type(error).__name__}: {error}")
+                nobody = isinstance(error, urllib3.exceptions.NewConnectionError)
+                raise (failed if nobody and self._deadline < math.inf else Again(failed)) from error
+            if answer.status == 200:
+                return bytes(answer.data)
+            reason = f"status {answer.status}: {_shown(answer.data)}"
+            if answer.status in BUSY_BEHIND_A_GATEWAY:
+                raise Again(late(reason), retry_after(answer.headers.get("Retry-After")))
+            kind = _Refused if answer.status < 500 else PolicyError
+            raise kind(f"{address} refused a request with {reason}; see the server's log")
+
+        return keep_asking(attempt, end - time.monotonic())
+
+    def _late(self, address: str, end: float, reason: str) -> PolicyError:
         if end == self._deadline:
-            raise PolicyError(f"{address} gave no answer before the deadline ({reason})")
-        raise PolicyError(
+            return PolicyError(f"{address} gave no answer before the deadline ({reason})")
+        return PolicyError(
             f"{address} gave no answer within {self._timeout:g} seconds ({reason}); check explore.engine.url and that "
             f"the server is up, or raise explore.engine.timeout"
         )

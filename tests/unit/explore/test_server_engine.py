@@ -8,6 +8,7 @@ import time
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse
 
+from deeprec import retrying
 from deeprec.config import EngineConfig
 from deeprec.errors import PolicyError
 from deeprec.explore import server_engine
@@ -152,8 +153,8 @@ def test_the_key_is_sent_where_there_is_one(connect, monkeypatch):
 
 
 def test_a_busy_server_is_asked_again(connect, monkeypatch):
-    monkeypatch.setattr(server_engine, "FIRST_PAUSE", 0.01)
-    states = [503, 429, 200]
+    monkeypatch.setattr(retrying, "FIRST_PAUSE", 0.01)
+    states = [503, 429, 502, 504, 200]
 
     def answer(body):
         state = states.pop(0)
@@ -162,6 +163,23 @@ def test_a_busy_server_is_asked_again(connect, monkeypatch):
     with CompletionsServer(probed(answer)) as server:
         assert generate(connect(server))[0].token_ids == (5, 0)
     assert states == []
+
+
+def test_a_server_that_asks_for_time_is_given_it_or_given_up_at_once(connect):
+    at = []
+
+    def answer(body):
+        at.append(time.monotonic())
+        return PlainTextResponse("later", status_code=429, headers={"Retry-After": str(len(at) ** 8)})
+
+    with CompletionsServer(probed(answer)) as server:
+        policy = connect(server)
+        with pytest.raises(PolicyError, match=r"gave no answer within 120 seconds \(status 429: later\)"):
+            generate(policy)
+        assert len(at) == 2
+        assert at[1] - at[0] >= 1
+        with pytest.raises(PolicyError, match=r"before the deadline \(status 429: later\)"):
+            generate(policy.until(time.monotonic() + 20))
 
 
 @pytest.mark.parametrize(
