@@ -1,7 +1,8 @@
 """The two clients: what is asked and how a call goes on is the same for both; only the sending and the waiting differ.
 
 A call, retries included, takes ``timeout`` seconds at most, and no longer than the deadline in its question where it
-names one. Limits: it is each wait on the network that is bounded, so an answer that trickles in can take longer.
+names one; of events each body does. Limits: it is each wait on the network that is bounded, so an answer that trickles
+in can take longer.
 """
 
 from __future__ import annotations
@@ -115,8 +116,15 @@ class Client(_Server):
         reader.finish()
 
     def send(self, events: Iterable[Event | Mapping[str, Any]]) -> Stored:
-        """Store interactions, so that the next recommendation knows them. RequestRefused where none is accepted."""
-        return self._run(questions.send(events))
+        """Store interactions, so that the next recommendation knows them. RequestRefused where none is accepted.
+
+        Any number: they go in bodies of ``MAX_EVENTS``, one after the other, each within the client's timeout. Where
+        one fails, those before are stored; sending all again counts them once.
+        """
+        delivery = questions.Delivery(events, self.url)
+        for call in delivery.calls():
+            self._run(call)
+        return delivery.stored()
 
     def ready(self, model: str = questions.RECOMMENDER) -> bool:
         """Whether the server answers for a model now; False too where nobody does."""
@@ -192,7 +200,10 @@ class AsyncClient(_Server):
 
     async def send(self, events: Iterable[Event | Mapping[str, Any]]) -> Stored:
         """See ``Client.send``."""
-        return await self._run(questions.send(events))
+        delivery = questions.Delivery(events, self.url)
+        for call in delivery.calls():
+            await self._run(call)
+        return delivery.stored()
 
     async def ready(self, model: str = questions.RECOMMENDER) -> bool:
         """See ``Client.ready``."""

@@ -59,6 +59,8 @@ class Call(Generic[Answer]):
     """Seconds for the whole call, where that is less than the client's."""
     stream: bool = False
     """Read the answer as it comes: ``read`` is handed a response whose content is not there yet."""
+    readable: Callable[[httpx.Response], bool] = lambda reply: reply.is_success
+    """Whether ``read`` understands a response; every other is an error."""
 
     @property
     def method(self) -> str:
@@ -107,7 +109,7 @@ class Exchange(Generic[Answer]):
             ClientError: one of the four kinds above.
         """
         if isinstance(reply, httpx.Response):
-            if reply.is_success:
+            if self._call.readable(reply):
                 return self._read(reply)
             refused = refusal(reply, self._address)
             if reply.status_code in BUSY:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from deeprec.client.exchange import Call, Reply, RequestRefused, Send
+from deeprec.client.exchange import Call, Reply, RequestRefused, Send, refusal
+from deeprec.errors import ClientError
 from deeprec.types import JsonDict
-from deeprec.wire.events import Event, Stored
+from deeprec.wire.events import MAX_EVENTS, Event, Stored
 from deeprec.wire.questions import RecommendQuestion, TrmOnlyQuestion, request_json
 from deeprec.wire.recommendation import Recommendation
 
@@ -21,7 +24,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 RECOMMENDER, TRM = "deeprec", "deeprec-trm"
 """The servers' names of the models."""
-EXPLORE = "/v1/explore"
+EXPLORE, EVENTS = "/v1/explore", "/v1/events"
 
 
 def json_reader(read: Callable[[Any], Answer]) -> Callable[[httpx.Response], Answer]:
@@ -57,10 +60,57 @@ def predict(model: str, instances: Sequence[JsonDict], timeout: float | None) ->
     return Call(_predict(model), json_reader(read), lambda left: {"instances": list(instances)}, timeout=timeout)
 
 
-def send(events: Iterable[Event | Mapping[str, Any]]) -> Call[Stored]:
-    """What the feature store made of some events."""
-    body = {"events": [_without_none(asdict(one)) if isinstance(one, Event) else dict(one) for one in events]}
-    return Call("/v1/events", json_reader(_reader(Stored)), lambda left: body)
+class Delivery:
+    """Events on their way to the feature store, in bodies of ``MAX_EVENTS``, one after the other.
+
+    Make each of ``calls`` before the next is asked for; ``stored`` is then what became of all of them. A body of which
+    nothing is accepted is an answer among others, unless nothing at all was accepted. One that is malformed ends the
+    delivery with its error: what was stored before stays, and may be sent again.
+    """
+
+    def __init__(self, events: Iterable[Event | Mapping[str, Any]], server: str) -> None:
+        self._events, self._address = iter(events), f"{server}{EVENTS}"
+        self._answers: list[Stored] = []
+        self._refusal: ClientError | None = None
+
+    def calls(self) -> Iterator[Call[None]]:
+        """One call for each body; one for no events too, which the server has its own sentence for."""
+        while (part := list(islice(self._events, MAX_EVENTS))) or not self._answers:
+            body = {"events": [_without_none(asdict(one)) if isinstance(one, Event) else dict(one) for one in part]}
+            yield Call(EVENTS, self._take, partial(_whenever, body), readable=_says_what_became_of_each)
+
+    def stored(self) -> Stored:
+        """What became of the events, in their order.
+
+        Raises:
+            RequestRefused: none was accepted; it says why the first was not.
+        """
+        found = Stored(
+            accepted=sum(answer.accepted for answer in self._answers),
+            duplicates=sum(answer.duplicates for answer in self._answers),
+            refused=tuple(event for answer in self._answers for event in answer.refused),
+        )
+        if self._refusal is not None and not found.accepted + found.duplicates:
+            raise self._refusal
+        return found
+
+    def _take(self, reply: httpx.Response) -> None:
+        self._answers.append(_reader(Stored)(reply.json()))
+        if not reply.is_success and self._refusal is None:
+            self._refusal = refusal(reply, self._address)
+
+
+def _says_what_became_of_each(reply: httpx.Response) -> bool:
+    """True of an answer, and of a refusal because no event of the body was acceptable."""
+    try:
+        return reply.is_success or (reply.status_code == 400 and "refused" in reply.json())
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _whenever(body: JsonDict, left: float) -> JsonDict:
+    """The same body however many seconds are left."""
+    return body
 
 
 def ready(model: str, timeout: float) -> Send:

@@ -28,6 +28,7 @@ from deeprec.client import (
 )
 from deeprec.client import exchange as exchanging
 from deeprec.types import Filter
+from deeprec.wire.events import MAX_EVENTS
 from tests.unit.client.scripted_server import Asked, ScriptedServer, events
 
 ANSWER = {
@@ -341,3 +342,64 @@ def test_events_are_sent_as_values_or_json(call: Any) -> None:
         1,
         (RefusedEvent(event_id="e3", reason="no such item"),),
     )
+
+
+def numbered(count: int) -> list[Event]:
+    return [Event(f"e{number}", "ann", "7") for number in range(count)]
+
+
+def counted(asked: Asked) -> dict[str, Any]:
+    """The last event of a body is refused, the first is a duplicate, the others are accepted."""
+    ids = [event["event_id"] for event in asked.body["events"]]
+    return {"accepted": len(ids) - 2, "duplicates": 1, "refused": [{"event_id": ids[-1], "reason": "no such item"}]}
+
+
+def none_accepted(asked: Asked) -> Response:
+    """As the server answers a body of which it accepts nothing."""
+    refused = [{"event_id": event["event_id"], "reason": "no such item"} for event in asked.body["events"]]
+    told = {"error": "no event was accepted: no such item", "accepted": 0, "duplicates": 0, "refused": refused}
+    return JSONResponse(told, 400)
+
+
+def test_many_events_go_in_several_bodies_and_their_answers_are_joined(call: Any) -> None:
+    with ScriptedServer(counted) as server:
+        found = call(server.url, "send", iter(numbered(1203)))
+    sent = [[event["event_id"] for event in body["events"]] for body in server.bodies]
+    assert [len(ids) for ids in sent] == [MAX_EVENTS, MAX_EVENTS, 203]
+    assert [name for ids in sent for name in ids] == [event.event_id for event in numbered(1203)]
+    assert (found.accepted, found.duplicates) == (1203 - 6, 3)
+    assert [one.event_id for one in found.refused] == ["e499", "e999", "e1202"]
+
+
+@pytest.mark.parametrize("count", [1, MAX_EVENTS])
+def test_events_that_fit_go_in_one_body(call: Any, count: int) -> None:
+    with ScriptedServer({"accepted": count}) as server:
+        assert call(server.url, "send", numbered(count)).accepted == count
+    assert [len(body["events"]) for body in server.bodies] == [count]
+
+
+def test_a_busy_server_gets_the_same_body_again(call: Any) -> None:
+    with ScriptedServer({"accepted": MAX_EVENTS}, 503, {"accepted": 1}) as server:
+        assert call(server.url, "send", numbered(MAX_EVENTS + 1)).accepted == MAX_EVENTS + 1
+    assert [len(body["events"]) for body in server.bodies] == [MAX_EVENTS, 1, 1]
+
+
+def test_events_are_refused_only_where_none_of_all_is_accepted(call: Any) -> None:
+    with ScriptedServer(counted, none_accepted) as server:
+        found = call(server.url, "send", numbered(MAX_EVENTS + 2))
+    assert (found.accepted, found.duplicates) == (MAX_EVENTS - 2, 1)
+    assert [one.event_id for one in found.refused] == ["e499", "e500", "e501"]
+    with ScriptedServer(none_accepted) as server:
+        with pytest.raises(RequestRefused, match="status 400: no event was accepted: no such item") as raised:
+            call(server.url, "send", numbered(MAX_EVENTS + 2))
+        assert (raised.value.status, len(server.asked)) == (400, 2)
+
+
+def test_a_malformed_body_ends_the_delivery_and_none_is_the_servers_to_refuse(call: Any) -> None:
+    with ScriptedServer(counted, 400, counted) as server:
+        with pytest.raises(RequestRefused, match="scripted 400"):
+            call(server.url, "send", numbered(2 * MAX_EVENTS + 1))
+        assert len(server.asked) == 2
+    with ScriptedServer(400) as server, pytest.raises(RequestRefused, match="scripted 400"):
+        call(server.url, "send", [])
+    assert server.bodies == [{"events": []}]
