@@ -25,7 +25,8 @@ class EngineConfig(Section):
     url: str = ""
     """``server``: its address, such as ``http://policy:8000``; completions are asked for at ``/v1/completions``."""
     model: str = ""
-    """``server``: the name it gives the policy; empty takes the first that it lists."""
+    """``server``: the name it gives the policy; empty takes the policy's fingerprint or ``deeprec-policy`` where one is
+    listed, else the only model."""
     prompts: Literal["auto", "tokens", "text"] = "auto"
     """``server``: how sequences travel; ``auto`` sends token ids where the server takes and returns them (vLLM)."""
     timeout: float = Field(300.0, gt=0)

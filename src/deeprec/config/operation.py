@@ -104,6 +104,9 @@ class ServingConfig(Section):
     """A policy that has not given up this long after a request's deadline is stuck: its process is replaced."""
     policy_url: str = ""
     """Address of a policy server; empty runs the policy in a process beside the server."""
+    policy_model: str = ""
+    """The name that server gives the policy; empty takes the policy's fingerprint or ``deeprec-policy`` where one is
+    listed, else the only model."""
     poll_seconds: float = Field(5.0, ge=0)
     """How often the bundle's address is looked at for a new one; 0 never."""
     cache: str = ""

@@ -21,8 +21,9 @@ import functools
 import json
 import math
 import os
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -34,7 +35,7 @@ from pydantic import BaseModel, Field, ValidationError
 from deeprec.config import EngineConfig
 from deeprec.errors import PolicyError
 from deeprec.explore.sequences import Request, SequenceGeneration
-from deeprec.explore.tokens import FINGERPRINT, TokenizedPolicy
+from deeprec.explore.tokens import FINGERPRINT, SERVED, TokenizedPolicy
 from deeprec.explore.vllm_engine import RULE_ARGUMENT
 from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, PREFERENCE_CLOSE, PREFERENCE_OPEN
 from deeprec.retrying import BUSY_BEHIND_A_GATEWAY, Again, keep_asking, retry_after
@@ -42,6 +43,7 @@ from deeprec.types import Generation, JsonDict, Segment
 
 KEY_VARIABLE = "DEEPREC_ENGINE_KEY"
 CONNECT_SECONDS = 10.0
+_FINGERPRINT = re.compile(rf"{FINGERPRINT}[0-9a-f]{{12}}")
 _SHOWN = 300
 """Characters of a server's answer that an error repeats."""
 
@@ -78,10 +80,12 @@ class _Models(BaseModel):
 class ServerPolicy(TokenizedPolicy):
     """A policy that a server generates with. Making one asks the server what it serves and how it is to be asked.
 
-    ``fingerprint`` is the policy artifact's; a server that names another one in an answer is refused.
+    ``fingerprint`` is the policy artifact's. Of what the server lists it asks for ``engine.model``, where that is set;
+    else for the model of that name, for ``deeprec-policy``, or for the only one. A server that lists another policy's
+    fingerprint is refused, and one that is started anew with another policy refuses to be asked for this one.
 
     Raises:
-        PolicyError: the server cannot be reached within the timeout, or does not know the model.
+        PolicyError: the server cannot be reached within the timeout, or does not say which model is the policy.
     """
 
     def __init__(self, tokenizer: Any, engine: EngineConfig, fingerprint: str = "") -> None:
@@ -119,11 +123,21 @@ class ServerPolicy(TokenizedPolicy):
             if name:
                 return _Model(id=name)
             raise
-        found = [model for model in known if model.id == name] if name else known
-        if not found:
-            names = ", ".join(model.id for model in known)
-            raise PolicyError(f"{self._client.base} does not serve {name!r} but {names}; correct explore.engine.model")
-        return found[0]
+        return self._chosen(name, {model.id: model for model in known})
+
+    def _chosen(self, name: str, models: Mapping[str, _Model]) -> _Model:
+        """The model to ask for: ``name``, else this policy by its fingerprint or as ``SERVED``, else the only one."""
+        where, cure = f"{self._client.base} serves", "explore.engine.model, or serving.policy_model of a recommender"
+        listed, wanted = ", ".join(models), name or self._fingerprint
+        if wanted in models:
+            return models[wanted]
+        if name:
+            raise PolicyError(f"{where} not {name!r} but {listed}; correct {cure}")
+        if wanted and any(map(_FINGERPRINT.fullmatch, models)):
+            raise PolicyError(f"{where} {listed}, and the policy opened here is {wanted}; serve the same artifact")
+        if SERVED in models or len(models) == 1:
+            return models.get(SERVED) or next(iter(models.values()))
+        raise PolicyError(f"{where} {listed}, and none is called {wanted or SERVED}; name the policy with {cure}")
 
     def _understood(self) -> Literal["tokens", "text"]:
         """Ask for one token by ids; a server that refuses, or returns no ids, is asked in text from then on."""

@@ -14,7 +14,9 @@ from deeprec.errors import PolicyError
 from deeprec.types import Generation
 
 FINGERPRINT = "deeprec-"
-"""How the name begins that a server of ours gives the policy artifact it serves."""
+"""How a policy artifact's fingerprint begins, by which ``deeprec serve policy`` names the model that it serves."""
+SERVED = "deeprec-policy"
+"""The other name of that model, the same for every policy."""
 
 
 class TokenizedPolicy(ABC):

@@ -197,7 +197,8 @@ class BundleLoop:
         if not serving.policy_url:
             return load_policy(place)
         seconds = serving.max_deadline_ms / 1000
-        engine = EngineConfig(kind="server", url=serving.policy_url, timeout=seconds, requests=serving.explorations)
+        where = {"url": serving.policy_url, "model": serving.policy_model}
+        engine = EngineConfig(kind="server", **where, timeout=seconds, requests=serving.explorations)
         return open_policy(place, engine)
 
 

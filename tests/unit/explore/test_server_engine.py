@@ -38,11 +38,11 @@ class Tokenizer:
 
 @pytest.fixture
 def connect(character_policy):
-    """``connect(server, **config)``: a policy behind the server."""
+    """``connect(server, fingerprint="", **config)``: a policy behind the server."""
 
-    def connect(server, **config):
+    def connect(server, fingerprint="", **config):
         config = {"url": server.url, "timeout": 120, **config}
-        return ServerPolicy(Tokenizer(character_policy([])), EngineConfig(kind="server", **config))
+        return ServerPolicy(Tokenizer(character_policy([])), EngineConfig(kind="server", **config), fingerprint)
 
     return connect
 
@@ -227,9 +227,52 @@ def test_nobody_there(character_policy):
 def test_a_model_it_does_not_serve_is_named(connect):
     with (
         CompletionsServer(choices, {"data": [{"id": "a"}, {"id": "b"}]}) as server,
-        pytest.raises(PolicyError, match="does not serve 'c' but a, b"),
+        pytest.raises(PolicyError, match="serves not 'c' but a, b"),
     ):
         connect(server, model="c")
+
+
+OURS, ANOTHER = "deeprec-0123456789ab", "deeprec-ba9876543210"
+
+
+def listing(*names):
+    return {"data": [{"id": name} for name in names]}
+
+
+@pytest.mark.parametrize(
+    ("listed", "configured", "asked"),
+    [
+        (("base", OURS, "deeprec-policy"), "", OURS),
+        (("base", OURS, ANOTHER), "", OURS),
+        (("base", "deeprec-policy"), "", "deeprec-policy"),
+        (("policy",), "", "policy"),
+        ((ANOTHER, OURS, "mine"), "mine", "mine"),
+        ((ANOTHER, "deeprec-policy"), "deeprec-policy", "deeprec-policy"),
+    ],
+)
+def test_which_of_several_models_is_the_policy(connect, listed, configured, asked):
+    with CompletionsServer(choices, listing(*listed)) as server:
+        generate(connect(server, OURS, model=configured))
+    assert {body["model"] for body in server.bodies} == {asked}
+
+
+def test_a_policy_without_a_fingerprint_is_the_servers_own(connect):
+    with CompletionsServer(choices, listing(ANOTHER, "deeprec-policy")) as server:
+        connect(server)
+    assert server.bodies[0]["model"] == "deeprec-policy"
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ((ANOTHER, "deeprec-policy"), f"serves {ANOTHER}, deeprec-policy, and the policy opened here is {OURS}; serve"),
+        (("a", "b"), f"serves a, b, and none is called {OURS}; name the policy with explore.engine.model, or serving."),
+    ],
+)
+def test_a_server_that_does_not_say_which_is_refused(connect, listed, message):
+    with CompletionsServer(choices, listing(*listed)) as server, pytest.raises(PolicyError, match=message):
+        connect(server, OURS)
+    assert server.bodies == []
 
 
 def test_a_server_that_lists_no_models_needs_a_name(connect):
