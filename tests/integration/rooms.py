@@ -3,7 +3,8 @@
 A file that uses them says ``pytest_plugins = ["tests.integration.rooms"]``, and stands among ``TOGETHER`` in
 ``tests/conftest.py``, so that one worker has all of them.
 
-They are started as a user starts them, and end with SIGTERM and exit status 0 after the last test.
+The recommender is started as a user starts it, and ends with SIGTERM and exit status 0 after the last test. The
+policy's server is the tests' own, in this process, since vLLM is seldom there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pytest
 from tests.integration.parts import make_run
 from tests.integration.servers import ServerProcess, deeprec, started
 from tests.integration.taught import teach
+from tests.policy_server import serving_policy
 
 PATIENCE_MS = 120_000
 """The recommender's deadline where a request names none: its policy always gets to answer."""
@@ -55,8 +57,7 @@ def recommender(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="session")
-def policy_server(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """``deeprec serve policy`` of ``taught``."""
-    log = tmp_path_factory.mktemp("policy") / "log"
-    with _until_told_to_stop(deeprec("serve", "policy", taught, "--port", 0), log) as server:
-        yield server
+def policy_server(taught: Path) -> Iterator[str]:
+    """The address of ``taught``'s policy behind OpenAI's completions API; see ``tests.policy_server``."""
+    with serving_policy(taught / "bundle" / "policy") as url:
+        yield url

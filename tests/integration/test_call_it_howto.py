@@ -28,25 +28,25 @@ COMMANDS = [block.strip() for block in blocks("sh") if block.startswith("deeprec
 
 
 @pytest.fixture
-def servers(recommender: ServerProcess, policy_server: ServerProcess) -> dict[str, ServerProcess]:
+def servers(recommender: ServerProcess, policy_server: str) -> dict[str, str]:
     """The page's ports and what listens there."""
-    return {"8080": recommender, "8082": policy_server}
+    return {"8080": recommender.url, "8082": policy_server}
 
 
-def here(text: str, servers: dict[str, ServerProcess]) -> str:
+def here(text: str, servers: dict[str, str]) -> str:
     """The page's text with the test's addresses, users and items, and time enough for a busy machine."""
-    for port, server in servers.items():
-        text = text.replace(f"http://localhost:{port}", server.url)
+    for port, url in servers.items():
+        text = text.replace(f"http://localhost:{port}", url)
     text = re.sub(r"\b([iu])0\d*?([1-9]\d?0?)\b", lambda found: f"{found[1]}{int(found[2]) % 50:02}", text)
     return re.sub(r"(deadline_ms\W+)\d{3,}", r"\g<1>20000", text)
 
 
 def test_the_page_has_every_kind() -> None:
-    assert (len(CURLS), len(blocks("python")), len(blocks("js")), len(COMMANDS)) == (7, 4, 2, 4)
+    assert (len(CURLS), len(blocks("python")), len(blocks("js")), len(COMMANDS)) == (6, 4, 2, 4)
 
 
 @pytest.mark.parametrize("number", range(len(CURLS)))
-def test_curl(servers: dict[str, ServerProcess], number: int) -> None:
+def test_curl(servers: dict[str, str], number: int) -> None:
     if shutil.which("curl") is None:
         pytest.skip("there is no curl")
     command = here(CURLS[number], servers)
@@ -62,11 +62,11 @@ def test_curl(servers: dict[str, ServerProcess], number: int) -> None:
     elif "deeprec:predict" in command:
         assert answer["predictions"][0]["items"]
     else:
-        assert answer.get("outputs") or answer.get("choices") or answer["predictions"][0]["text"]
+        assert answer.get("outputs") or answer["choices"]
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_python(servers: dict[str, ServerProcess], number: int, taught: Path, tmp_path: Path) -> None:
+def test_python(servers: dict[str, str], number: int, taught: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(taught)
     code = here(blocks("python")[number], servers)
@@ -81,7 +81,7 @@ def test_python(servers: dict[str, ServerProcess], number: int, taught: Path, tm
 
 
 @pytest.mark.parametrize("number", range(len(blocks("js"))))
-def test_javascript(servers: dict[str, ServerProcess], number: int, tmp_path: Path) -> None:
+def test_javascript(servers: dict[str, str], number: int, tmp_path: Path) -> None:
     if shutil.which("node") is None:
         pytest.skip("there is no node")
     script = tmp_path / "call.mjs"

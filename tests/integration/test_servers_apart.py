@@ -1,12 +1,11 @@
 """TRM and policy as servers of their own: the same answers as in one process, and what the loss of a policy means.
 
-The policy server is the command's own process; the others are the same applications in this one.
+The policy's server is the tests' own (``tests.policy_server``), the others are the servers' applications in this
+process; ``test_vllm_server.py`` has the same of vLLM.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -15,7 +14,6 @@ import httpx
 import numpy as np
 import pytest
 from openapi_spec_validator import validate
-from schemathesis import GenerationMode
 
 from deeprec.bundle.bundle import Bundle
 from deeprec.client import Client, Recommendation
@@ -26,7 +24,6 @@ from deeprec.explore.loading import load_policy, open_policy
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.rollout import rollout
 from deeprec.features.online import HistoryStore
-from deeprec.serving.completions.model import open_policy_server
 from deeprec.serving.http.bundle_server import BundleServer
 from deeprec.serving.http.recommender_model import TrmModel
 from deeprec.serving.http.recommender_server import open_recommender_server
@@ -34,8 +31,8 @@ from deeprec.serving.http.server import Service
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.types import EndReason, Example, Query, Trajectory
 from tests import forkserver
-from tests.integration.openapi import untruths
-from tests.integration.servers import Hosted, ServerProcess, hosted, until
+from tests.integration.servers import Hosted, hosted, until
+from tests.policy_server import serving_policy
 
 pytest_plugins = ["tests.integration.rooms"]
 pytestmark = pytest.mark.filterwarnings("ignore:ORJSONResponse is deprecated")
@@ -83,60 +80,19 @@ def explored(policy: object, retriever: object, bundle: Bundle, users: Dataset, 
     return rollout(policy, retriever, titles, examples, bundle.explore, temperature=temperature, seed=3)  # type: ignore[arg-type]
 
 
-def test_the_printed_lines_of_the_policy_server_work(policy_server: ServerProcess) -> None:
-    lines = [line for line in policy_server.printed.splitlines() if line.startswith("  curl ")]
-    models, completion, prediction = lines
-    assert httpx.get(models.split()[-1]).json()["data"][0]["max_model_len"] == 4096
-    for line, kind in ((completion, "choices"), (prediction, "predictions")):
-        url = re.search(r"http://\S+", line)
-        body = re.search(r"-d '(.*)'$", line)
-        assert url
-        assert body
-        content = body[1].replace("'\\''", "'")
-        found = httpx.post(url[0], content=content, headers={"Content-Type": "application/json"}, timeout=30).json()
-        [answer] = found[kind]
-        assert answer["finish_reason"] == "stop", answer
-        assert "anything" in answer["text"]
-
-
-def test_each_server_has_an_openapi_document(policy_server: ServerProcess, trm_server: Hosted) -> None:
-    for server, model, path in (
-        (policy_server, "deeprec-policy", "/v1/completions"),
-        (trm_server, "deeprec-trm", "/v2/health/ready"),
-    ):
-        document = httpx.get(f"{server.url}/openapi.json", timeout=30).json()
-        validate(document)
-        assert {path, f"/v1/models/{model}:predict", f"/v2/models/{model}/infer"} <= set(document["paths"])
-
-
-@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-def test_the_policy_servers_document_tells_the_truth(policy_server: ServerProcess, mode: GenerationMode) -> None:
-    assert not untruths(policy_server.url, mode)
-
-
-def test_kserves_protocols_of_the_policy_server(policy_server: ServerProcess) -> None:
-    requests = [{"prompt": "History:\n", "max_tokens": 3}, {"prompt": "\n1. ", "temperature": 0.5, "max_tokens": 2}]
-    at = f"{policy_server.url}/v2/models/deeprec-policy"
-    tensor = {"name": "request", "shape": [2], "datatype": "BYTES", "data": [json.dumps(one) for one in requests]}
-    v2 = httpx.post(f"{at}/infer", json={"inputs": [tensor]}, timeout=30).json()
-    answers = [json.loads(text) for text in v2["outputs"][0]["data"]]
-    assert [answer["tokens"] for answer in answers] == [3, 2]
-    with Client(policy_server.url) as client:
-        assert client.ready("deeprec-policy")
-        v1 = client.predict("deeprec-policy", requests[:1])
-    assert v1 == answers[:1]
-    assert set(v1[0]) == {"text", "finish_reason", "tokens"}
-    wrong = httpx.post(f"{policy_server.url}/v1/models/deeprec-policy:predict", json={"instances": [{"text": "a"}]})
-    assert wrong.status_code == 400
-    assert "prompt" in wrong.json()["error"]
+def test_the_trm_server_has_an_openapi_document(trm_server: Hosted) -> None:
+    document = httpx.get(f"{trm_server.url}/openapi.json", timeout=30).json()
+    validate(document)
+    wanted = {"/v2/health/ready", "/v1/models/deeprec-trm:predict", "/v2/models/deeprec-trm/infer"}
+    assert wanted <= set(document["paths"])
 
 
 def test_greedy_rollouts_are_the_same_token_for_token(
-    policy_server: ServerProcess, bundle: Bundle, retriever: TrmRetriever, users: Dataset
+    policy_server: str, bundle: Bundle, retriever: TrmRetriever, users: Dataset
 ) -> None:
     place = bundle.part("policy")
     here = explored(load_policy(place), retriever, bundle, users, 0.0)
-    remote = open_policy(place, EngineConfig(kind="server", url=policy_server.url, timeout=60))
+    remote = open_policy(place, EngineConfig(kind="server", url=policy_server, timeout=60))
     there = explored(remote, retriever, bundle, users, 0.0)
     assert [one.completion_ids for one in there] == [one.completion_ids for one in here]
     assert [one.answer for one in there] == [one.answer for one in here]
@@ -146,9 +102,9 @@ def test_greedy_rollouts_are_the_same_token_for_token(
 
 
 def test_sampled_rollouts_are_fixed_by_their_seed_whoever_else_asks(
-    policy_server: ServerProcess, bundle: Bundle, retriever: TrmRetriever, users: Dataset
+    policy_server: str, bundle: Bundle, retriever: TrmRetriever, users: Dataset
 ) -> None:
-    engine = EngineConfig(kind="server", url=policy_server.url, timeout=60)
+    engine = EngineConfig(kind="server", url=policy_server, timeout=60)
     policy = open_policy(bundle.part("policy"), engine)
     first, again = (explored(policy, retriever, bundle, users, 1.0) for _ in range(2))
     assert [one.completion_ids for one in first] == [one.completion_ids for one in again]
@@ -159,8 +115,8 @@ def test_sampled_rollouts_are_fixed_by_their_seed_whoever_else_asks(
         assert set(one.answer) <= {item.item_id for call in one.calls for item in call.items}
 
 
-def test_a_server_of_another_policy_is_refused(plain: Path, policy_server: ServerProcess) -> None:
-    engine = EngineConfig(kind="server", url=policy_server.url, timeout=60)
+def test_a_server_of_another_policy_is_refused(plain: Path, policy_server: str) -> None:
+    engine = EngineConfig(kind="server", url=policy_server, timeout=60)
     with pytest.raises(PolicyError, match="serve the same artifact"):
         open_policy(plain / "bundle" / "policy", engine)
 
@@ -176,10 +132,8 @@ def test_a_recommender_with_a_policy_server_and_what_its_loss_means(
     here = explored(load_policy(bundle.part("policy")), retriever, bundle, users, 0.0)
     place = str(taught / "bundle")
     with forkserver.routed(), ExitStack() as running, ExitStack() as running_policy:
-        policy = running_policy.enter_context(
-            hosted(open_policy_server(place, ServingConfig(), EngineConfig(), "transformers").service)
-        )
-        serving = ServingConfig(policy_url=policy.url)
+        url = running_policy.enter_context(serving_policy(bundle.part("policy"), ("another", "ours")))
+        serving = ServingConfig(policy_url=url, policy_model="ours")
         features = taught / "features"
         opened = open_recommender_server(place, serving, features, HistoryStore(features))
         recommender = running.enter_context(hosted(opened.service))
@@ -196,20 +150,3 @@ def test_a_recommender_with_a_policy_server_and_what_its_loss_means(
         assert without_policy.path == "trm"
         assert "policy" in str(without_policy.reason)
         assert [item.id for item in without_policy.items] == [item.item_id for item in alone]
-
-
-def test_what_cannot_be_served_is_said_at_once(taught: Path, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from deeprec.cli import app
-
-    for arguments, part in (
-        ((taught / "bundle", "--engine", "tensorrt"), "there is no engine 'tensorrt'"),
-        ((taught / "bundle", "--engine", "vllm"), "install deeprec[gpu]"),
-        ((taught / "policy" / "model.safetensors",), "neither a bundle nor"),
-        ((taught / "features" / "current",), "neither a bundle nor"),
-        ((tmp_path,), "neither a bundle nor"),
-    ):
-        result = CliRunner().invoke(app, ["serve", "policy", "--port", "0", *map(str, arguments)])
-        assert result.exit_code != 0
-        assert part in str(result.exception), result.output

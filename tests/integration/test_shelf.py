@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from deeprec.bundle.bundle import Bundle, needs_of
 from deeprec.bundle.opening import everything, find_source, open_bundle
 from deeprec.bundle.shelf import PARTS, Shelf
+from deeprec.cli import app
 from deeprec.errors import ArtifactError, StoreError
 from deeprec.objects import MovedError, open_objects
 from tests.integration.parts import make_bundle
@@ -139,6 +142,17 @@ def test_parts_are_fetched_once_and_only_those_that_run(
     with pytest.raises(ArtifactError, match=r"s3://models/fetched/PARTS/.*hash of model\.safetensors differs"):
         find_source(f"{shelf.address}@{bundles[1].version}", str(tmp_path / "fresh")).open()
     assert not (tmp_path / "fresh" / PARTS / parts["trm"]).exists()
+
+
+def test_a_policy_server_fetches_its_part_alone(bundles: tuple[Bundle, Bundle], tmp_path: Path) -> None:
+    shelf = Shelf.make("s3://models/policies")
+    shelf.promote(shelf.push(bundles[0]).version)
+    arguments = ["serve", "policy", shelf.address, "--set", f"serving.cache={tmp_path}", "--print-command"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    parts = bundles[0].info["parts"]
+    assert str(tmp_path / PARTS / parts["policy"]) in shlex.split(result.output)
+    assert (tmp_path / PARTS / parts["policy"] / "model.safetensors").is_file()
+    assert not (tmp_path / PARTS / parts["trm"]).exists()
 
 
 class Careless(BaseHTTPRequestHandler):

@@ -126,7 +126,7 @@ def test_imports_point_one_way() -> None:
 
 def test_what_watches_over_answers_knows_no_server() -> None:
     """Of ``serving``, only the rooms in front speak HTTP: the releases, the measures and the log do not."""
-    servers = ("http", "completions", "events", "page")
+    servers = ("http", "events", "page")
     found = []
     for path, room, module in _files(ROOT):
         if room != "serving" or {*module.split(".")[2:3]} & {*servers}:

@@ -90,8 +90,11 @@ class Workshop:
         return parse_config(raw, "command line")
 
 
-def part_at(place: str | Path, kind: Literal["trm", "policy"]) -> Path:
+def part_at(place: str | Path, kind: Literal["trm", "policy"], cache: str = "") -> Path:
     """The artifact at ``place``, or that part of the bundle that ``place`` names.
+
+    Args:
+        cache: directory where what comes from object storage is kept, ``serving.cache``.
 
     Raises:
         ArtifactError: there is neither, or a file of the bundle differs from its hash.
@@ -108,7 +111,7 @@ def part_at(place: str | Path, kind: Literal["trm", "policy"]) -> Path:
     except ConfigError:
         read_artifact(folder, kind, verify=False)
         raise
-    return open_bundle(address, lambda serve: (kind,)).part(kind)
+    return open_bundle(address, lambda serve: (kind,), cache).part(kind)
 
 
 def explore_of(policy: Path) -> ExploreConfig:

@@ -12,8 +12,9 @@ from deeprec.config.section import Positive, Section
 class EngineConfig(Section):
     """What generates the policy's tokens: transformers or vLLM in this process, or a server elsewhere.
 
-    Prompt selection and evaluation use it. A stage's training generates as ``policy.generation`` says; ``deeprec
-    explore`` and serving take transformers. A ``server`` has to serve the very policy directory that is opened, so it
+    Prompt selection and evaluation use it, and ``deeprec serve policy`` starts vLLM's server with what is said of
+    ``vllm``, whatever the kind. A stage's training generates as ``policy.generation`` says; ``deeprec explore`` and the
+    recommender take transformers. A ``server`` has to serve the very policy directory that is opened, so it
     is for single steps, such as ``deeprec policy evaluate``; ``deeprec run`` makes its policies as it goes and refuses
     one.
     """

@@ -4,8 +4,9 @@ The server has to serve the policy's own directory; its tokenizer is read here. 
 
 - tokens: prompts and results are token ids, with the stop tokens' own ids (``stop_token_ids``, ``return_token_ids``,
   as vLLM knows them). Nothing is lost; log-probabilities are those of the distribution sampled from at temperature 1
-  without rules, and always when the server runs with ``--logprobs-mode processed_logprobs``. Rules are kept by a vLLM
-  that has deeprec beside it (``vllm_rules``).
+  without rules, and always when the server runs with ``--logprobs-mode processed_logprobs``. A rule travels in
+  ``vllm_xargs`` and is kept by a vLLM that has deeprec beside it (``vllm_rules``); a server that keeps none is found
+  out by the first token that the rule does not allow, with PolicyError. ``vllm_server`` starts one that does all this.
 - text: any other server. Limits: it must print special tokens; what comes back is tokenised here again, so ids can
   differ from those it sampled; a log-probability is nan where the server's tokens do not line up with ours, and for the
   stop token; which stop ended a segment is not told, so it is the one that closes the markup opened last, else the end
@@ -65,7 +66,6 @@ class _Choice(BaseModel):
 
 class _Completion(BaseModel):
     choices: list[_Choice]
-    system_fingerprint: str | None = None
 
 
 class _Model(BaseModel):
@@ -189,14 +189,7 @@ class ServerPolicy(TokenizedPolicy):
         ]
 
     def _ask(self, body: JsonDict) -> list[_Choice]:
-        answer = self._client.ask(_Completion, "POST", "completions", body)
-        found = answer.system_fingerprint or ""
-        if self._fingerprint and found.startswith(FINGERPRINT) and found != self._fingerprint:
-            raise PolicyError(
-                f"{self._client.base} serves the policy {found}, and the one opened here is {self._fingerprint}; "
-                f"serve the same artifact"
-            )
-        return answer.choices
+        return self._client.ask(_Completion, "POST", "completions", body).choices
 
     def _body(
         self, requests: Sequence[Request], stop_ids: AbstractSet[int], temperature: float, by_ids: bool

@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks the completions API on top of a small model, and scripted answers for its faults."""
+"""A real HTTP server of the completions API whose answers are a function: scripted, or a small model's in text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-
-from deeprec.explore.answers import AnswerRule
-from deeprec.explore.vllm_engine import RULE_ARGUMENT
 
 
 class CompletionsServer:
@@ -66,29 +63,6 @@ def refused(reason):
     return JSONResponse({"error": {"message": reason}}, status_code=400)
 
 
-def speak_tokens(model):
-    """An answerer as vLLM's with deeprec beside it: prompts are token ids, and so are results.
-
-    A request's seed and its rule hold for each prompt.
-    """
-
-    def answer(body):
-        assert body["top_p"] == 1.0
-        assert body["top_k"] == 0
-        assert body["ignore_eos"]
-        choices = []
-        for index, prompt in enumerate(body["prompt"]):
-            tokens, logprobs = _extend(model, prompt, body, lambda token: token in body["stop_token_ids"])
-            found = {"tokens": [f"token_id:{token}" for token in tokens], "token_logprobs": logprobs}
-            reason = "stop" if tokens[-1] in body["stop_token_ids"] else "length"
-            choices.append(
-                {"index": index, "text": "", "logprobs": found, "finish_reason": reason, "token_ids": tokens}
-            )
-        return {"choices": choices[::-1]}
-
-    return answer
-
-
 def speak_text(model, tokenizer):
     """An answerer that knows text alone: it refuses ids, and returns neither them nor the stop that it met."""
 
@@ -120,23 +94,15 @@ def _extend(model, prompt, body, stops):
         generator.manual_seed(body["seed"])
     else:
         generator.seed()
-    described = body.get("vllm_xargs", {}).get(RULE_ARGUMENT)
-    rule = AnswerRule.read(described) if described else None
     tokens, logprobs = [], []
     while len(tokens) < body["max_tokens"]:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, -1].float()
-        if rule and rule.allowed is not None:
-            logits[[token for token in range(len(logits)) if token not in rule.allowed]] = -torch.inf
-            for token, more in rule.allowed.items():
-                logits[token] += more
         table = torch.log_softmax(logits / (body["temperature"] or 1.0), dim=-1)
         greedy = body["temperature"] == 0
         token = int(table.argmax() if greedy else torch.multinomial(table.exp(), 1, generator=generator))
         tokens.append(token)
         logprobs.append(table[token].item())
-        if rule:
-            rule.take(token)
         if stops(token):
             break
     return tokens, logprobs

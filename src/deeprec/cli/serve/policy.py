@@ -1,18 +1,18 @@
-"""``deeprec serve policy``: the policy of a bundle as a server of its own, text in, text out."""
+"""``deeprec serve policy``: a bundle's policy behind vLLM's own OpenAI server, which takes this process's place."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import shlex
+import socket
+import sys
 from typing import Annotated
 
 import typer
 
-from deeprec.cli.places import find_bundle
+from deeprec.cli.places import part_at
 from deeprec.cli.profiles import read_config
-from deeprec.cli.serve.examples import curl, curl_v1
 from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, read_serving
-from deeprec.markup import PREFERENCE_CLOSE
-from deeprec.store import MANIFEST
 
 
 def register(app: typer.Typer) -> None:
@@ -27,50 +27,62 @@ def serve(
             help="A policy's directory, a bundle's or a run's, a shelf (its live version) or SHELF@VERSION."
         ),
     ],
-    engine: Annotated[
-        str, typer.Option("--engine", help="vllm or transformers. Default: vllm where it is installed.")
-    ] = "auto",
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- OPTION...]", help="More options of vLLM's server.")
+    ] = None,
+    print_command: Annotated[
+        bool, typer.Option("--print-command", help="Print the command that would be run, and run nothing.")
+    ] = False,
     config: ConfigOption = None,
     overrides: SetOption = None,
     host: HostOption = None,
     port: PortOption = None,
 ) -> None:
-    """Serve a policy: OpenAI's completions as vLLM has them, and the model `deeprec-policy`. Ends with Ctrl-C.
+    """Serve a policy with vLLM's own OpenAI server, named by its fingerprint and `deeprec-policy`. Ends with Ctrl-C.
 
     A recommender explores with it when it is given its address (`--policy-url`). What vLLM is started with is in the
-    section explore.engine (--set explore.engine.dtype=bfloat16).
+    section explore.engine (--set explore.engine.dtype=bfloat16); what is not there goes behind `--`. vLLM takes this
+    process's place: its id, its signals and its exit status are vLLM's. Needs `deeprec[gpu]`.
 
     Examples:
 
         deeprec serve policy runs/quickstart --port 8001
 
-        deeprec serve policy s3://models/shop --engine vllm --config cluster
+        deeprec serve policy s3://models/shop --config cluster -- --max-num-seqs 64
+
+        deeprec serve policy runs/quickstart --print-command
     """
-    from deeprec.serving.completions.model import MAX_BODY_BYTES, kind_of_engine, open_policy_server
-    from deeprec.serving.http.server import free_port, limit_threads
+    from deeprec.explore.vllm_server import require_vllm, vllm_command
 
     serving = read_serving(config, overrides, host=host, port=port)
-    most = max(serving.max_body_bytes, MAX_BODY_BYTES)
-    free = free_port(serving.host, serving.port)
-    serving = serving.model_copy(update={"port": free, "max_body_bytes": most})
-    kind = kind_of_engine(engine)
-    limit_threads(serving)
-    address = bundle if (Path(bundle) / MANIFEST).is_file() else find_bundle(bundle)
-    server = open_policy_server(address, serving, read_config(config, overrides).explore.engine, kind)
-    typer.echo(introduction(f"http://{serving.host}:{serving.port}", kind, server.prompt))
-    server.run()
+    engine = read_config(config, overrides).explore.engine
+    if not print_command:
+        require_vllm()
+    place = part_at(bundle, "policy", serving.cache)
+    listening = serving.port or _free_port(serving.host)
+    command = vllm_command(place, serving.host, listening, engine, options or ())
+    if print_command:
+        typer.echo(shlex.join(command))
+        return
+    typer.echo(introduction(f"http://{serving.host}:{listening}"))
+    sys.stdout.flush()
+    os.execv(command[0], command)
 
 
-def introduction(at: str, kind: str, prompt: str) -> str:
-    """What is served, and lines to try it with."""
-    request = {"prompt": prompt, "max_tokens": 40, "temperature": 0, "stop": [PREFERENCE_CLOSE]}
-    lines = [
-        f"policy on {kind}; a recommender explores with it by --policy-url {at}",
-        "",
-        "try:",
-        f"  curl -s {at}/v1/models",
-        curl(f"{at}/v1/completions", {"model": "deeprec-policy", **request}),
-        curl_v1(at, "deeprec-policy", request),
-        "",
-    ]
-    return "\n".join(lines)
+def introduction(at: str) -> str:
+    """Where the policy will be, and what to do with it."""
+    return "\n".join(
+        [
+            f"vLLM serves the policy at {at}; a recommender explores with it by --policy-url {at}",
+            "",
+            "try, once it has started:",
+            f"  curl -s {at}/v1/models",
+            "",
+        ]
+    )
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        return int(listener.getsockname()[1])
