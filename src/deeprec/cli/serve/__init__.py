@@ -1,4 +1,4 @@
-"""``deeprec serve …``: one command per model server, each on one local port with KServe's V1 and V2 protocols."""
+"""``deeprec serve …``: one command per server, each on one local port; all but vLLM's speak KServe's V1 and V2."""
 
 from __future__ import annotations
 
