@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import json
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -197,6 +198,12 @@ def _ready(url: str) -> bool:
     return bool(answer.status_code == 200 and answer.json().get("ready"))
 
 
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
 def memory(pid: int) -> float:
     """MiB of a process and those that it started."""
     import psutil
@@ -224,10 +231,8 @@ def requests(bundle: Bundle, features: Path | None) -> list[bytes]:
 def main() -> None:
     """Measure and print."""
     arguments = _arguments()
-    from deeprec.serving.http.server import free_port
-
     bodies = requests(Bundle.load(arguments.bundle), arguments.features)
-    port = free_port("127.0.0.1", 0)
+    port = free_port()
     program = [sys.executable, "-c", "from deeprec.cli import main; main()", "serve"]
     place = [str(arguments.bundle), *(["--features", str(arguments.features)] if arguments.features else [])]
     options = ["--port", str(port), *(part for one in arguments.set or () for part in ("--set", one))]

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from benchmarks.serving import Connection, Tally, count, requests, serving
+from benchmarks.serving import Connection, Tally, count, free_port, requests, serving
 from deeprec.bundle.bundle import Bundle
 from deeprec.types import JsonDict
 
@@ -120,10 +120,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--deadline-ms", type=int, default=1000)
     arguments = parser.parse_args()
-    from deeprec.serving.http.server import free_port
-
     bodies = requests(Bundle.load(arguments.bundle), arguments.features)
-    port = free_port("127.0.0.1", 0)
+    port = free_port()
     command = [sys.executable, "-c", "from deeprec.cli import main; main()", "serve", "recommender"]
     command += [str(arguments.bundle), *(["--features", str(arguments.features)] if arguments.features else [])]
     command += ["--port", str(port), "--deadline-ms", str(arguments.deadline_ms)]

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving import Connection
+from benchmarks.serving import Connection, free_port
 from deeprec.bundle.bundle import Bundle
 from deeprec.config import ServingConfig
 from deeprec.recommender import loading
@@ -339,9 +339,7 @@ def server(mode: Path, arguments: argparse.Namespace) -> Iterator[str]:
     """This program as a server, from its readiness to its end; yields its address."""
     import httpx
 
-    from deeprec.serving.http.server import free_port
-
-    port = free_port("127.0.0.1", 0)
+    port = free_port()
     command = [sys.executable, "-m", "benchmarks.serving_faults", str(arguments.bundle), "--serve", str(mode)]
     command += ["--port", str(port), "--deadline-ms", str(arguments.deadline_ms)]
     log = mode.with_name("server.log")
@@ -365,13 +363,11 @@ def server(mode: Path, arguments: argparse.Namespace) -> Iterator[str]:
 
 def serve(bundle: str, serving: ServingConfig) -> None:
     """Be the server."""
-    from deeprec.serving.http.bundle_server import BundleServer
-    from deeprec.serving.http.recommender_model import RecommenderModel
-    from deeprec.serving.http.server import limit_threads
+    from deeprec.serving.http.address import bind
+    from deeprec.serving.http.bundle_server import recommender_service
+    from deeprec.serving.http.server import run
 
-    limit_threads(serving)
-    made = BundleServer(bundle, serving, force_policy=True)
-    made.run([RecommenderModel(made.served, serving)])
+    run(recommender_service(bundle, serving, force_policy=True), [bind(serving.host, serving.port)])
 
 
 def main() -> None:
@@ -394,9 +390,9 @@ def _measured(bundle: Bundle, serving: ServingConfig, mode: Path, arguments: arg
     if arguments.http:
         with server(mode, arguments) as url:
             return asyncio.run(over_http(bundle, url, mode, arguments))
-    from deeprec.serving.http.server import limit_threads
+    import torch
 
-    limit_threads(serving)
+    torch.set_num_threads(serving.threads)
     make_faulty(mode)
     return asyncio.run(within(bundle, serving, mode, arguments))
 

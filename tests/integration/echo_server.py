@@ -16,9 +16,12 @@ from pydantic import BaseModel, Field
 
 from deeprec.cli.serve.options import read_serving
 from deeprec.errors import ArtifactError, RequestError
+from deeprec.serving.http.address import bind
 from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.model import JsonModel
-from deeprec.serving.http.server import Service, free_port, run
+from deeprec.serving.http.server import run
+from deeprec.serving.http.service import Port, Service
+from deeprec.serving.metrics import ServingMetrics
 from deeprec.types import JsonDict
 
 
@@ -37,7 +40,6 @@ class Waited(BaseModel):
 class EchoModel(JsonModel):
     """Waits."""
 
-    NAME = "echo"
     REQUEST = Wait
     ANSWER = Waited
     now = most = 0
@@ -72,7 +74,7 @@ def page() -> str:
 def main(gate: Path, *overrides: str) -> None:
     """Serve until told to stop."""
     serving = read_serving(None, list(overrides))
-    serving = serving.model_copy(update={"port": free_port(serving.host, 0)})
+    bound = bind(serving.host, 0)
 
     async def start() -> None:
         while not gate.exists():
@@ -83,8 +85,10 @@ def main(gate: Path, *overrides: str) -> None:
     async def close() -> None:
         print("closed", flush=True)
 
-    print(f"http://{serving.host}:{serving.port}", flush=True)
-    run(Service([EchoModel(serving)], serving, Admission(serving), [router], start, close))
+    print(f"http://{serving.host}:{bound.getsockname()[1]}", flush=True)
+    metrics = ServingMetrics()
+    port = Port([EchoModel("echo", serving)], [router], metrics=True)
+    run(Service(serving, port, Admission(serving, metrics.shed), metrics=metrics, start=start, close=close), [bound])
 
 
 if __name__ == "__main__":

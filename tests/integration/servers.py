@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
-import uvicorn
 
 from tests import forkserver
 from tests.forkserver import deeprec as deeprec
 
 if TYPE_CHECKING:
-    from deeprec.serving.http.server import Service
+    from deeprec.serving.http.service import Service
 
 START_SECONDS = 300
 STOP_SECONDS = 300
@@ -132,33 +131,36 @@ class Hosted:
 def hosted(make: Callable[[], Service], port: int = 0) -> Iterator[Hosted]:
     """The application of ``make()``, ready to answer, with its hooks before and after it.
 
-    It is given uvicorn and the protocol that ``server.run`` gives it, and none of a process's signals and settings. Its
-    worker process starts as any other, so it is made and hosted within ``forkserver.routed()``.
+    It lives as in ``server.run``, without a process's signals and settings. Its worker process starts as any other, so
+    it is made and hosted within ``forkserver.routed()``.
     """
-    from deeprec.serving.http.arrival import ArrivalProtocol
-    from deeprec.serving.http.server import application, free_port, live
+    from deeprec.serving.http.address import bind
+    from deeprec.serving.http.life import Life
 
     ended: Future[None] = Future()
+    loops: list[asyncio.AbstractEventLoop] = []
 
-    def serve(service: Service, server: uvicorn.Server) -> None:
+    def serve(life: Life) -> None:
+        async def main() -> None:
+            loops.append(asyncio.get_running_loop())
+            await life.serve()
+
         try:
-            asyncio.run(live(service, server, server.serve()))
+            asyncio.run(main())
             ended.set_result(None)
         except BaseException as error:
             ended.set_exception(error)
 
-    at = free_port("127.0.0.1", port)
     with ExitStack() as stack:
         log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
         stack.enter_context(_logged_to(log))
+        bound = bind("127.0.0.1", port)
         with _errors_to(log):
-            service = make()
-            options = {"ws": "none", "lifespan": "off", "log_config": None, "access_log": False}
-            server = uvicorn.Server(uvicorn.Config(application(service), port=at, http=ArrivalProtocol, **options))
-            threading.Thread(target=serve, args=(service, server), name="hosted", daemon=True).start()
+            life = Life(make(), [bound])
+            threading.Thread(target=serve, args=(life,), name="hosted", daemon=True).start()
             stack.callback(ended.result, STOP_SECONDS)
-            stack.callback(setattr, server, "should_exit", True)
-            found = Hosted(f"http://127.0.0.1:{at}", log)
+            stack.callback(lambda: loops[0].call_soon_threadsafe(life.stop))
+            found = Hosted(f"http://127.0.0.1:{bound.getsockname()[1]}", log)
             until(lambda: ended.done() or found.ready(), lambda: f"it is not ready:\n{found.printed}")
         assert not ended.done(), found.printed
         yield found

@@ -18,10 +18,9 @@ import pytest
 from deeprec.config import ServingConfig
 from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.errors import ArtifactError
-from deeprec.features.online import HistoryStore
 from deeprec.recommender import loading
-from deeprec.serving.http.recommender_server import open_recommender_server
-from deeprec.serving.http.server import Service
+from deeprec.serving.http.bundle_server import recommender_service
+from deeprec.serving.http.service import Service
 from tests import forkserver
 from tests.integration.servers import ServerProcess, deeprec, hosted, started, until
 
@@ -149,7 +148,7 @@ def test_the_recommender_stays_ready_without_its_policy(run: Path, monkeypatch: 
 
     def make() -> Service:
         serving, features = ServingConfig(policy_url="http://127.0.0.1:9"), run / "features"
-        return open_recommender_server(str(run / "bundle"), serving, features, HistoryStore(features)).service()
+        return recommender_service(str(run / "bundle"), serving, features)
 
     with forkserver.routed(), hosted(make) as server:
         user = next(iter(read_dataset(run / "dataset").sequences))
@@ -159,7 +158,7 @@ def test_the_recommender_stays_ready_without_its_policy(run: Path, monkeypatch: 
         assert answer["reason"]["sentence"]
         assert server.ready()
         assert server.metric("deeprec_policy_down") == 1
-        assert server.metric("deeprec_requests_total", path="trm", model="deeprec") == 1
+        assert server.metric("deeprec_answer_duration_seconds_count", path="trm", model="deeprec") == 1
 
 
 def test_readiness_of_both_models(served: Served) -> None:
@@ -206,10 +205,10 @@ def test_refusals_are_one_sentence(
 def test_a_port_in_use_or_a_spoilt_bundle_is_refused(served: Served, run: Path) -> None:
     from deeprec.bundle.bundle import Bundle
     from deeprec.errors import ConfigError
-    from deeprec.serving.http.server import free_port
+    from deeprec.serving.http.address import bind
 
     with pytest.raises(ConfigError, match="cannot listen"):
-        free_port("127.0.0.1", int(served.url.rpartition(":")[2]))
+        bind("127.0.0.1", int(served.url.rpartition(":")[2]))
     with pytest.raises(ArtifactError):
         Bundle.load(run / "dataset")
 
@@ -221,7 +220,7 @@ def test_a_policy_that_is_killed_is_replaced_and_the_recommender_stays_ready(ser
     ]
     assert len(workers) == 1
     workers[0].kill()
-    until(lambda: served.server.metric("deeprec_policy_restarts") >= 1, "the policy is not started again")
+    until(lambda: served.server.metric("deeprec_policy_restarts_total") >= 1, "the policy is not started again")
     assert served.server.ready()
     user = next(iter(served.data.sequences))
     answer = served.predict({"user_id": user, "k": 3, "deadline_ms": 20000})

@@ -25,8 +25,8 @@ from schemathesis import GenerationMode
 from deeprec.bundle.bundle import Bundle
 from deeprec.bundle.publish import extend_bundle
 from deeprec.config import ServingConfig
-from deeprec.features.online import HistoryStore
-from deeprec.serving.http.recommender_server import open_recommender_server
+from deeprec.serving.http.bundle_server import recommender_service
+from deeprec.serving.http.service import Service
 from deeprec.types import Item
 from tests import forkserver
 from tests.integration.openapi import GENTLE, untruths
@@ -50,12 +50,14 @@ def server(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     extend_bundle(Bundle.load(small_run / "bundle"), items, place / "bundle")
     features = shutil.copytree(small_run / "features", place / "features", symlinks=True)
     address, serving = str(place / "bundle"), ServingConfig(deadline_ms=50)
-    with forkserver.routed():
-        opened = open_recommender_server(address, serving, features, HistoryStore(features), force_policy=True)
-        with hosted(opened.service) as running:
-            yield running
-            assert running.ready()
-            assert "Traceback" not in running.printed
+
+    def make() -> Service:
+        return recommender_service(address, serving, features, force_policy=True)
+
+    with forkserver.routed(), hosted(make) as running:
+        yield running
+        assert running.ready()
+        assert "Traceback" not in running.printed
 
 
 def test_the_document_is_openapi(server: Hosted) -> None:

@@ -8,6 +8,7 @@ from deeprec.config.data import ChecksConfig, DataConfig, FeaturesConfig, Sample
 from deeprec.config.explore import EngineConfig, ExploreConfig, RewardsConfig, StageRewards
 from deeprec.config.operation import (
     BundleConfig,
+    DoorsConfig,
     EvaluationConfig,
     EvaluationGate,
     GpuPool,
@@ -38,6 +39,7 @@ __all__ = [
     "ChecksConfig",
     "Config",
     "DataConfig",
+    "DoorsConfig",
     "EngineConfig",
     "EvaluationConfig",
     "EvaluationGate",

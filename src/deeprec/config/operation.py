@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, ValidationInfo, field_validator
 
 from deeprec.config.section import Positive, Section, Share
@@ -59,13 +61,51 @@ class RequestLogConfig(Section):
     """Seconds after which a file is finished, full or not."""
 
 
+class DoorsConfig(Section):
+    """What a server offers besides its models and its health; a door that is shut answers 404."""
+
+    page: bool = True
+    """The analyst's page at ``/``, and what it asks: ``/v1/items``, ``/v1/facets``, ``/v1/overview``,
+    ``/v1/explore``."""
+    users: bool = True
+    """``/v1/users``: everybody's ids."""
+    history: bool = True
+    """``/v1/history``: what a user has had."""
+    metrics: bool = True
+    """``/metrics``: figures for Prometheus."""
+    events: bool = True
+    """``/v1/events`` and the events' model: writes into anybody's history, where there is a feature store."""
+
+
 class ServingConfig(Section):
     """The servers' addresses and limits."""
 
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; ``0.0.0.0`` or ``::`` for all."""
     port: int = Field(8080, ge=0, le=65535)
-    """HTTP port."""
+    """HTTP port; 0 takes a free one."""
+    admin_port: int | None = Field(None, ge=0, le=65535)
+    """HTTP port of the doors, which are then not on ``port``: for analysts and Prometheus, not for the public."""
+    doors: DoorsConfig = DoorsConfig()
+    name: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$")
+    """Name of the server's first model, as KServe knows the InferenceService; empty is ``deeprec``, ``deeprec-trm`` or
+    ``deeprec-events``. The recommender's others are called after it: ``NAME-trm`` and ``NAME-events``."""
+    origins: tuple[str, ...] = ()
+    """Origins (``https://shop.example``) whose pages may call this server from a browser; ``*`` for all."""
+    hosts: tuple[str, ...] = ()
+    """Names (``Host``) that this server answers to, ``*.example.org`` among them; empty is any, but on a loopback
+    address only that address and ``localhost``, so that no page of another name reaches it through a browser."""
+    events_token: str = ""
+    """File with the token that whoever sends events names (``Authorization: Bearer``); empty asks for none."""
+    drain_seconds: float = Field(0.0, ge=0)
+    """How long a server that was told to stop is not ready but still takes new requests, until those who route to it
+    look elsewhere."""
+    stop_seconds: float = Field(0.0, ge=0)
+    """How long after that accepted requests may take to be answered; 0 is as long as the largest deadline needs."""
+    stuck_seconds: float = Field(60.0, gt=0)
+    """A server whose model has been at one batch for so long is no longer alive, and is to be started again."""
+    log_format: Literal["text", "json"] = "text"
+    """Lines for people, or JSON objects for what collects logs."""
     deadline_ms: Positive = 1000
     """Default deadline of a recommendation; after it the TRM answers."""
     max_deadline_ms: Positive = 30000
@@ -79,7 +119,7 @@ class ServingConfig(Section):
     max_body_bytes: Positive = 262144
     """Largest request body."""
     max_waiting: Positive = 256
-    """Requests being answered at a time; those beyond are refused with 429."""
+    """Requests being answered at a time, each of a body's counted; those beyond are refused with 429."""
     retry_after: Positive = 1
     """Seconds that a refused client is told to wait."""
     threads: Positive = 1
@@ -115,6 +155,16 @@ class ServingConfig(Section):
     shadow: bool = False
     """Answer with the TRM, let the policy run beside, and only log what it would have answered."""
     log: RequestLogConfig = RequestLogConfig()
+
+    @property
+    def most_instances(self) -> int:
+        """Requests that one body may hold: never more than are answered at a time."""
+        return min(self.max_instances, self.max_waiting)
+
+    @property
+    def answer_seconds(self) -> float:
+        """How long accepted requests may take after the drain: ``stop_seconds``, or what the largest deadline needs."""
+        return self.stop_seconds or (self.max_deadline_ms + self.grace_ms) / 1000 + 5
 
 
 class GpuPool(Section):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -35,6 +36,11 @@ class AsyncRetriever(Protocol):
         """The best ``k`` items, best first; see ``types.Retriever``."""
         ...
 
+    @property
+    def busy_seconds(self) -> float:
+        """For how long it has been at what it is at; 0 for nothing."""
+        ...
+
     def close(self) -> None:
         """Give back what is held; nothing is asked afterwards."""
         ...
@@ -56,7 +62,19 @@ class MicroBatcher(Generic[Ask, Answer]):
         self._work, self._most, self._alone = work, most, alone
         self._waiting: queue.SimpleQueue[tuple[Ask, Future[Answer]] | None] = queue.SimpleQueue()
         self._closed, self._lock = False, threading.Lock()
+        self._began: float | None = None
         threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    @property
+    def busy_seconds(self) -> float:
+        """For how long it has been at the batch that it is at; 0 for none."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
+
+    @property
+    def waiting(self) -> int:
+        """What was asked and has not begun, those included whose callers have gone."""
+        return self._waiting.qsize()
 
     async def ask(self, one: Ask) -> Answer:
         """This one's answer.
@@ -96,9 +114,11 @@ class MicroBatcher(Generic[Ask, Answer]):
 
     def _answer(self, gathered: Sequence[tuple[Ask, Future[Answer]]]) -> None:
         batch = [(one, future) for one, future in gathered if future.set_running_or_notify_cancel()]
+        self._began = time.monotonic()
         if batch and not self._served(batch, last=not self._alone):
             for pair in batch:
                 self._served([pair], last=True)
+        self._began = None
 
     def _served(self, batch: Sequence[tuple[Ask, Future[Answer]]], *, last: bool) -> bool:
         """Whether the callers have been told: not when a batch fails that is to be tried again."""
@@ -125,6 +145,16 @@ class Batcher:
     async def retrieve(self, query: Query, k: int) -> tuple[RetrievedItem, ...]:
         """The best ``k`` items, best first; see ``types.Retriever``, whose errors it raises."""
         return await self._calls.ask((query, k))
+
+    @property
+    def busy_seconds(self) -> float:
+        """See ``MicroBatcher``."""
+        return self._calls.busy_seconds
+
+    @property
+    def waiting(self) -> int:
+        """See ``MicroBatcher``."""
+        return self._calls.waiting
 
     def close(self) -> None:
         """Answer what waits, and end the thread."""

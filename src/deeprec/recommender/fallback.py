@@ -45,6 +45,11 @@ class Fallback:
         self._retriever.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def busy_seconds(self) -> float:
+        """For how long the TRM has been at the batch that it is at; 0 for none."""
+        return self._retriever.busy_seconds
+
     async def mask(self, conditions: Sequence[Filter]) -> NDArray[np.bool_] | None:
         """(items,) whether an item satisfies all filters; None for no filter.
 

@@ -117,6 +117,11 @@ class AsyncRecommender:
         self._ends = Ends()
         self._shadows: set[asyncio.Task[None]] = set()
 
+    @property
+    def busy_seconds(self) -> float:
+        """For how long the TRM has been at the batch that it is at; 0 for none."""
+        return self._fallback.busy_seconds
+
     async def settled(self) -> None:
         """Return when the observers have been told of every answer given in shadow mode.
 

@@ -67,6 +67,8 @@ class FakeRetriever:
     error: Exception | None = None
     seconds: float = 0.0
 
+    busy_seconds = 0.0
+
     async def retrieve(self, query: Query, k: int) -> tuple[RetrievedItem, ...]:
         self.asked.append(query)
         await asyncio.sleep(self.seconds)

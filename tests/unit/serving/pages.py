@@ -14,14 +14,14 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from deeprec.bundle.bundle import Bundle
-from deeprec.config import ExploreConfig, ServingConfig, TextConfig
+from deeprec.config import DoorsConfig, ExploreConfig, ServingConfig, TextConfig
 from deeprec.errors import FeatureError
 from deeprec.recommender.exploration import Exploration, OnStep, Step, Unavailable
 from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.serving.http.admission import Admission
-from deeprec.serving.http.server import guard
-from deeprec.serving.measures import Measures
-from deeprec.serving.page.routes import Sources, router
+from deeprec.serving.http.application import guard
+from deeprec.serving.metrics import ServingMetrics
+from deeprec.serving.page.routes import Sources, routers
 from deeprec.types import Call, Catalogue, EndReason, Item, Query, RetrievedItem, Trajectory
 from deeprec.wire.reason import Reason, ReasonKind
 
@@ -56,6 +56,8 @@ class Retrieving:
         barred = query.exclude | set(query.history)
         kept = [item.item_id for item in CATALOGUE.items if item.item_id not in barred]
         return tuple(RetrievedItem(item_id, 0.9 - 0.02 * rank) for rank, item_id in enumerate(kept[:k]))
+
+    busy_seconds = 0.0
 
     def close(self) -> None:
         pass
@@ -149,7 +151,7 @@ class Pages:
     def __init__(self, *, directory: bool = True, histories: bool = True, **serving: Any) -> None:
         limits = ServingConfig(**serving)
         self.exploring, self.knowing, self.refused = Exploring(), Knowing(), None
-        self.measures = Measures(CollectorRegistry())
+        self.metrics = ServingMetrics(CollectorRegistry())
         self.recommender = AsyncRecommender(
             CATALOGUE,
             np.arange(len(CATALOGUE), 0, -1),
@@ -158,20 +160,21 @@ class Pages:
             histories=self.knowing if histories else None,
             serving=limits,
             version="f00dfeed0001",
-            observers=[self.measures.observe],
+            observers=[self.metrics.observe],
         )
         self.recommender.ready = True
         sources = Sources(
             served=lambda: self.recommender,
             bundle=lambda: BUNDLE,
-            measures=self.measures,
+            metrics=self.metrics,
             histories=self.knowing if histories else None,
             directory=self.knowing if histories and directory else None,
             refused=lambda: self.refused,
         )
         self.app = FastAPI()
-        guard(self.app, limits, Admission(limits, self.measures.shed))
-        self.app.include_router(router(sources))
+        guard(self.app, limits, Admission(limits, self.metrics.shed))
+        for one in routers(sources, DoorsConfig()):
+            self.app.include_router(one)
 
 
 BUNDLE = Bundle(

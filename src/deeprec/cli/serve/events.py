@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from deeprec.cli.serve.examples import curl, curl_v1, curl_v2
-from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, read_serving
-
-if TYPE_CHECKING:
-    from deeprec.config import ServingConfig
+from deeprec.cli.serve.options import (
+    ConfigOption,
+    HostOption,
+    PodOption,
+    PortOption,
+    SetOption,
+    listen,
+    read_serving,
+    serve_on,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +33,7 @@ def serve(
     port: PortOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
+    print_pod: PodOption = False,
 ) -> None:
     """Accept events: `POST /v1/events` and the model `deeprec-events`. The next recommendation reflects them.
 
@@ -39,19 +46,24 @@ def serve(
 
         deeprec serve events --features /data/features --host 0.0.0.0 --port 9001
     """
-    from deeprec.serving.events.model import events_service
-    from deeprec.serving.http.server import free_port, run
-
     serving = read_serving(config, overrides, host=host, port=port)
-    serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
-    service = events_service(features, serving)
-    typer.echo(introduction(features, serving))
-    run(service)
+    if print_pod:
+        from deeprec.cli.serve.pod import pod
+
+        typer.echo(pod(serving), nl=False)
+        return
+    bound = listen(serving)
+
+    from deeprec.serving.events.model import events_service
+
+    def introduce(at: str) -> str:
+        return introduction(features, serving.name or "deeprec-events", at)
+
+    serve_on(bound, events_service(features, serving, introduce))
 
 
-def introduction(features: Path, serving: ServingConfig) -> str:
-    """What is served, and lines to try it with."""
-    at = f"http://{serving.host}:{serving.port}"
+def introduction(features: Path, name: str, at: str) -> str:
+    """What is served at an address, and lines to try it with."""
     user, item = _example(features)
     events = [{"event_id": f"try-{number}", "user_id": user, "item_id": item} for number in (1, 2, 3)]
     lines = [
@@ -59,8 +71,8 @@ def introduction(features: Path, serving: ServingConfig) -> str:
         "",
         "try (each id is accepted once):",
         curl(f"{at}/v1/events", {"events": events[:1]}),
-        curl_v1(at, "deeprec-events", events[1]),
-        curl_v2(at, "deeprec-events", events[2]),
+        curl_v1(at, name, events[1]),
+        curl_v2(at, name, events[2]),
         "",
     ]
     return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""Options that the serve commands share, and the configuration that they make together."""
+"""Options that the serve commands share, the configuration that they make together, and how each of them begins."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from deeprec.config import ServingConfig
 from deeprec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deeprec.features.online import HistoryStore
+    from deeprec.serving.http.service import Service
 
 SETTINGS_HELP = "Override one key of the section serving, for example --set serving.threads=2; can be given often."
 
@@ -22,6 +23,9 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help=SETTINGS_HELP
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")]
 PortOption = Annotated[
     int | None, typer.Option("--port", help="HTTP port; 0 takes a free one. Default: 8080.", min=0, max=65535)
+]
+PodOption = Annotated[
+    bool, typer.Option("--print-pod", help="Print the ports, probes and grace of a pod that runs this, and end.")
 ]
 
 
@@ -48,16 +52,23 @@ def read_serving(config: str | None, overrides: list[str] | None, **options: Any
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})") from error
 
 
-def open_histories(features: Path | None) -> HistoryStore | None:
-    """The histories in a feature store's directory, read from once so that no user waits; None without a directory.
+def listen(serving: ServingConfig) -> list[socket.socket]:
+    """The sockets of a server's ports, bound before anything is loaded, and the line that says where they are.
 
     Raises:
-        FeatureError: there is no store, or it cannot be read.
+        ConfigError: an address cannot be listened on.
     """
-    if features is None:
-        return None
-    from deeprec.features.online import HistoryStore
+    from deeprec.serving.http.address import bind, url
 
-    histories = HistoryStore(features)
-    histories.history("nobody")
-    return histories
+    bound = [bind(serving.host, port) for port in (serving.port, serving.admin_port) if port is not None]
+    if serving.log_format == "text":
+        first, *admin = (url(serving.host, one.getsockname()[1]) for one in bound)
+        typer.echo(f"loading; {first} answers when it is ready" + "".join(f", its doors on {one}" for one in admin))
+    return bound
+
+
+def serve_on(bound: Sequence[socket.socket], service: Service) -> None:
+    """Serve until told to stop; see ``server.run``."""
+    from deeprec.serving.http.server import run
+
+    run(service, bound)

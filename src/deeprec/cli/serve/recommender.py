@@ -9,7 +9,16 @@ import typer
 
 from deeprec.cli.places import find_bundle
 from deeprec.cli.serve.examples import curl, curl_v1, curl_v2
-from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, open_histories, read_serving
+from deeprec.cli.serve.options import (
+    ConfigOption,
+    HostOption,
+    PodOption,
+    PortOption,
+    SetOption,
+    listen,
+    read_serving,
+    serve_on,
+)
 
 if TYPE_CHECKING:
     from deeprec.bundle.bundle import Bundle
@@ -48,6 +57,7 @@ def serve(
     port: PortOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
+    print_pod: PodOption = False,
 ) -> None:
     """Serve a bundle: the models `deeprec` and `deeprec-trm` over KServe's V1 and V2 protocols, and the page at `/`.
 
@@ -65,6 +75,8 @@ def serve(
         deeprec serve recommender runs/shop --policy-url http://policy:8080
 
         deeprec serve recommender runs/shop --shadow --log /var/log/deeprec
+
+        deeprec serve recommender runs/shop --set serving.admin_port=9090 --set serving.doors.users=false
     """
     serving = read_serving(
         config,
@@ -76,47 +88,49 @@ def serve(
         shadow=shadow or None,
         **{"log.path": None if log is None else str(log)},
     )
+    if print_pod:
+        from deeprec.cli.serve.pod import pod
+
+        typer.echo(pod(serving), nl=False)
+        return
     from deeprec.bundle.opening import features_beside
 
     address = find_bundle(bundle)
-    _serve(address, serving, features if features is not None else features_beside(address), policy)
+    store = features if features is not None else features_beside(address)
+    bound = listen(serving)
+
+    from deeprec.serving.http.bundle_server import recommender_service
+
+    def introduce(loaded: Bundle, at: str) -> str:
+        return introduction(loaded, store, serving, at)
+
+    serve_on(bound, recommender_service(address, serving, store, force_policy=policy, introduce=introduce))
 
 
-def _serve(address: str, serving: ServingConfig, features: Path | None, force_policy: bool) -> None:
-    from deeprec.serving.http.recommender_server import open_recommender_server
-    from deeprec.serving.http.server import free_port, limit_threads
-
-    serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
-    limit_threads(serving)
-    opened = open_recommender_server(address, serving, features, open_histories(features), force_policy=force_policy)
-    typer.echo(introduction(opened.server.releases.bundle, features, serving, opened.no_events))
-    opened.run()
-
-
-def introduction(bundle: Bundle, features: Path | None, serving: ServingConfig, no_events: str = "") -> str:
-    """What is served, and lines to try it with; ``no_events`` says why events are not accepted."""
+def introduction(bundle: Bundle, features: Path | None, serving: ServingConfig, at: str) -> str:
+    """What is served at an address, and lines to try it with."""
     histories = (
         f"histories from {features}"
         if features is not None
         else "no feature store (name one with --features), so every user is unknown; give histories in requests"
     )
-    at = f"http://{serving.host}:{serving.port}"
+    name, apart = serving.name or "deeprec", serving.admin_port is not None
     user = bundle.info.get("example_user") if features is not None else None
     history = bundle.popular(3)
     phrase = next(iter(bundle.catalogue.phrases), "anything")
-    lines = [f"bundle {bundle.version}: {bundle.why}", histories, f"page {at}/"]
-    if features is not None and no_events:
-        lines.append(f"events are not accepted: {no_events}")
+    lines = [f"bundle {bundle.version}: {bundle.why}", histories]
+    if serving.doors.page and not apart:
+        lines.append(f"page {at}/")
     lines += ["", "try:"]
     if user is not None:
-        lines.append(curl_v1(at, "deeprec", {"user_id": user, "k": 5, "explain": True}))
+        lines.append(curl_v1(at, name, {"user_id": user, "k": 5, "explain": True}))
     lines += [
-        curl_v1(at, "deeprec", {"history": history, "k": 5}),
-        curl_v1(at, "deeprec", {"user_id": "a-new-user", "k": 5}),
-        curl_v1(at, "deeprec-trm", {"history": history, "preference": phrase, "k": 5}),
-        curl_v2(at, "deeprec", {"history": history, "k": 5}),
+        curl_v1(at, name, {"history": history, "k": 5}),
+        curl_v1(at, name, {"user_id": "a-new-user", "k": 5}),
+        curl_v1(at, f"{name}-trm", {"history": history, "preference": phrase, "k": 5}),
+        curl_v2(at, name, {"history": history, "k": 5}),
     ]
-    if not no_events:
+    if features is not None and serving.doors.events and not apart:
         event = {"event_id": "try-1", "user_id": "a-new-user", "item_id": history[0]}
         lines.append(curl(f"{at}/v1/events", {"events": [event]}))
     return "\n".join([*lines, ""])

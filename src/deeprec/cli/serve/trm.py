@@ -9,12 +9,20 @@ import typer
 
 from deeprec.cli.places import find_bundle
 from deeprec.cli.serve.examples import curl_v1, curl_v2
-from deeprec.cli.serve.options import ConfigOption, HostOption, PortOption, SetOption, open_histories, read_serving
+from deeprec.cli.serve.options import (
+    ConfigOption,
+    HostOption,
+    PodOption,
+    PortOption,
+    SetOption,
+    listen,
+    read_serving,
+    serve_on,
+)
 from deeprec.cli.serve.recommender import BUNDLE_HELP, FEATURES_HELP
 
 if TYPE_CHECKING:
     from deeprec.bundle.bundle import Bundle
-    from deeprec.config import ServingConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -29,6 +37,7 @@ def serve(
     port: PortOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
+    print_pod: PodOption = False,
 ) -> None:
     """Serve the TRM of a bundle: the model `deeprec-trm` over KServe's V1 and V2 protocols. No policy is loaded.
 
@@ -41,27 +50,28 @@ def serve(
 
         deeprec serve trm s3://models/shop --features /data/features --host 0.0.0.0 --set serving.batch=128
     """
-    from deeprec.bundle.opening import features_beside
-    from deeprec.features.users import UserDirectory
-    from deeprec.serving.http.bundle_server import BundleServer
-    from deeprec.serving.http.recommender_model import TrmModel
-    from deeprec.serving.http.server import free_port, limit_threads
-
     serving = read_serving(config, overrides, host=host, port=port, policy_url="", shadow=False)
-    serving = serving.model_copy(update={"port": free_port(serving.host, serving.port)})
-    limit_threads(serving)
+    if print_pod:
+        from deeprec.cli.serve.pod import pod
+
+        typer.echo(pod(serving), nl=False)
+        return
+    from deeprec.bundle.opening import features_beside
+
     address = find_bundle(bundle)
     store = features if features is not None else features_beside(address)
-    histories = open_histories(store)
-    newest = None if store is None else UserDirectory(store).newest
-    server = BundleServer(address, serving, histories=histories, newest=newest, trm_only=True)
-    typer.echo(introduction(server.releases.bundle, store, serving))
-    server.run([TrmModel(server.served, serving)])
+    bound = listen(serving)
+
+    from deeprec.serving.http.bundle_server import trm_service
+
+    def introduce(loaded: Bundle, at: str) -> str:
+        return introduction(loaded, store, serving.name or "deeprec-trm", at)
+
+    serve_on(bound, trm_service(address, serving, store, introduce=introduce))
 
 
-def introduction(bundle: Bundle, features: Path | None, serving: ServingConfig) -> str:
-    """What is served, and lines to try it with."""
-    at = f"http://{serving.host}:{serving.port}"
+def introduction(bundle: Bundle, features: Path | None, name: str, at: str) -> str:
+    """What is served at an address, and lines to try it with."""
     history = bundle.popular(3)
     phrase = next(iter(bundle.catalogue.phrases), "anything")
     lines = [
@@ -69,8 +79,8 @@ def introduction(bundle: Bundle, features: Path | None, serving: ServingConfig) 
         f"histories from {features}" if features is not None else "no feature store; give histories in requests",
         "",
         "try:",
-        curl_v1(at, "deeprec-trm", {"history": history, "preference": phrase, "k": 5}),
-        curl_v2(at, "deeprec-trm", {"history": history, "k": 5}),
+        curl_v1(at, name, {"history": history, "preference": phrase, "k": 5}),
+        curl_v2(at, name, {"history": history, "k": 5}),
         "",
     ]
     return "\n".join(lines)

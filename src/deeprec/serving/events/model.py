@@ -1,21 +1,21 @@
-"""The KServe model ``deeprec-events``: one event in, what became of it out; and all that serves events on one port."""
+"""The KServe model of events: one event in, what became of it out; and the server that accepts nothing else."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
-
 from deeprec.config import ServingConfig
-from deeprec.errors import FeatureError
 from deeprec.features.events import EventWriter
 from deeprec.serving.events.routes import Events, read_event, router
 from deeprec.serving.http.admission import Admission
+from deeprec.serving.http.life import in_thread_of_its_own
 from deeprec.serving.http.model import JsonModel
-from deeprec.serving.http.server import Service
+from deeprec.serving.http.service import Port, Service, ports
+from deeprec.serving.metrics import ServingMetrics
 from deeprec.types import JsonDict
 from deeprec.wire.events import Event, EventAnswer
 
@@ -23,21 +23,23 @@ from deeprec.wire.events import Event, EventAnswer
 class EventsModel(JsonModel):
     """Events over KServe's protocols; see ``wire.events.Event`` for what it takes.
 
-    ``reachable`` says whether the feature store can be asked; without it the model is ready whether or not it can.
+    ``alone``: the server has nothing else to do, so it is not ready while the store cannot be asked.
     """
 
-    NAME = "deeprec-events"
     REQUEST = Event
     ANSWER = EventAnswer
 
-    def __init__(self, events: Events, serving: ServingConfig, reachable: Callable[[], bool] | None = None) -> None:
-        super().__init__(serving)
-        self._events = events
-        self._reachable = reachable
+    def __init__(self, name: str, events: Events, serving: ServingConfig, *, alone: bool = False) -> None:
+        super().__init__(name, serving)
+        self._events, self._alone = events, alone
 
     async def healthy(self) -> bool:
         """Whether the server has called it ready and, if it is to say so, its store can be asked."""
-        return self.ready and (self._reachable is None or await asyncio.to_thread(self._reachable))
+        return bool(self.ready) and (not self._alone or await asyncio.to_thread(self._events.reachable))
+
+    def admit(self, headers: Mapping[str, str]) -> None:
+        """See ``Events.admit``."""
+        self._events.admit(headers.get("authorization", ""))
 
     def read(self, raw: Any) -> Event:
         """Check one event; see ``JsonModel.read``."""
@@ -51,36 +53,19 @@ class EventsModel(JsonModel):
         return answer.model_dump(exclude_none=True)
 
 
-def events_parts(
-    features: Path, serving: ServingConfig, *, alone: bool = False
-) -> tuple[EventsModel, APIRouter, Callable[[], None]]:
-    """What accepts events for the feature store in a directory: a model, a router, and what closes them.
+def events_service(features: Path, serving: ServingConfig, introduction: Callable[[str], str] | None = None) -> Service:
+    """A server of events alone, for the feature store in a directory; it ends where that cannot be opened."""
+    metrics = ServingMetrics()
+    admission, events = Admission(serving, metrics.shed), Events(partial(EventWriter, features), serving, metrics)
+    metrics.queue("requests", lambda: admission.waiting)
 
-    What an earlier process left in the log alone is pushed now. ``alone``: the server has nothing else to do, so it is
-    not ready while the store cannot be asked.
-
-    Raises:
-        FeatureError: there is no feature store, or it cannot be read or written.
-        StoreError: the log of events cannot be opened.
-    """
-    writer = EventWriter(features)
-    events = Events(writer, serving)
-
-    def reachable() -> bool:
-        try:
-            writer.check()
-        except FeatureError:
-            return False
-        return True
-
-    return EventsModel(events, serving, reachable if alone else None), router(events), events.close
-
-
-def events_service(features: Path, serving: ServingConfig) -> Service:
-    """A server of events alone; see ``events_parts``."""
-    model, router, end = events_parts(features, serving, alone=True)
+    async def start() -> None:
+        await in_thread_of_its_own(events.open)
 
     async def close() -> None:
-        end()
+        await asyncio.to_thread(events.close)
 
-    return Service([model], serving, Admission(serving), routers=[router], close=close)
+    model = EventsModel(serving.name or "deeprec-events", events, serving, alone=True)
+    public, admin = ports(serving, [model], Port(metrics=serving.doors.metrics))
+    public = Port(public.models, [*public.routers, router(events)], public.metrics)
+    return Service(serving, public, admission, admin, metrics, start, close, introduction=introduction)

@@ -1,48 +1,59 @@
-"""What stands behind a server of a bundle: the releases, their measures, the request log, the places for requests."""
+"""What stands behind a server of a bundle: the bundle that serves, its metrics, the request log, the places.
+
+``recommender_service`` and ``trm_service`` are what ``deeprec serve recommender`` and ``deeprec serve trm`` run.
+Nothing is loaded before ``Service.start``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from deeprec.bundle.bundle import Bundle, Part, Served, needs_of
 from deeprec.bundle.opening import find_source
 from deeprec.config import ServingConfig
+from deeprec.features.events import EventWriter
+from deeprec.features.online import HistoryStore
+from deeprec.features.users import UserDirectory
 from deeprec.recommender.loading import load_recommender, parts_run, warm_up
 from deeprec.recommender.observer import Observer
 from deeprec.recommender.recommender import AsyncRecommender
-from deeprec.recommender.users import Histories
+from deeprec.serving.events.model import EventsModel
+from deeprec.serving.events.routes import Events
+from deeprec.serving.events.routes import router as events_router
 from deeprec.serving.http.admission import Admission
+from deeprec.serving.http.life import in_thread_of_its_own
+from deeprec.serving.http.model import JsonModel
+from deeprec.serving.http.recommender_model import RecommenderModel, TrmModel
+from deeprec.serving.http.service import Hook, Port, Service, ports
 from deeprec.serving.log.request_log import RequestLog
-from deeprec.serving.measures import Measures
-from deeprec.serving.releases import Releases
-
-if TYPE_CHECKING:
-    from fastapi import APIRouter
-
-    from deeprec.serving.http.model import JsonModel
-    from deeprec.serving.http.server import Service
+from deeprec.serving.metrics import ServingMetrics
+from deeprec.serving.page.routes import Sources
+from deeprec.serving.page.routes import routers as page_routers
+from deeprec.serving.watcher import BundleWatcher
 
 TRM_ONLY = "this server answers with the TRM alone"
 
+Introduce = Callable[[Bundle, str], str]
+"""From the bundle that serves and the server's address to what people are told."""
+
 
 class BundleServer:
-    """A bundle's recommender and what watches over it, loaded at once and closed by ``run``.
+    """A bundle's recommender and what watches over it.
 
     Args:
         address: of a bundle's directory, a shelf or ``SHELF@VERSION``; what appears there later takes its place.
         serving: limits, and what is whose (``policy_url``, ``shadow``, ``log``).
-        histories: the feature store.
-        newest: its users, those with the newest interactions first, to be prepared for.
+        features: directory of the feature store.
         force_policy: run the policy even where the bundle serves its TRM alone.
         trm_only: load no policy, whatever the bundle serves.
 
     Raises:
-        ArtifactError: there is no bundle, or it cannot be used.
         ConfigError, StoreError: the request log cannot be written.
     """
 
@@ -50,88 +61,166 @@ class BundleServer:
         self,
         address: str,
         serving: ServingConfig,
+        features: Path | None = None,
         *,
-        histories: Histories | None = None,
-        newest: Callable[[int], Sequence[str]] | None = None,
         force_policy: bool = False,
         trm_only: bool = False,
     ) -> None:
-        self.serving = serving
-        self.measures = Measures()
-        self.admission = Admission(serving, self.measures.shed)
+        self.serving, self.features = serving, features
+        self.metrics = ServingMetrics()
+        self.admission = Admission(serving, self.metrics.shed)
+        self.histories = None if features is None else HistoryStore(features)
+        self.directory = None if features is None else UserDirectory(features)
         self._log = RequestLog(serving.log) if serving.log.path else None
-        observers: list[Observer] = [self.measures.observe, *([self._log] if self._log else [])]
+        observers: list[Observer] = [self.metrics.observe, *([self._log] if self._log else [])]
         load = partial(
-            load_recommender, histories=histories, serving=serving, force_policy=force_policy, observers=observers
+            load_recommender, histories=self.histories, serving=serving, force_policy=force_policy, observers=observers
         )
+
+        def loaded(bundle: Bundle) -> AsyncRecommender:
+            import torch
+
+            torch.set_num_threads(serving.threads)
+            return load(replace(bundle, serve="trm", why=TRM_ONLY) if trm_only else bundle)
 
         def needs(serve: Served) -> Collection[Part]:
             return needs_of("trm") if trm_only else parts_run(serve, serving, force_policy=force_policy)
 
-        self.releases = Releases(
-            find_source(address, serving.cache),
+        self.watcher = BundleWatcher(
+            partial(find_source, address, serving.cache),
             needs=needs,
-            load=(lambda bundle: load(_without_policy(bundle))) if trm_only else load,
-            warm_up=partial(warm_up, newest=newest),
+            load=loaded,
+            warm_up=partial(warm_up, newest=None if self.directory is None else self.directory.newest),
             settled=self.admission.settled,
-            measures=self.measures,
+            metrics=self.metrics,
             poll_seconds=serving.poll_seconds,
         )
-        self.measures.watch(
-            waiting=lambda: self.admission.waiting,
-            refusing=lambda: self.releases.refused is not None,
-            policy_down=self._policy_down,
-            restarts=self._restarts,
-        )
+        self._show()
 
     def served(self) -> AsyncRecommender:
-        """The recommender that serves now; hold on to it for one request only."""
-        return self.releases.current
+        """The recommender that serves now; hold on to it for one request only.
+
+        Raises:
+            NotLoaded: there is none yet.
+        """
+        return self.watcher.current
+
+    async def start(self) -> None:
+        """Load and warm up what serves; SIGHUP looks for a new bundle at once from then on.
+
+        Raises:
+            ArtifactError, FeatureError, StoreError: the bundle or the feature store cannot be used.
+        """
+        await asyncio.gather(self.watcher.load(), in_thread_of_its_own(self._read_once))
+        await self.watcher.start()
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.watcher.look)
+
+    async def close(self) -> None:
+        """Close what serves, and finish the request log."""
+        await self.watcher.close()
+        if self._log is not None:
+            await asyncio.to_thread(self._log.close)
 
     def service(
-        self,
-        models: Sequence[JsonModel],
-        routers: Sequence[APIRouter] = (),
-        closing: Sequence[Callable[[], None]] = (),
+        self, models: Sequence[JsonModel], behind: Port, *, start: Hook, close: Hook, introduce: Introduce | None
     ) -> Service:
-        """What a server answers with; ``closing`` is called in the end, each in a thread."""
-        from deeprec.serving.http.server import Service
+        """What a server answers with: the models, and what is behind its doors."""
+        public, admin = ports(self.serving, models, behind)
+        return Service(
+            self.serving,
+            public,
+            self.admission,
+            admin,
+            self.metrics,
+            start,
+            close,
+            alive=self._alive,
+            introduction=None if introduce is None else lambda at: introduce(self.watcher.bundle, at),
+        )
 
-        ends = [*closing, *([self._log.close] if self._log else [])]
+    def _alive(self) -> bool:
+        """Whether the TRM is not stuck; a policy that is stuck is replaced, and a store is asked by its own breaker."""
+        return not self.watcher.loaded or self.served().busy_seconds < self.serving.stuck_seconds
 
-        async def close() -> None:
-            await self.releases.close()
-            for end in ends:
-                await asyncio.to_thread(end)
+    def _read_once(self) -> None:
+        """So that no user waits for what the first read imports."""
+        if self.histories is not None:
+            self.histories.history("nobody")
 
-        start, figures = self.releases.start, self.measures.registry
-        return Service(models, self.serving, self.admission, routers, start, close, figures)
+    def _show(self) -> None:
+        """Let the metrics read what others keep."""
+        metrics, watcher, log = self.metrics, self.watcher, self._log
+        metrics.queue("requests", lambda: self.admission.waiting)
+        metrics.state("bundle_refused", "1 while what is at the bundle's address is not put to use", self._refuses)
+        metrics.state("policy_down", "1 when there should be a policy and it cannot be asked", self._policy_down)
+        metrics.count("policy_restarts", "Times a policy was started again", lambda: {(): watcher.restarts})
+        if log is not None:
+            metrics.count(
+                "log_rows",
+                "Rows of the request log, by what became of them",
+                lambda: {("written",): log.written, ("dropped",): log.dropped},
+                ["outcome"],
+            )
 
-    def run(
-        self,
-        models: Sequence[JsonModel],
-        routers: Sequence[APIRouter] = (),
-        closing: Sequence[Callable[[], None]] = (),
-    ) -> None:
-        """Serve until told to stop, see ``service`` and ``server.run``; SIGHUP looks for a new bundle at once."""
-        from deeprec.serving.http.server import run
-
-        service = self.service(models, routers, closing)
-
-        async def start() -> None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.releases.look)
-            await self.releases.start()
-
-        run(replace(service, start=start))
+    def _refuses(self) -> bool:
+        return self.watcher.refused is not None
 
     def _policy_down(self) -> bool:
-        explorer = self.served().explorer
+        explorer = self.served().explorer if self.watcher.loaded else None
         return explorer is not None and not explorer.available
 
-    def _restarts(self) -> int:
-        explorer = self.served().explorer
-        return 0 if explorer is None else explorer.restarts
+
+def recommender_service(
+    address: str,
+    serving: ServingConfig,
+    features: Path | None = None,
+    *,
+    force_policy: bool = False,
+    introduce: Introduce | None = None,
+) -> Service:
+    """A bundle's recommender and all that belongs to it: both models, the page, events; see ``BundleServer``."""
+    server = BundleServer(address, serving, features, force_policy=force_policy)
+    name, doors = serving.name or "deeprec", serving.doors
+    models: list[JsonModel] = [
+        RecommenderModel(name, server.served, serving),
+        TrmModel(f"{name}-trm", server.served, serving),
+    ]
+    sources = Sources(
+        served=server.served,
+        bundle=lambda: server.watcher.bundle,
+        metrics=server.metrics,
+        histories=server.histories,
+        directory=server.directory,
+        refused=lambda: server.watcher.refused,
+    )
+    events = None
+    if features is not None and doors.events:
+        events = Events(partial(EventWriter, features), serving, server.metrics)
+    behind = Port(
+        models=[] if events is None else [EventsModel(f"{name}-events", events, serving)],
+        routers=[*page_routers(sources, doors), *([] if events is None else [events_router(events)])],
+        metrics=doors.metrics,
+    )
+
+    async def start() -> None:
+        await server.start()
+        if events is not None:
+            await in_thread_of_its_own(events.try_to_open)
+
+    async def close() -> None:
+        await server.close()
+        if events is not None:
+            await asyncio.to_thread(events.close)
+
+    return server.service(models, behind, start=start, close=close, introduce=introduce)
 
 
-def _without_policy(bundle: Bundle) -> Bundle:
-    return replace(bundle, serve="trm", why=TRM_ONLY)
+def trm_service(
+    address: str, serving: ServingConfig, features: Path | None = None, *, introduce: Introduce | None = None
+) -> Service:
+    """The TRM of a bundle alone; see ``BundleServer``."""
+    server = BundleServer(address, serving, features, trm_only=True)
+    models = [TrmModel(serving.name or "deeprec-trm", server.served, serving)]
+    behind = Port(metrics=serving.doors.metrics)
+    return server.service(models, behind, start=server.start, close=server.close, introduce=introduce)

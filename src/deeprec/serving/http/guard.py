@@ -1,10 +1,12 @@
 """The door of the HTTP server: admits, bounds and checks requests before KServe reads them, and turns errors into JSON.
 
-Every error is ``{"error": sentence}``: a 4xx for what the client can mend, a 429 with Retry-After when every place is
-taken (``http.admission``), a 500 without detail for what the client cannot mend; a stack trace goes to the log
-only. A body must be whole within ``BODY_SECONDS`` and an answer be taken within ``SEND_SECONDS``, so that no slow
-client keeps a place. KServe's calls that load and unload models, explain, or name versions are closed, and headers
-that would switch it to CloudEvents or binary tensors are dropped. Plain ASGI: nothing of KServe is imported here.
+Every error is ``{"error": sentence}``: a 4xx for what the client can mend, a 429 with Retry-After when too few places
+are left (``http.admission``; each of a body's requests takes one), a 500 without detail for what the client cannot
+mend; a stack trace goes to the log only. A body must be whole within ``BODY_SECONDS`` and an answer be taken within
+``SEND_SECONDS``, so that no slow client keeps a place; what is asked by a client that has gone is given up. KServe's
+calls that load and unload models, explain, or name versions are closed, and headers that would switch it to
+CloudEvents are dropped. The binary tensors of V2 become JSON here (``http.tensors``). Plain ASGI: nothing of KServe is
+imported.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
 from typing import Any
@@ -21,7 +24,11 @@ from deeprec.config import ServingConfig
 from deeprec.errors import RequestError
 from deeprec.recommender.batching import Overloaded
 from deeprec.recommender.deadline import arriving
+from deeprec.serving.http.address import is_loopback
 from deeprec.serving.http.admission import Admission
+from deeprec.serving.http.tensors import LENGTH, joined
+from deeprec.serving.logs import REQUEST_ID, identified
+from deeprec.types import JsonDict
 
 logger = logging.getLogger(__name__)
 
@@ -30,17 +37,19 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
+Count = Callable[[str, int, float], None]
+"""Told of every request: its route as declared, its status, its seconds."""
 
-ARRIVED = "deeprec.arrived"
-"""Key of a scope's state, where whoever read the request may say when: ``time.monotonic`` seconds."""
 BODY_SECONDS = 5.0
 """After this a body that is not whole is given up."""
 SEND_SECONDS = 10.0
 """After this a client that does not read its answer is given up."""
 LINGER_SECONDS = 1.0
 """How long the rest of a refused body is read and thrown away, so that the client comes to read the answer."""
+GONE = 499
+"""Status that a request is counted with whose client went away before its answer, as nginx names it."""
 
-_DROPPED = (b"ce-", b"inference-header-content-length", b"content-type")
+_DROPPED = (b"ce-", LENGTH.encode(), b"content-type")
 _FREE = re.compile(r"/(metrics|openapi\.json|v1/models(/[^/]*)?|v2(/health/\w+|/models(/[^/]+(/ready)?)?)?)?")
 _READINESS = re.compile(r"/v2/health/ready|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
 _CLOSED = {
@@ -68,33 +77,41 @@ class Abandoned(Exception):
 
 
 class Guard:
-    """ASGI middleware; ``max_body_bytes`` of ``serving`` bounds a request's body.
+    """ASGI middleware; ``max_body_bytes`` of ``serving`` bounds a request's body. A request's time counts from here."""
 
-    A request's time counts from its arrival where the scope knows that, else from here.
-    """
-
-    def __init__(self, app: App, serving: ServingConfig, admission: Admission) -> None:
+    def __init__(self, app: App, serving: ServingConfig, admission: Admission, count: Count | None = None) -> None:
         self._app = app
         self._most = serving.max_body_bytes
+        self._together = serving.most_instances
         self._retry_after = str(serving.retry_after).encode()
         self._admission = admission
+        self._count = count
         self._client_header = serving.client_header.lower().encode()
+        self._hosts = _hosts(serving)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        with arriving(scope.get("state", {}).get(ARRIVED), self._client(scope)), suppress(Abandoned):
-            await self._answer(scope, receive, _Answer(send, self._admission))
+        began = time.monotonic()
+        with arriving(client=self._client(scope)), identified(_header(scope, REQUEST_ID.encode())) as name:
+            answer = _Answer(send, self._admission, name)
+            try:
+                await self._answer(scope, receive, answer)
+            except Abandoned:
+                answer.status = answer.status or GONE
+            finally:
+                if self._count is not None:
+                    self._count(_route(scope), answer.status or 500, time.monotonic() - began)
 
     async def _answer(self, scope: Message, receive: Receive, answer: _Answer) -> None:
         """The edge of the server: whatever is raised behind it is logged here, and a client reads a sentence."""
         try:
-            self._check_path(scope)
+            self._check(scope)
             ticket = self._enter(scope)
             try:
-                await self._pass_on(scope, receive, answer)
+                await self._pass_on(scope, receive, answer, ticket)
             finally:
                 self._admission.leave(ticket)
         except Refused as refused:
@@ -105,26 +122,36 @@ class Guard:
             raise
         except Exception:
             logger.exception("a request failed")
-            if answer.started:
+            if answer.status:
                 raise
             await send_error(answer, 500, "the server failed on this request; its log says why")
 
-    async def _pass_on(self, scope: Message, receive: Receive, answer: _Answer) -> None:
-        if scope["method"] == "POST":
-            body = await self._body(scope, receive)
-            scope, receive = _as_json(scope), _replay(body, receive)
-        await self._app(scope, receive, answer)
+    async def _pass_on(self, scope: Message, receive: Receive, answer: _Answer, ticket: int) -> None:
+        if scope["method"] != "POST":
+            await self._app(scope, receive, answer)
+            return
+        body, places = await self._body(scope, receive)
+        try:
+            self._admission.hold(ticket, min(places, self._together))
+        except Overloaded as full:
+            raise self._full(full, unread=False) from full
+        passed_on = _as_json(scope)
+        try:
+            await _while_there(self._app(passed_on, _replay(body, receive), answer), receive)
+        finally:
+            scope["route"] = passed_on.get("route")
 
     def _client(self, scope: Message) -> str:
         """Who asks: what ``serving.client_header`` says where it is named and sent, else the peer's address."""
-        if self._client_header:
-            for name, value in scope["headers"]:
-                if name.lower() == self._client_header:
-                    return str(value[:200].decode("latin-1"))
-        return str((scope.get("client") or ("",))[0])
+        named = _header(scope, self._client_header)[:200] if self._client_header else ""
+        return named or str((scope.get("client") or ("",))[0])
 
-    def _check_path(self, scope: Message) -> None:
+    def _check(self, scope: Message) -> None:
         path = scope["path"]
+        host = _header(scope, b"host")
+        if host and self._hosts and not _is_one_of(host, self._hosts):
+            sentence = "this server does not answer to that name (Host); serving.hosts lists those it answers to"
+            raise Refused(421, sentence, unread=True)
         if self._admission.closing and scope["method"] == "GET" and _READINESS.fullmatch(path):
             raise Refused(503, "the server is shutting down")
         for closed, sentence in _CLOSED.items():
@@ -138,14 +165,18 @@ class Guard:
         try:
             return self._admission.enter(counted)
         except Overloaded as full:
-            sentence = f"{full}; try again in {self._retry_after.decode()} s"
-            unread = not 0 <= _declared(scope) <= self._most
-            raise Refused(429, sentence, unread=unread, headers=[(b"retry-after", self._retry_after)]) from full
+            raise self._full(full, unread=not 0 <= _declared(scope) <= self._most) from full
 
-    async def _body(self, scope: Message, receive: Receive) -> bytes:
+    def _full(self, full: Overloaded, *, unread: bool) -> Refused:
+        sentence = f"{full}; try again in {self._retry_after.decode()} s"
+        return Refused(429, sentence, unread=unread, headers=[(b"retry-after", self._retry_after)])
+
+    async def _body(self, scope: Message, receive: Receive) -> tuple[bytes, int]:
+        """The body as JSON, and the requests that it holds."""
         headers = dict(scope["headers"])
+        length = headers.get(LENGTH.encode(), b"")
         kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
-        if kind != "application/json":
+        if kind != "application/json" and not (length and kind == "application/octet-stream"):
             sentence = "send the body as JSON with the header Content-Type: application/json"
             raise Refused(415, sentence, unread=True)
         if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
@@ -157,8 +188,12 @@ class Guard:
                 body = await self._whole(receive)
         except TimeoutError as error:
             raise Refused(408, f"the body did not arrive within {BODY_SECONDS:g} s", unread=True) from error
-        _check_json(body)
-        return body
+        if length:
+            try:
+                body = joined(body, length)
+            except ValueError as error:
+                raise Refused(400, f"the body is no JSON with binary tensors behind it: {error}") from error
+        return body, _places(_checked_json(body))
 
     async def _whole(self, receive: Receive) -> bytes:
         body = bytearray()
@@ -177,23 +212,51 @@ class Guard:
 
 
 class _Answer:
-    """The way back to one client, who is told to connect anew when the server is closing."""
+    """The way back to one client, who is told the request's name, and to connect anew when the server is closing.
 
-    def __init__(self, send: Send, admission: Admission) -> None:
+    Attributes:
+        status: of the answer; 0 before it has begun.
+    """
+
+    def __init__(self, send: Send, admission: Admission, name: str) -> None:
         self._send = send
         self._admission = admission
-        self.started = False
+        self._name = (REQUEST_ID.encode(), name.encode())
+        self.status = 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
-            if self._admission.closing:
-                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            self.status = int(message["status"])
+            last = [(b"connection", b"close")] if self._admission.closing else []
+            message = {**message, "headers": [*message.get("headers", ()), self._name, *last]}
         try:
             async with asyncio.timeout(SEND_SECONDS):
                 await self._send(message)
         except TimeoutError as error:
             raise Abandoned from error
+
+
+async def _while_there(work: Awaitable[None], receive: Receive) -> None:
+    """Await ``work`` for as long as the client is there.
+
+    Raises:
+        Abandoned: the client has gone; ``work`` was cancelled.
+    """
+    working, going = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({working, going}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise Abandoned
+    finally:
+        for task in (working, going):
+            task.cancel()
+        await asyncio.wait({working, going})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def decode_json(text: str | bytes) -> Any:
@@ -227,7 +290,7 @@ def _not_json(constant: str) -> None:
     raise ValueError(constant)
 
 
-def _check_json(body: bytes) -> None:
+def _checked_json(body: bytes) -> JsonDict:
     try:
         value = decode_json(body)
     except ValueError as error:
@@ -236,6 +299,45 @@ def _check_json(body: bytes) -> None:
         raise Refused(400, 'the body must be a JSON object, such as {"instances": [{"user_id": "1"}]}')
     if "specversion" in value:
         raise Refused(400, "CloudEvents are not accepted; send the V1 or V2 body itself")
+    return value
+
+
+def _places(body: JsonDict) -> int:
+    """How many requests a body holds: V1's instances, V2's data; one where it has neither."""
+    held = body.get("instances")
+    inputs = body.get("inputs")
+    if isinstance(inputs, list) and inputs and isinstance(inputs[0], dict):
+        held = inputs[0].get("data")
+    return max(len(held), 1) if isinstance(held, list) else 1
+
+
+def _hosts(serving: ServingConfig) -> tuple[str, ...]:
+    """Names that the server answers to; none for any."""
+    own = (serving.host.lower(), "localhost", "127.0.0.1", "::1") if is_loopback(serving.host) else ()
+    return tuple(host.lower() for host in serving.hosts) or own
+
+
+def _is_one_of(host: str, names: tuple[str, ...]) -> bool:
+    """Whether ``Host``, which may name a port, is one of the names; ``*.x`` is all below ``x``, ``*`` is all."""
+    host = host.lower()
+    bare = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return any(name in ("*", bare) or (name.startswith("*.") and bare.endswith(name[1:])) for name in names)
+
+
+def _header(scope: Message, name: bytes) -> str:
+    """A header's value; empty where it is not sent."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), "")
+
+
+def _route(scope: Message) -> str:
+    """The request's path as it was declared: few values, whatever is asked for."""
+    route = scope.get("route")
+    if route is None and "app" in scope:
+        from starlette.routing import Match
+
+        routes = getattr(scope["app"], "routes", ())
+        route = next((one for one in routes if one.matches(scope)[0] is not Match.NONE), None)
+    return str(getattr(route, "path", "none"))
 
 
 def _declared(scope: Message) -> int:

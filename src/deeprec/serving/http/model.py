@@ -3,19 +3,17 @@
 V1: ``{"instances": [request, …]}`` → ``{"predictions": [answer, …]}``. V2: one input tensor ``request`` of datatype
 BYTES (JSON texts; JSON objects are accepted too) → one output tensor ``response`` of BYTES, JSON texts. All requests
 of a body are checked before one is answered; then they are answered side by side, each within its own deadline.
-
-Importing ``kserve`` parses the command line, hence ``command_line_hidden``. Nothing outside ``serving`` imports this.
+Nothing outside ``serving`` imports this.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import sys
+import math
 import uuid
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
@@ -23,19 +21,8 @@ from pydantic import BaseModel
 from deeprec.config import ServingConfig
 from deeprec.errors import RequestError
 from deeprec.serving.http.guard import decode_json
+from deeprec.serving.http.kserve_server import command_line_hidden
 from deeprec.types import JsonDict
-
-
-@contextmanager
-def command_line_hidden() -> Iterator[None]:
-    """Show only the program's name in ``sys.argv`` for a while."""
-    kept = sys.argv
-    sys.argv = kept[:1]
-    try:
-        yield
-    finally:
-        sys.argv = kept
-
 
 with command_line_hidden():
     from kserve import InferOutput, InferRequest, InferResponse, Model
@@ -50,14 +37,13 @@ class JsonModel(Model):  # type: ignore[misc]
     It is not ready until the server says so (``load``), and ``healthy`` may ask for more than that.
     """
 
-    NAME: ClassVar[str] = ""
     REQUEST: ClassVar[type[Any]] = BaseModel
     """What a request looks like, for the OpenAPI document."""
     ANSWER: ClassVar[type[BaseModel]] = BaseModel
     """What an answer looks like, for the OpenAPI document."""
 
-    def __init__(self, serving: ServingConfig) -> None:
-        super().__init__(self.NAME)
+    def __init__(self, name: str, serving: ServingConfig) -> None:
+        super().__init__(name)
         self.serving = serving
 
     def start(self) -> None:
@@ -67,6 +53,13 @@ class JsonModel(Model):  # type: ignore[misc]
         """Mark the model ready; called by the server when everything behind it has answered once."""
         self.ready = True
         return self.ready
+
+    def admit(self, headers: Mapping[str, str]) -> None:
+        """Refuse whoever may not ask this model; names of headers are in lower case.
+
+        Raises:
+            HTTPException: with the status that says why.
+        """
 
     @abstractmethod
     def read(self, raw: Any) -> Any:
@@ -95,6 +88,7 @@ class JsonModel(Model):  # type: ignore[misc]
         Raises:
             RequestError: the payload or one of its requests is not acceptable.
         """
+        self.admit(headers or {})
         if isinstance(payload, InferRequest):
             texts = [json.dumps(answer) for answer in await self._answers(v2_requests(payload))]
             output = InferOutput(OUTPUT, [len(texts)], "BYTES", data=texts)
@@ -110,7 +104,7 @@ class JsonModel(Model):  # type: ignore[misc]
         return [{"name": OUTPUT, "datatype": "BYTES", "shape": [-1]}]
 
     async def _answers(self, raws: list[Any]) -> list[JsonDict]:
-        most = self.serving.max_instances
+        most = self.serving.most_instances
         if not 1 <= len(raws) <= most:
             raise RequestError(f"{len(raws)} requests in one body, but this server takes from 1 to {most}")
         if len(raws) == 1:
@@ -156,9 +150,17 @@ def v2_requests(payload: Any) -> list[Any]:
         raise RequestError(f'inputs must hold one tensor named "{INPUT}" of datatype BYTES with JSON texts as data')
     tensor = payload.inputs[0]
     data = tensor.data if isinstance(tensor.data, list) else []
-    if tensor.shape != [len(data)]:
+    if not _fits(tensor.shape, len(data)):
         raise RequestError(f'"{INPUT}" has shape {tensor.shape} but holds {len(data)} elements; make them agree')
     return [_decoded(element) for element in data]
+
+
+def _fits(shape: Sequence[int], elements: int) -> bool:
+    """Whether a tensor of this shape, of which one dimension may be open (-1), can hold so many elements."""
+    if -1 not in shape:
+        return math.prod(shape) == elements
+    known = math.prod(size for size in shape if size != -1)
+    return list(shape).count(-1) == 1 and (known > 0 and elements % known == 0)
 
 
 def _decoded(element: Any) -> Any:

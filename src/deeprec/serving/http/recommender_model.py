@@ -1,4 +1,4 @@
-"""The KServe models of a bundle's recommender: ``deeprec``, where the policy explores, and ``deeprec-trm``.
+"""The KServe models of a bundle's recommender: the one where the policy explores, and the TRM alone.
 
 A body is answered by the bundle that served when it came. A model is ready when its TRM is, whatever the policy does.
 """
@@ -22,13 +22,13 @@ class _BundleModel(JsonModel):
 
     REQUEST: ClassVar[type[TrmRequest]]
 
-    def __init__(self, served: Callable[[], AsyncRecommender], serving: ServingConfig) -> None:
-        super().__init__(serving)
+    def __init__(self, name: str, served: Callable[[], AsyncRecommender], serving: ServingConfig) -> None:
+        super().__init__(name, serving)
         self._served = served
 
     async def healthy(self) -> bool:
         """Whether the server has called it ready and its TRM can answer."""
-        return self.ready and self._served().ready
+        return bool(self.ready) and self._served().ready
 
     def read(self, raw: Any) -> tuple[AsyncRecommender, TrmRequest]:
         """The recommender that serves now, and the request; see ``JsonModel.read``."""
@@ -39,7 +39,6 @@ class _BundleModel(JsonModel):
 class RecommenderModel(_BundleModel):
     """The recommender, within the request's deadline."""
 
-    NAME = "deeprec"
     REQUEST = RecommendRequest
     ANSWER = Recommendation
 
@@ -52,7 +51,6 @@ class RecommenderModel(_BundleModel):
 class TrmModel(_BundleModel):
     """The TRM alone: history or user, preference and filters in; items and scores out."""
 
-    NAME = "deeprec-trm"
     REQUEST = TrmOnlyRequest
     ANSWER = Recommendation
 

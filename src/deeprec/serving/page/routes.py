@@ -25,11 +25,12 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from deeprec.bundle.bundle import Bundle
+from deeprec.config import DoorsConfig
 from deeprec.errors import FeatureError, RequestError
 from deeprec.recommender.reading import read_request
 from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.recommender.users import Histories
-from deeprec.serving.measures import Measures
+from deeprec.serving.metrics import ServingMetrics
 from deeprec.serving.page.lookup import MAX_QUERY, CatalogueLookup
 from deeprec.types import Catalogue, Item, JsonDict
 from deeprec.wire.request import MAX_FILTERS, RecommendRequest
@@ -74,24 +75,27 @@ class Sources:
 
     served: Callable[[], AsyncRecommender]
     bundle: Callable[[], Bundle]
-    measures: Measures
+    metrics: ServingMetrics
     histories: Histories | None = None
     directory: Directory | None = None
     refused: Callable[[], str | None] = lambda: None
 
 
-def router(sources: Sources) -> APIRouter:
-    """The page and its routes."""
-    pages = APIRouter(tags=["page"])
-    _add_document(pages)
-    _add_lookups(pages, sources)
-    _add_exploration(pages, sources)
+def routers(sources: Sources, doors: DoorsConfig) -> list[APIRouter]:
+    """The page with its routes, and the two that tell of users, as far as their doors are open."""
+    page, people = APIRouter(tags=["page"]), APIRouter(tags=["page"])
+    _add_people(people, sources, doors)
+    if not doors.page:
+        return [people]
+    _add_document(page)
+    _add_lookups(page, sources)
+    _add_exploration(page, sources)
 
-    @pages.get("/v1/overview", summary="Readiness, the bundle and its figures, and the last hour's traffic")
+    @page.get("/v1/overview", summary="Readiness, the bundle and its figures, and the last hour's traffic")
     async def overview() -> Response:
         return JSONResponse(_finite(_overview(sources)), headers={"Cache-Control": "no-store"})
 
-    return pages
+    return [page, people]
 
 
 def _add_document(pages: APIRouter) -> None:
@@ -110,7 +114,7 @@ def _add_document(pages: APIRouter) -> None:
 
 
 def _add_lookups(pages: APIRouter, sources: Sources) -> None:
-    """Routes that read a catalogue or a feature store; FastAPI runs each in a thread."""
+    """Routes that read the catalogue; FastAPI runs each in a thread."""
     lookups = _Lookups()
 
     @pages.get("/v1/items", summary="Items by title or id")
@@ -123,17 +127,24 @@ def _add_lookups(pages: APIRouter, sources: Sources) -> None:
         named = [lookup.catalogue[item_id] for item_id in dict.fromkeys(id) if item_id in lookup.catalogue]
         return {"items": [_shown(item) for item in (named if id else lookup.find(query, limit))]}
 
-    @pages.get("/v1/users", summary="Users by part of their id", responses=_FAILING)
-    def users(query: Text = "", limit: Limit = 20) -> JsonDict:
-        return {"users": _answering(lambda: _users(sources, query.strip(), limit))}
-
-    @pages.get("/v1/history", summary="A user's newest items, oldest first", responses=_FAILING)
-    def history(user_id: Annotated[str, Query(min_length=1, max_length=200)]) -> JsonDict:
-        return _answering(lambda: _history(sources, user_id))
-
     @pages.get("/v1/facets", summary="What a request may hold: filter columns and their values, phrases, limits")
     def facets() -> JsonDict:
         return _facets(sources, lookups.of(sources.served().catalogue))
+
+
+def _add_people(pages: APIRouter, sources: Sources, doors: DoorsConfig) -> None:
+    """Routes that read a feature store; FastAPI runs each in a thread."""
+    if doors.users:
+
+        @pages.get("/v1/users", summary="Users by part of their id", responses=_FAILING)
+        def users(query: Text = "", limit: Limit = 20) -> JsonDict:
+            return {"users": _answering(lambda: _users(sources, query.strip(), limit))}
+
+    if doors.history:
+
+        @pages.get("/v1/history", summary="A user's newest items, oldest first", responses=_FAILING)
+        def history(user_id: Annotated[str, Query(min_length=1, max_length=200)]) -> JsonDict:
+            return _answering(lambda: _history(sources, user_id))
 
 
 def _add_exploration(pages: APIRouter, sources: Sources) -> None:
@@ -273,7 +284,7 @@ def _overview(sources: Sources) -> JsonDict:
         "users_evaluated": metrics.get("users_evaluated"),
         "recommenders": recommenders,
         "policy_minus_trm": metrics.get("steps", {}).get("stage2_minus_trm", {}).get("ndcg@10"),
-        "last_hour": sources.measures.last_hour(),
+        "last_hour": sources.metrics.last_hour(),
     }
 
 

@@ -16,7 +16,8 @@ from deeprec.errors import FeatureError, RequestError, StoreError
 from deeprec.features.events import Outcome
 from deeprec.serving.events.routes import MAX_TOGETHER, Events, read_event, read_events, router
 from deeprec.serving.http.admission import Admission
-from deeprec.serving.http.server import guard
+from deeprec.serving.http.application import guard
+from deeprec.serving.metrics import ServingMetrics
 from deeprec.wire.events import MAX_EVENTS, Event
 
 EVENT = {"event_id": "e1", "user_id": "u1", "item_id": "a"}
@@ -59,12 +60,18 @@ def writer() -> Writer:
     return Writer()
 
 
+def opened(writer: Writer, serving: ServingConfig) -> Events:
+    events = Events(lambda: writer, serving, ServingMetrics())  # type: ignore[arg-type, return-value]
+    events.open()
+    return events
+
+
 @pytest.fixture
 def client(writer: Writer) -> Iterator[TestClient]:
     app, serving = FastAPI(), ServingConfig(retry_after=7)
     guard(app, serving, Admission(serving))
-    app.include_router(router(Events(writer, serving)))  # type: ignore[arg-type]
-    with TestClient(app) as client:
+    app.include_router(router(opened(writer, serving)))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
         yield client
 
 
@@ -154,7 +161,7 @@ def test_a_store_that_cannot_be_written_is_a_503(client: TestClient, writer: Wri
 
 def test_bodies_that_wait_together_are_written_together(writer: Writer) -> None:
     async def ask() -> list[tuple[Outcome, ...]]:
-        events = Events(writer, ServingConfig())  # type: ignore[arg-type]
+        events = opened(writer, ServingConfig())
         writer.gate.clear()
         first = asyncio.ensure_future(events.accept([read_event({**EVENT, "event_id": "first"})]))
         await asyncio.to_thread(writer.reached.wait, 60)
@@ -175,7 +182,7 @@ def test_bodies_that_wait_together_are_written_together(writer: Writer) -> None:
 
 def test_a_failure_is_not_tried_again_for_each_body(writer: Writer) -> None:
     async def ask() -> None:
-        events = Events(writer, ServingConfig())  # type: ignore[arg-type]
+        events = opened(writer, ServingConfig())
         writer.failure = FeatureError("down")
         bodies = [events.accept([read_event({**EVENT, "event_id": str(n)})]) for n in range(4)]
         for error in await asyncio.gather(*bodies, return_exceptions=True):

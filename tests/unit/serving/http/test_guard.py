@@ -32,11 +32,15 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 class Client:
-    """One connection: the pieces of a body, and what is sent back. With ``stalls`` the body's end never comes."""
+    """One connection: the pieces of a body, and what is sent back. With ``stalls`` the body's end never comes.
+
+    It stays until it is told to go.
+    """
 
     def __init__(self, body: list[bytes] | None = None, stalls: bool = False) -> None:
         self.pieces = [b"{}"] if body is None else body
         self.stalls = stalls
+        self.gone = asyncio.Event()
         self.sent: list[Any] = []
         self.read = 0
 
@@ -45,8 +49,7 @@ class Client:
             self.read += 1
             more = self.stalls or self.read < len(self.pieces)
             return {"type": "http.request", "body": self.pieces[self.read - 1], "more_body": more}
-        if self.stalls:
-            await asyncio.Event().wait()
+        await self.gone.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Any) -> None:
@@ -71,20 +74,136 @@ def scope(path: str = "/", headers: Any = JSON, method: str = "POST", query_stri
     return {"type": "http", "path": path, "method": method, "headers": headers, "query_string": query_string}
 
 
-def call(body: list[bytes] | None = None, *, stalls: bool = False, closing: bool = False, **where: Any) -> Client:
-    client, places = Client(body, stalls), Admission(SERVING)
+def call(
+    body: list[bytes] | None = None, *, stalls: bool = False, closing: bool = False, most: int = 100, **where: Any
+) -> Client:
+    serving = SERVING.model_copy(update={"max_body_bytes": most})
+    client, places = Client(body, stalls), Admission(serving)
     places.closing = closing
-    asyncio.run(Guard(app, SERVING, places)(scope(**where), client.receive, client.send))
+    asyncio.run(Guard(app, serving, places)(scope(**where), client.receive, client.send))
     assert places.waiting == 0
     return client
 
 
 def test_a_good_body_arrives_whole_as_plain_json() -> None:
-    headers = [*JSON, (b"ce-id", b"1"), (b"inference-header-content-length", b"9"), (b"x-request-id", b"7")]
+    headers = [*JSON, (b"ce-id", b"1"), (b"x-request-id", b"7")]
     client = call([b'{"a":', b"1}"], headers=headers)
     assert (client.status, client.answer) == (200, {})
     assert seen["body"] == b'{"a":1}'
     assert seen["headers"] == {b"x-request-id": b"7", b"content-type": b"application/json"}
+    assert client.headers[b"x-request-id"] == b"7"
+
+
+@pytest.mark.parametrize("given", [b"", b"a b", b"x" * 129, b"\xff"])
+def test_a_request_without_a_name_of_its_own_is_given_one(given: bytes) -> None:
+    names = {call(headers=[*JSON, (b"x-request-id", given)]).headers[b"x-request-id"] for _ in range(2)}
+    assert len(names) == 2
+    assert given not in names
+
+
+def test_binary_tensors_become_json() -> None:
+    texts = ['{"user_id": "1"}', "ü"]
+    tail = b"".join(len(text.encode()).to_bytes(4, "little") + text.encode() for text in texts)
+    tensor = {"name": "request", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": len(tail)}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    length = (b"inference-header-content-length", str(len(head)).encode())
+    for kind in (b"application/json", b"application/octet-stream"):
+        client = call([head + tail], headers=[(b"content-type", kind), length], most=1000)
+        assert client.status == 200, client.answer
+        [found] = json.loads(seen["body"])["inputs"]
+        assert (found["data"], found["parameters"]) == (texts, {})
+        assert seen["headers"] == {b"content-type": b"application/json"}
+
+
+def _tensors(size: object, datatype: str = "BYTES") -> bytes:
+    inputs = [{"name": "request", "datatype": datatype, "shape": [1], "parameters": {"binary_data_size": size}}]
+    return json.dumps({"inputs": inputs}).encode()
+
+
+@pytest.mark.parametrize(
+    ("head", "length", "tail", "part"),
+    [
+        (_tensors(4), None, b"\x05\0\0\0", "longer than its tensor"),
+        (_tensors(5), None, b"\x01\0\0\0\xff", "utf-8"),
+        (_tensors(9), None, b"\x05\0\0\0", "binary_data_size"),
+        (_tensors(-1), None, b"", "binary_data_size"),
+        (_tensors("4"), None, b"\0\0\0\0", "binary_data_size"),
+        (_tensors(4, "FP32"), None, b"\0\0\0\0", "BYTES"),
+        (_tensors(4), None, b"\0\0\0\0more", "no tensor names"),
+        (b"{}", b"-2", b"", "length"),
+        (b"{}", b"900", b"", "length"),
+        (b"[1]", None, b"x", "no tensor names"),
+        (b"{", None, b"", "Expecting"),
+    ],
+)
+def test_binary_tensors_that_do_not_fit_are_one_sentence(
+    head: bytes, length: bytes | None, tail: bytes, part: str
+) -> None:
+    named = (b"inference-header-content-length", str(len(head)).encode() if length is None else length)
+    client = call([head + tail], headers=[*JSON, named], most=1000)
+    assert client.status == 400
+    assert part in client.answer["error"]
+
+
+def test_each_request_of_a_body_takes_a_place() -> None:
+    async def work(door: Guard, places: Admission, done: asyncio.Event) -> None:
+        two = json.dumps({"instances": [{}, {}]}).encode()
+        first, second = Client([two]), Client([two])
+        calls = [asyncio.ensure_future(door(scope(), client.receive, client.send)) for client in (first, second)]
+        await asyncio.sleep(0.05)
+        assert places.waiting == 2
+        assert (second.status, second.headers[b"retry-after"]) == (429, b"3")
+        done.set()
+        await asyncio.gather(*calls)
+        assert first.status == 200
+        assert places.waiting == 0
+
+    assert together(work) == [1]
+
+
+def test_what_a_client_asked_that_has_gone_is_given_up() -> None:
+    ended: list[str] = []
+
+    async def stuck(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    async def main() -> None:
+        counted: list[tuple[str, int]] = []
+        places, client = Admission(SERVING), Client()
+        door = Guard(stuck, SERVING, places, lambda route, status, _: counted.append((route, status)))
+        asked = asyncio.ensure_future(door(scope(), client.receive, client.send))
+        await asyncio.sleep(0.05)
+        assert places.waiting == 1
+        client.gone.set()
+        await asyncio.wait_for(asked, 5)
+        assert (places.waiting, ended, client.sent, counted) == (0, ["cancelled"], [], [("none", guard.GONE)])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("serving", "host", "status"),
+    [
+        ({}, b"localhost:8080", 200),
+        ({}, b"127.0.0.1", 200),
+        ({}, b"[::1]:8080", 200),
+        ({}, b"rebound.example:8080", 421),
+        ({"host": "0.0.0.0"}, b"anything.example", 200),
+        ({"host": "0.0.0.0", "hosts": ["shop.example", "*.in.example"]}, b"Shop.example:80", 200),
+        ({"host": "0.0.0.0", "hosts": ["shop.example", "*.in.example"]}, b"a.in.example", 200),
+        ({"host": "0.0.0.0", "hosts": ["shop.example", "*.in.example"]}, b"in.example", 421),
+        ({"hosts": ["*"]}, b"anything", 200),
+    ],
+)
+def test_a_server_answers_to_its_own_names(serving: dict[str, Any], host: bytes, status: int) -> None:
+    client, limits = Client(), ServingConfig(**serving)
+    door = Guard(app, limits, Admission(limits))
+    asyncio.run(door(scope(headers=[*JSON, (b"host", host)]), client.receive, client.send))
+    assert client.status == status
 
 
 @pytest.mark.parametrize(
@@ -197,7 +316,7 @@ def test_beyond_its_places_a_server_refuses_before_it_reads() -> None:
     async def work(door: Guard, places: Admission, done: asyncio.Event) -> None:
         clients = [Client() for _ in range(3)]
         calls = [asyncio.ensure_future(door(scope(), client.receive, client.send)) for client in clients]
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
         assert places.waiting == 2
         assert calls[2].done()
         assert (clients[2].status, clients[2].headers[b"retry-after"]) == (429, b"3")

@@ -37,7 +37,7 @@ def made() -> Iterator[Made]:
 def ask(pages: Pages, method: str, path: str, **request: Any) -> httpx.Response:
     async def call() -> httpx.Response:
         transport = httpx.ASGITransport(pages.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, **request)
 
     return asyncio.run(call())

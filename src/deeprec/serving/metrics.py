@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections import Counter as Tally
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Histogram, Info
-from prometheus_client import Counter as Counted
-from prometheus_client import Gauge as Level
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from deeprec.recommender.observer import AnsweredRequest
 from deeprec.types import JsonDict
@@ -32,13 +33,28 @@ Key = TypeVar("Key")
 @dataclass
 class _Minute:
     minute: int
-    paths: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    latencies: Counter[int] = field(default_factory=Counter)
+    paths: Tally[str] = field(default_factory=Tally)
+    reasons: Tally[str] = field(default_factory=Tally)
+    latencies: Tally[int] = field(default_factory=Tally)
     shed: int = 0
 
 
-class Measures:
+class _Read(Collector):
+    """A counter that somebody else keeps, read whenever it is asked for; its value never falls."""
+
+    def __init__(
+        self, name: str, says: str, labels: Sequence[str], values: Callable[[], Mapping[tuple[str, ...], float]]
+    ):
+        self._name, self._says, self._labels, self._values = name, says, labels, values
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(self._name, self._says, labels=self._labels)
+        for labels, value in self._values().items():
+            family.add_metric(labels, value)
+        yield family
+
+
+class ServingMetrics:
     """What a server has answered. Safe to use from several threads.
 
     Args:
@@ -51,38 +67,51 @@ class Measures:
         self._clock = clock
         self._lock = threading.Lock()
         self._minutes: deque[_Minute] = deque(maxlen=MINUTES)
-        self._requests = Counted(
-            "deeprec_requests", "Answers, by what gave them and why", ["model", "path", "reason"], registry=registry
+        self._http = Counter(
+            "deeprec_http_requests", "HTTP requests, by route and status", ["route", "status"], registry=registry
         )
-        self._seconds = Histogram(
-            "deeprec_request_seconds",
-            "Time to the whole answer",
-            ["model", "path"],
+        self._http_seconds = Histogram(
+            "deeprec_http_request_duration_seconds",
+            "Time from a request's head to its whole answer",
+            ["route"],
             buckets=_SECONDS,
             registry=registry,
         )
-        self._explorations = Counted(
+        self._answers = Histogram(
+            "deeprec_answer_duration_seconds",
+            "Time to the whole answer of one of a body's requests, by what gave it and why",
+            ["model", "path", "reason"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._stages = Histogram(
+            "deeprec_stage_duration_seconds",
+            "Time in one stage of an answer",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._explorations = Counter(
             "deeprec_explorations", "Explorations that took a turn, by how they ended", ["end"], registry=registry
         )
-        self._shed = Counted("deeprec_shed", "Requests refused with 429", registry=registry)
-        self._refused = Counted("deeprec_bundles_refused", "Bundles that were not put to use", registry=registry)
+        self._events = Counter("deeprec_events", "Events, by what became of them", ["outcome"], registry=registry)
+        self._shed = Counter("deeprec_shed", "Bodies refused with 429", registry=registry)
+        self._refused = Counter("deeprec_bundles_refused", "Bundles that were not put to use", registry=registry)
         self._bundle = Info("deeprec_bundle", "The bundle that serves", registry=registry)
-        self._waiting = Level("deeprec_waiting", "Requests being answered", registry=registry)
-        self._policy_down = Level(
-            "deeprec_policy_down", "1 when there should be a policy and it cannot be asked", registry=registry
-        )
-        self._refusing = Level(
-            "deeprec_bundle_refused", "1 while what is at the bundle's address is not put to use", registry=registry
-        )
-        self._restarts = Level("deeprec_policy_restarts", "Times the policy was started again", registry=registry)
+        self._queues = Gauge("deeprec_queue_depth", "What waits or is being worked at", ["queue"], registry=registry)
+        self._states: dict[str, Gauge] = {}
+
+    def http(self, route: str, status: int, seconds: float) -> None:
+        """Count one HTTP request; ``route`` is a path as it was declared, not as it was asked for."""
+        self._http.labels(route, str(status)).inc()
+        self._http_seconds.labels(route).observe(seconds)
 
     def observe(self, served: AnsweredRequest) -> None:
         """Count one answer."""
         model = served.model if served.model in _MODELS else "other"
         expected = model == "deeprec-trm" and served.path == "trm"
         reason = "none" if expected or served.reason is None else str(served.reason.kind)
-        self._requests.labels(model, served.path, reason).inc()
-        self._seconds.labels(model, served.path).observe(served.milliseconds / 1000)
+        self._answers.labels(model, served.path, reason).observe(served.milliseconds / 1000)
         if served.turns:
             self._explorations.labels("answered" if served.policy_items else reason).inc()
         with self._lock:
@@ -91,8 +120,13 @@ class Measures:
             minute.reasons[reason] += reason != "none"
             minute.latencies[_step(served.milliseconds)] += 1
 
+    def events(self, outcomes: Iterable[str]) -> None:
+        """Count events by what became of each: accepted, duplicate or refused."""
+        for outcome in outcomes:
+            self._events.labels(outcome).inc()
+
     def shed(self) -> None:
-        """Count one request that was refused because every place was taken."""
+        """Count one body that was refused because too few places were left."""
         self._shed.inc()
         with self._lock:
             self._now().shed += 1
@@ -105,19 +139,20 @@ class Measures:
         """Count one bundle that was not put to use."""
         self._refused.inc()
 
-    def watch(
-        self,
-        *,
-        waiting: Callable[[], int],
-        refusing: Callable[[], bool],
-        policy_down: Callable[[], bool],
-        restarts: Callable[[], int],
+    def queue(self, name: str, depth: Callable[[], float]) -> None:
+        """Name where the depth of a queue is read from, whenever it is asked for."""
+        self._queues.labels(name).set_function(depth)
+
+    def state(self, name: str, says: str, holds: Callable[[], bool]) -> None:
+        """Show ``deeprec_NAME``: 1 while ``holds()``."""
+        self._states[name] = Gauge(f"deeprec_{name}", says, registry=self.registry)
+        self._states[name].set_function(holds)
+
+    def count(
+        self, name: str, says: str, values: Callable[[], Mapping[tuple[str, ...], float]], labels: Sequence[str] = ()
     ) -> None:
-        """Name where the levels are read from, whenever they are asked for."""
-        self._waiting.set_function(waiting)
-        self._refusing.set_function(refusing)
-        self._policy_down.set_function(policy_down)
-        self._restarts.set_function(restarts)
+        """Show ``deeprec_NAME_total``, which is kept elsewhere: from values of the labels to how many."""
+        self.registry.register(_Read(f"deeprec_{name}", says, labels, values))
 
     def last_hour(self) -> JsonDict:
         """The last 60 minutes, the current one included: counts by path and by kind of reason, percentiles in ms.
@@ -131,9 +166,9 @@ class Measures:
     def _last_hour(self) -> JsonDict:
         oldest = self._now().minute - 60 * (MINUTES - 1)
         kept = [one for one in self._minutes if one.minute >= oldest]
-        latencies: Counter[int] = _sum(one.latencies for one in kept)
-        paths: Counter[str] = _sum(one.paths for one in kept)
-        reasons: Counter[str] = _sum(one.reasons for one in kept)
+        latencies: Tally[int] = _sum(one.latencies for one in kept)
+        paths: Tally[str] = _sum(one.paths for one in kept)
+        reasons: Tally[str] = _sum(one.reasons for one in kept)
         return {
             "minutes": [_shown(one) for one in kept if one.paths or one.shed],
             "paths": dict(paths),
@@ -151,8 +186,8 @@ class Measures:
         return self._minutes[-1]
 
 
-def _sum(counters: Iterable[Counter[Key]]) -> Counter[Key]:
-    total: Counter[Key] = Counter()
+def _sum(counters: Iterable[Tally[Key]]) -> Tally[Key]:
+    total: Tally[Key] = Tally()
     for one in counters:
         total.update(one)
     return total
@@ -173,7 +208,7 @@ def _step(milliseconds: float) -> int:
     return round(math.log(max(milliseconds, 0.01)) / _STEP)
 
 
-def _percentile(latencies: Counter[int], share: int) -> float | None:
+def _percentile(latencies: Tally[int], share: int) -> float | None:
     """Milliseconds within which ``share`` % were answered; None when there were none."""
     rank = math.ceil(latencies.total() * share / 100)
     seen = 0

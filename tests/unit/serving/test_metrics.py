@@ -6,9 +6,10 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from deeprec.recommender.observer import AnsweredRequest
-from deeprec.serving.measures import Measures
+from deeprec.serving.metrics import ServingMetrics
 from deeprec.wire.reason import DESCRIPTIONS, Reason, ReasonKind
 
+ANSWERS = "deeprec_answer_duration_seconds_count"
 NOON = 1_700_000_040
 """The first second of a minute."""
 
@@ -57,12 +58,12 @@ def registry() -> CollectorRegistry:
 
 
 @pytest.fixture
-def measures(clock: Clock, registry: CollectorRegistry) -> Measures:
-    return Measures(registry, clock)
+def metrics(clock: Clock, registry: CollectorRegistry) -> ServingMetrics:
+    return ServingMetrics(registry, clock)
 
 
-def test_an_hour_without_requests_has_no_percentiles(measures: Measures) -> None:
-    hour = measures.last_hour()
+def test_an_hour_without_requests_has_no_percentiles(metrics: ServingMetrics) -> None:
+    hour = metrics.last_hour()
     assert hour == {
         "minutes": [],
         "paths": {},
@@ -76,13 +77,13 @@ def test_an_hour_without_requests_has_no_percentiles(measures: Measures) -> None
     }
 
 
-def test_an_hour_is_summed_by_minute_path_and_reason(measures: Measures, clock: Clock) -> None:
+def test_an_hour_is_summed_by_minute_path_and_reason(metrics: ServingMetrics, clock: Clock) -> None:
     for ms in range(1, 101):
-        measures.observe(served(ms=float(ms)))
+        metrics.observe(served(ms=float(ms)))
     clock.now += 60
-    measures.observe(served("policy", None, 1000.0))
-    measures.shed()
-    hour = measures.last_hour()
+    metrics.observe(served("policy", None, 1000.0))
+    metrics.shed()
+    hour = metrics.last_hour()
     assert [minute["minute"] for minute in hour["minutes"]] == [NOON, NOON + 60]
     assert [minute["requests"] for minute in hour["minutes"]] == [100, 1]
     assert hour["paths"] == {"trm": 100, "policy": 1}
@@ -96,42 +97,42 @@ def test_an_hour_is_summed_by_minute_path_and_reason(measures: Measures, clock: 
     assert hour["p99"] == pytest.approx(100, rel=0.03)
 
 
-def test_what_is_older_than_an_hour_is_forgotten(measures: Measures, clock: Clock) -> None:
-    measures.observe(served())
+def test_what_is_older_than_an_hour_is_forgotten(metrics: ServingMetrics, clock: Clock) -> None:
+    metrics.observe(served())
     clock.now += 59 * 60
-    measures.observe(served())
-    assert measures.last_hour()["requests"] == 2
+    metrics.observe(served())
+    assert metrics.last_hour()["requests"] == 2
     clock.now += 60
-    assert measures.last_hour()["requests"] == 1
+    assert metrics.last_hour()["requests"] == 1
     clock.now += 24 * 3600
-    assert measures.last_hour()["minutes"] == []
+    assert metrics.last_hour()["minutes"] == []
 
 
-def test_memory_does_not_grow_with_requests(measures: Measures, clock: Clock) -> None:
+def test_memory_does_not_grow_with_requests(metrics: ServingMetrics, clock: Clock) -> None:
     for number in range(20_000):
         clock.now += 1
-        measures.observe(served(ms=0.01 * 1.001 ** (number % 20_000)))
-    assert len(measures._minutes) <= 60
-    assert sum(len(minute.latencies) for minute in measures._minutes) <= 60 * 60
+        metrics.observe(served(ms=0.01 * 1.001 ** (number % 20_000)))
+    assert len(metrics._minutes) <= 60
+    assert sum(len(minute.latencies) for minute in metrics._minutes) <= 60 * 60
 
 
-def test_labels_take_few_values(measures: Measures, registry: CollectorRegistry) -> None:
+def test_labels_take_few_values(metrics: ServingMetrics, registry: CollectorRegistry) -> None:
     for number in range(300):
-        measures.observe(served(model=f"m{number}", reason=late(number)))
-        measures.observe(served(reason=late(number)))
-        measures.serves(f"version-{number}", "trm")
+        metrics.observe(served(model=f"m{number}", reason=late(number)))
+        metrics.observe(served(reason=late(number)))
+        metrics.serves(f"version-{number}", "trm")
     text = generate_latest(registry).decode()
-    assert len([line for line in text.splitlines() if line.startswith("deeprec_requests_total{")]) == 2
-    assert 'deeprec_requests_total{model="other",path="trm",reason="late"} 300.0' in text
-    assert 'deeprec_requests_total{model="deeprec",path="trm",reason="late"} 300.0' in text
+    assert len([line for line in text.splitlines() if line.startswith(f"{ANSWERS}{{")]) == 2
+    assert f'{ANSWERS}{{model="other",path="trm",reason="late"}} 300.0' in text
+    assert f'{ANSWERS}{{model="deeprec",path="trm",reason="late"}} 300.0' in text
     assert text.count("deeprec_bundle_info{") == 1
     assert 'version="version-299"' in text
 
 
-def test_explorations_are_counted_by_their_end(measures: Measures, registry: CollectorRegistry) -> None:
-    measures.observe(served("policy", None, turns=(1.0, 2.0), policy_items=("a",)))
-    measures.observe(served(reason=late(5), turns=(1.0,)))
-    measures.observe(served(reason=Reason(kind=ReasonKind.BUSY, sentence="the policy is busy")))
+def test_explorations_are_counted_by_their_end(metrics: ServingMetrics, registry: CollectorRegistry) -> None:
+    metrics.observe(served("policy", None, turns=(1.0, 2.0), policy_items=("a",)))
+    metrics.observe(served(reason=late(5), turns=(1.0,)))
+    metrics.observe(served(reason=Reason(kind=ReasonKind.BUSY, sentence="the policy is busy")))
     found = {
         sample.labels["end"]: sample.value
         for metric in registry.collect()
@@ -141,28 +142,29 @@ def test_explorations_are_counted_by_their_end(measures: Measures, registry: Col
     assert found == {"answered": 1.0, "late": 1.0}
 
 
-def test_levels_are_read_when_asked_for(measures: Measures, registry: CollectorRegistry) -> None:
-    level = {"waiting": 1}
-    measures.watch(
-        waiting=lambda: level["waiting"], refusing=lambda: False, policy_down=lambda: True, restarts=lambda: 7
-    )
-    level["waiting"] = 5
-    assert registry.get_sample_value("deeprec_waiting") == 5
+def test_levels_are_read_when_asked_for(metrics: ServingMetrics, registry: CollectorRegistry) -> None:
+    kept = {"waiting": 1, "written": 0}
+    metrics.queue("requests", lambda: kept["waiting"])
+    metrics.state("policy_down", "1 when it is down", lambda: True)
+    metrics.count("policy_restarts", "Restarts", lambda: {(): 7})
+    metrics.count("log_rows", "Rows", lambda: {("written",): kept["written"], ("dropped",): 1}, ["outcome"])
+    kept |= {"waiting": 5, "written": 3}
+    assert registry.get_sample_value("deeprec_queue_depth", {"queue": "requests"}) == 5
     assert registry.get_sample_value("deeprec_policy_down") == 1
-    assert registry.get_sample_value("deeprec_policy_restarts") == 7
-    assert registry.get_sample_value("deeprec_bundle_refused") == 0
-    measures.refuses()
+    assert registry.get_sample_value("deeprec_policy_restarts_total") == 7
+    assert registry.get_sample_value("deeprec_log_rows_total", {"outcome": "written"}) == 3
+    metrics.refuses()
     assert registry.get_sample_value("deeprec_bundles_refused_total") == 1
     assert registry.get_sample_value("deeprec_shed_total") == 0
 
 
 @pytest.mark.parametrize("kind", ReasonKind)
 def test_a_reason_is_counted_as_its_kind_whatever_its_sentence_says(
-    measures: Measures, registry: CollectorRegistry, kind: ReasonKind
+    metrics: ServingMetrics, registry: CollectorRegistry, kind: ReasonKind
 ) -> None:
     reason = Reason(kind=kind, sentence="the gate failed because the busy policy did not finish within 5 ms; shadow")
-    measures.observe(served(reason=reason))
+    metrics.observe(served(reason=reason))
     labels = {"model": "deeprec", "path": "trm", "reason": kind.value}
-    assert registry.get_sample_value("deeprec_requests_total", labels) == 1
-    assert measures.last_hour()["reasons"] == {kind.value: 1}
-    assert measures.last_hour()["described"] == {kind.value: DESCRIPTIONS[kind]}
+    assert registry.get_sample_value(ANSWERS, labels) == 1
+    assert metrics.last_hour()["reasons"] == {kind.value: 1}
+    assert metrics.last_hour()["described"] == {kind.value: DESCRIPTIONS[kind]}

@@ -17,8 +17,8 @@ from deeprec.explore.protocol import TitleBook
 from deeprec.recommender.batching import Batcher
 from deeprec.recommender.exploration import Exploration, OnStep, Unavailable
 from deeprec.recommender.recommender import AsyncRecommender
-from deeprec.serving.measures import Measures
-from deeprec.serving.releases import Releases
+from deeprec.serving.metrics import ServingMetrics
+from deeprec.serving.watcher import BundleWatcher
 from deeprec.types import Query
 from deeprec.wire.reason import Reason, ReasonKind
 from deeprec.wire.request import RecommendRequest
@@ -78,23 +78,24 @@ def test_a_bundle_is_closed_when_its_shadows_have_been_told_of(
         async def nothing_open() -> None:
             pass
 
-        releases = Releases(
-            find_source(str(link)),
+        watcher = BundleWatcher(
+            lambda: find_source(str(link)),
             needs=everything,
             load=load,
             warm_up=warm_up,
             settled=nothing_open,
-            measures=Measures(),
+            metrics=ServingMetrics(),
             poll_seconds=0.05,
         )
-        await releases.start()
-        old = releases.current
+        await watcher.load()
+        await watcher.start()
+        old = watcher.current
         await old.recommend(RecommendRequest(history=("i1",), k=1))
         os.replace(_link_to(tmp_path / "two"), link)
-        while releases.current is old:
+        while watcher.current is old:
             await asyncio.sleep(0.01)
-        await releases.current.recommend(RecommendRequest(history=("i1",), k=1))
-        closing = asyncio.create_task(releases.close())
+        await watcher.current.recommend(RecommendRequest(history=("i1",), k=1))
+        closing = asyncio.create_task(watcher.close())
         await asyncio.sleep(0.1)
         assert not closing.done()
         assert happened == []

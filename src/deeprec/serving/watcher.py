@@ -1,11 +1,11 @@
 """The bundle that serves now, and how another takes its place without a failed request.
 
-Contract: ``current`` always answers. The bundle's source (a shelf's ``live``, a directory, a link that is turned) is
-looked at every ``poll_seconds`` and on ``look``. What has changed there (of a directory, when it then stays as it is
-for a moment) is read, checked, loaded and warmed up beside what serves, and takes its place in one step; the old one is
-closed when every request that may hold it has been answered and its explorations in shadow mode have ended, so never
-more than two are in memory. A bundle that cannot be used is refused: ``refused`` says why, the log says it once, and
-the old one goes on.
+Contract: once ``load`` has returned, ``current`` always answers. The bundle's source (a shelf's ``live``, a directory,
+a link that is turned) is looked at every ``poll_seconds`` and on ``look``. What has changed there (of a directory, when
+it then stays as it is for a moment) is read, checked, loaded and warmed up beside what serves, and takes its place in
+one step; the old one is closed when every request that may hold it has been answered and its explorations in shadow
+mode have ended, so never more than two are in memory. A bundle that cannot be used is refused: ``refused`` says why,
+the log says it once, and the old one goes on.
 
 Limit: a link that is turned leaves the old bundle's files alone; a directory that is overwritten takes them away,
 and a policy that has to be started again then finds the new ones.
@@ -21,10 +21,11 @@ from dataclasses import dataclass
 
 from deeprec.bundle.bundle import Bundle
 from deeprec.bundle.opening import Needs, Source
-from deeprec.errors import ArtifactError, DeepRecError, StoreError
+from deeprec.errors import ArtifactError, DeepRecError, RequestError, StoreError
 from deeprec.recommender.loading import settle_memory
 from deeprec.recommender.recommender import AsyncRecommender
-from deeprec.serving.measures import Measures
+from deeprec.serving.http.life import in_thread_of_its_own
+from deeprec.serving.metrics import ServingMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -40,63 +41,96 @@ class Release:
     recommender: AsyncRecommender
 
 
-class Releases:
+class NotLoaded(RequestError):
+    """The server's first bundle is still being loaded."""
+
+    status = 503
+
+
+class BundleWatcher:
     """What serves, and its replacement.
 
     Args:
-        source: of the bundle that serves first; read and loaded here.
+        source: opens where bundles come from; called in a thread.
         needs: the parts that are opened.
-        load: a bundle's recommender; later called in a thread.
+        load: a bundle's recommender; called in a thread.
         warm_up: lets a recommender answer once, in the server's event loop.
         settled: returns when every request admitted before has been answered.
-        measures: told what serves and what was refused.
+        metrics: told what serves and what was refused.
         poll_seconds: how often the source is looked at; 0 for on ``look`` only.
-
-    Raises:
-        ArtifactError: there is no bundle at the source, or it cannot be used.
-        StoreError: the store cannot be reached.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: Callable[[], Source],
         *,
         needs: Needs,
         load: Callable[[Bundle], AsyncRecommender],
         warm_up: Callable[[AsyncRecommender], Awaitable[None]],
         settled: Callable[[], Awaitable[None]],
-        measures: Measures,
+        metrics: ServingMetrics,
         poll_seconds: float,
     ) -> None:
-        self._source, self._needs = source, needs
+        self._find, self._needs = source, needs
         self._load, self._warm_up, self._settled = load, warm_up, settled
-        self._measures, self._poll = measures, poll_seconds
-        self._seen = source.state()
-        bundle = source.open(needs)
-        self._open = [Release(bundle, load(bundle))]
+        self._metrics, self._poll = metrics, poll_seconds
+        self._seen = ""
+        self._open: list[Release] = []
         """What is not closed yet: what serves is the last, what it has replaced is before it."""
         self._wake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._closed = False
         self._unreachable = False
+        self._restarts_before = 0
         self.refused: str | None = None
         """Why what is at the source does not serve; None when it does."""
 
     @property
+    def loaded(self) -> bool:
+        """Whether there is something that serves."""
+        return bool(self._open)
+
+    @property
     def current(self) -> AsyncRecommender:
-        """The recommender that serves; hold on to it for one request only."""
-        return self._open[-1].recommender
+        """The recommender that serves; hold on to it for one request only.
+
+        Raises:
+            NotLoaded: there is none yet.
+        """
+        return self._now().recommender
 
     @property
     def bundle(self) -> Bundle:
-        """The bundle that serves."""
-        return self._open[-1].bundle
+        """The bundle that serves.
+
+        Raises:
+            NotLoaded: there is none yet.
+        """
+        return self._now().bundle
+
+    @property
+    def restarts(self) -> int:
+        """How often a policy was started again, whichever bundle's it was."""
+        return self._restarts_before + sum(_restarts(release) for release in self._open)
+
+    async def load(self) -> None:
+        """Load what serves first.
+
+        Raises:
+            ArtifactError: there is no bundle at the source, or it cannot be used.
+            StoreError: the store cannot be reached.
+        """
+        self._open.append(await in_thread_of_its_own(self._first))
 
     async def start(self) -> None:
-        """Warm up what serves, and watch the source from now on."""
+        """Warm up what serves, and watch the source from now on.
+
+        Raises:
+            ArtifactError: the bundle's policy cannot be loaded.
+        """
         await self._warm_up(self.current)
         settle_memory()
-        self._measures.serves(self.bundle.version, self.bundle.serve)
+        self._metrics.serves(self.bundle.version, self.bundle.serve)
         self._watching = asyncio.create_task(self._watch())
 
     def look(self) -> None:
@@ -115,6 +149,17 @@ class Releases:
         for release in self._open:
             await release.recommender.settled()
             release.recommender.close()
+
+    def _now(self) -> Release:
+        if not self._open:
+            raise NotLoaded("the server is loading its bundle; try again when it is ready")
+        return self._open[-1]
+
+    def _first(self) -> Release:
+        self._source = self._find()
+        self._seen = self._source.state()
+        bundle = self._source.open(self._needs)
+        return Release(bundle, self._loaded(bundle))
 
     async def _watch(self) -> None:
         """Look again and again; whatever a look raises, the next one is made."""
@@ -186,11 +231,12 @@ class Releases:
     async def _put_to_use(self, release: Release) -> None:
         old = self._open[-1]
         self._open.append(release)
-        self._measures.serves(release.bundle.version, release.bundle.serve)
+        self._metrics.serves(release.bundle.version, release.bundle.serve)
         logger.info("bundle %s serves, in place of %s", release.bundle.version, old.bundle.version)
         await self._settled()
         await old.recommender.settled()
         old.recommender.close()
+        self._restarts_before += _restarts(old)
         self._open.remove(old)
         del old
         settle_memory()
@@ -198,5 +244,10 @@ class Releases:
     def _refuse(self, reason: str) -> None:
         if reason != self.refused:
             logger.error("bundle refused, %s goes on serving: %s", self.bundle.version, reason)
-            self._measures.refuses()
+            self._metrics.refuses()
         self.refused = reason
+
+
+def _restarts(release: Release) -> int:
+    explorer = release.recommender.explorer
+    return 0 if explorer is None else explorer.restarts
