@@ -1,13 +1,15 @@
 """A server of one made-up model, run as a script by the tests of the server itself.
 
 ``python echo_server.py GATE [section.key=value …]``. The model waits as long as a request says and answers how many
-requests it had at a time. ``start`` waits for the file GATE, and fails when that holds a text.
+requests it had at a time. It is loading, in a thread that nothing ends, until there is the file GATE, and fails when
+that holds a text.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from deeprec.cli.serve.options import read_serving
 from deeprec.errors import ArtifactError, RequestError
 from deeprec.serving.http.address import bind
 from deeprec.serving.http.admission import Admission
+from deeprec.serving.http.life import in_thread_of_its_own
 from deeprec.serving.http.model import JsonModel
 from deeprec.serving.http.server import run
 from deeprec.serving.http.service import Port, Service
@@ -76,11 +79,14 @@ def main(gate: Path, *overrides: str) -> None:
     serving = read_serving(None, list(overrides))
     bound = bind(serving.host, 0)
 
-    async def start() -> None:
+    def load() -> None:
         while not gate.exists():
-            await asyncio.sleep(0.05)
+            time.sleep(0.05)
         if gate.read_text():
             raise ArtifactError(gate.read_text())
+
+    async def start() -> None:
+        await in_thread_of_its_own(load)
 
     async def close() -> None:
         print("closed", flush=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -260,3 +262,84 @@ def test_the_document_names_each_model_with_its_fields_and_limits(echo: ServerPr
     for path, item in paths.items():
         for operation in item.values():
             assert "422" not in operation["responses"], path
+
+
+def test_a_server_that_is_loading_is_alive_and_not_started(start: Start, tmp_path: Path) -> None:
+    with start(ready=False) as server:
+        until(lambda: _live(server), "the port is not open", server.process)
+        assert httpx.get(f"{server.url}/v2/health/started").status_code == 503
+        (tmp_path / "gate").write_text("")
+        server.wait_ready()
+        assert httpx.get(f"{server.url}/v2/health/started").json() == {"started": True}
+
+
+def test_a_signal_while_loading_ends_it_whatever_the_loading_does(start: Start) -> None:
+    with start(ready=False) as server:
+        until(lambda: _live(server), "the port is not open", server.process)
+        assert server.stop() == 0
+        assert "closed" in server.printed
+        assert "Traceback" not in server.printed
+
+
+def test_what_was_asked_while_loading_is_answered_when_a_signal_comes(start: Start) -> None:
+    with start(ready=False) as server:
+        until(lambda: _live(server), "the port is not open", server.process)
+        answer = ask(server)
+        assert answer.status_code == 503
+        assert answer.headers["x-request-id"]
+
+
+@pytest.fixture
+def first_process(tmp_path: Path) -> Iterator[Callable[..., psutil.Process]]:
+    """Runs code as process 1 of a namespace of its own, and gives that process as it is seen from here."""
+    apart = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody make a namespace of processes (unshare --pid)")
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(code: str, *arguments: str) -> psutil.Process:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        with (tmp_path / "first").open("w") as log:
+            command = [*apart, sys.executable, "-c", code, *arguments]
+            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        outer = psutil.Process(started[-1].pid)
+        until(outer.children, "it does not start", started[-1])
+        return outer.children()[0]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_as_process_one_it_ends_when_it_is_told_to(
+    first_process: Callable[..., psutil.Process], tmp_path: Path, ready: bool
+) -> None:
+    if ready:
+        (tmp_path / "gate").write_text("")
+    code = (
+        "import runpy, sys; from deeprec.__main__ import step_in_front; step_in_front(); "
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    first = first_process(code, str(ECHO), str(tmp_path / "gate"))
+    printed = (tmp_path / "first").read_text
+    until(lambda: ("ready on" if ready else "Started server process") in printed(), printed)
+    first.send_signal(signal.SIGTERM)
+    first.wait(STOP_SECONDS)
+    assert "closed" in printed()
+
+
+def test_process_one_reaps_what_others_have_left_and_ends_as_the_command_does(
+    first_process: Callable[..., psutil.Process], tmp_path: Path
+) -> None:
+    code = (
+        "import os, signal, subprocess, sys, time; from deeprec.__main__ import step_in_front; step_in_front(); "
+        "assert os.getpid() != 1; subprocess.run(['sh', '-c', 'sleep 0.1 & exit 0']); print('left', flush=True); "
+        "time.sleep(1000)"
+    )
+    first = first_process(code)
+    until(lambda: "left" in (tmp_path / "first").read_text(), "it does not start")
+    until(lambda: [one.name() for one in first.children()][1:] == [], "what was left is not reaped")
+    first.children()[0].send_signal(signal.SIGKILL)
+    until(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE, "it does not end with the command")
