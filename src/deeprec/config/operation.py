@@ -129,6 +129,8 @@ class ServingConfig(Section):
     prepare: int = Field(10000, ge=0)
     """Users of the feature store, those with the newest interactions first, whose histories the TRM encodes before the
     server is ready or a new bundle serves: about 3 ms each, which their first requests would take otherwise."""
+    store_share: Share = 0.2
+    """Share of a request's time that the feature store may take; the user is answered as unknown after it."""
     text_share: Share = 0.2
     """Share of a request's time that its new phrases may take to be encoded; what is not by then is left out."""
     text_waiting: Positive = 24

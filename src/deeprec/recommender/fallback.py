@@ -20,7 +20,7 @@ from deeprec.errors import DeepRecError, RequestError, TrmError
 from deeprec.recommender.batching import AsyncRetriever
 from deeprec.recommender.deadline import RequestClock
 from deeprec.recommender.outcome import Answer, Permitted, Recommended
-from deeprec.trm.filters import filter_mask
+from deeprec.trm.filters import filter_mask, read_columns
 from deeprec.types import Catalogue, Filter, Query
 from deeprec.wire.reason import Reason, ReasonKind
 
@@ -50,47 +50,54 @@ class Fallback:
         """For how long the TRM has been at the batch that it is at; 0 for none."""
         return self._retriever.busy_seconds
 
-    async def mask(self, conditions: Sequence[Filter]) -> NDArray[np.bool_] | None:
+    async def mask(self, conditions: Sequence[Filter], clock: RequestClock) -> NDArray[np.bool_] | None:
         """(items,) whether an item satisfies all filters; None for no filter.
 
         Raises:
             RequestError: no item has the column, or an order is asked of something that is no number.
+            TimeoutError: it is not there by the deadline.
         """
         if not conditions:
             return None
         try:
-            return await self._in_thread(partial(self._mask, conditions))
+            return await asyncio.wait_for(self._in_thread(partial(self._mask, conditions)), clock.left)
         except TrmError as error:
             raise RequestError(f"filters: {error}") from error
+
+    async def ready(self) -> None:
+        """Read every column that a filter may name, so that no request waits for that."""
+        await self._in_thread(partial(read_columns, self._catalogue))
 
     async def answer(self, query: Query, permitted: Permitted, k: int, reason: Reason | None) -> Answer:
         """The TRM's answer, with ``reason`` for its not being the policy's; popularity's whatever the TRM raises."""
         if not query.history and not query.preference:
-            return await self._popular(permitted, k, reason)
+            return self._popular(permitted, k, reason)
         try:
             found = await self._retriever.retrieve(query, k)
         except DeepRecError as error:
             logger.warning("the TRM failed: %s", error)
-            return await self._popular(permitted, k, _FAILED)
+            return self._popular(permitted, k, _but(_FAILED, reason))
         except Exception:
             logger.exception("the TRM failed")
-            return await self._popular(permitted, k, _FAILED)
+            return self._popular(permitted, k, _but(_FAILED, reason))
         preference = "; ".join(query.preference) or None
         items = (Recommended(item.item_id, item.score, 0, preference) for item in found)
         return Answer(permitted.first(items, k), "trm", reason)
 
-    async def in_time(self, asked: asyncio.Task[Answer], permitted: Permitted, k: int, clock: RequestClock) -> Answer:
-        """What ``answer`` gives where it is there by the deadline, else popularity's answer."""
+    async def in_time(
+        self, asked: asyncio.Task[Answer], permitted: Permitted, k: int, clock: RequestClock, note: Reason | None = None
+    ) -> Answer:
+        """What ``answer`` gives where it is there by the deadline, else popularity's answer, whose reason has ``note``."""
         await asyncio.wait({asked}, timeout=clock.left)
         if asked.done():
             return asked.result()
         late = f"the TRM failed to answer within {clock.deadline_ms} ms"
-        return await self._popular(permitted, k, Reason(kind=ReasonKind.TRM_FAILED, sentence=late))
+        return self._popular(permitted, k, _but(Reason(kind=ReasonKind.TRM_FAILED, sentence=late), note))
 
-    async def _popular(self, permitted: Permitted, k: int, reason: Reason | None) -> Answer:
+    def _popular(self, permitted: Permitted, k: int, reason: Reason | None) -> Answer:
         rows, mask = self._order, permitted.mask
         if mask is not None:
-            rows = await self._in_thread(lambda: self._order[mask[self._order]])
+            rows = rows[mask[rows]]
         items = (Recommended(self._catalogue.items[row].item_id, float(self._scores[row])) for row in rows)
         return Answer(permitted.first(items, k), "popularity", reason)
 
@@ -103,3 +110,10 @@ class Fallback:
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _but(reason: Reason, note: Reason | None) -> Reason:
+    """The reason; where the feature store had failed before, its sentence says that too."""
+    if note is None or note.kind is not ReasonKind.STORE_FAILED:
+        return reason
+    return Reason(kind=note.kind, sentence=f"{note}; {reason}")

@@ -116,27 +116,30 @@ async def warm_up(recommender: AsyncRecommender, newest: Callable[[int], Sequenc
             logger.warning("the policy cannot be asked yet, the TRM answers: %s", error)
     if recommender.phrases is not None:
         await asyncio.to_thread(recommender.phrases.vectors.embed, [_NEW_PHRASE])
+    await recommender.prepare_filters()
     history = tuple(item.item_id for item in recommender.catalogue.items[:3])
     deadline = min(WARM_UP_MS, recommender.serving.max_deadline_ms)
     phrases = recommender.catalogue.phrases[:1]
     await recommender.recommend(RecommendRequest(history=history, preference=phrases, k=1, deadline_ms=deadline))
     await recommender.recommend(RecommendRequest(history=history, k=1, deadline_ms=deadline))
-    if newest is not None and recommender.serving.prepare:
-        await _prepare(recommender, newest)
+    if recommender.histories is not None and newest is not None and recommender.serving.prepare:
+        await _prepare(recommender, recommender.histories, newest)
     recommender.ready = True
 
 
-async def _prepare(recommender: AsyncRecommender, newest: Callable[[int], Sequence[str]]) -> None:
+async def _prepare(recommender: AsyncRecommender, histories: Histories, newest: Callable[[int], Sequence[str]]) -> None:
     """Ask the TRM for each user once, few at a time, since another bundle may be serving."""
+    began, most = time.monotonic(), recommender.serving.prepare
     try:
-        users = await asyncio.to_thread(newest, recommender.serving.prepare)
+        users = await asyncio.to_thread(newest, most)
+        for start in range(0, len(users), _TOGETHER):
+            found = await asyncio.to_thread(histories.histories, users[start : start + _TOGETHER])
+            known = (tuple(item for item in history or () if item in recommender.catalogue) for history in found)
+            asked = [TrmOnlyRequest(history=history, k=1) for history in known if history]
+            await asyncio.gather(*map(recommender.retrieve, asked))
     except FeatureError as error:
         logger.warning("no user's history is encoded before it is asked for: %s", error)
         return
-    began = time.monotonic()
-    for start in range(0, len(users), _TOGETHER):
-        asked = [TrmOnlyRequest(user_id=user_id, k=1) for user_id in users[start : start + _TOGETHER]]
-        await asyncio.gather(*map(recommender.retrieve, asked))
     logger.info("%d users' histories encoded in %.1f s", len(users), time.monotonic() - began)
 
 

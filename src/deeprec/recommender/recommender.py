@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from deeprec.config import ServingConfig
 from deeprec.recommender.batching import AsyncRetriever
-from deeprec.recommender.deadline import Ends, RequestClock
+from deeprec.recommender.deadline import RequestClock
 from deeprec.recommender.exploration import Exploration, Explorer, OnStep, Unavailable
 from deeprec.recommender.fallback import Fallback
 from deeprec.recommender.observer import AnsweredRequest, Observer
@@ -107,20 +107,29 @@ class AsyncRecommender:
         self.catalogue = catalogue
         self.serving = serving or ServingConfig()
         self.version = version
+        self.histories = histories
         self.explorer = explorer
         self.observers = tuple(observers)
         self.ready = False
         self.phrases = phrases
         self._why_trm = Reason(kind=ReasonKind.BUNDLE, sentence=why_trm)
         self._fallback = Fallback(catalogue, popularity, retriever)
-        self._users = Users(catalogue, histories, self.serving.batch)
-        self._ends = Ends()
+        self._users = Users(catalogue, histories, self.serving.batch, self.serving.store_share)
         self._shadows: set[asyncio.Task[None]] = set()
 
     @property
     def busy_seconds(self) -> float:
         """For how long the TRM has been at the batch that it is at; 0 for none."""
         return self._fallback.busy_seconds
+
+    @property
+    def store(self) -> Users:
+        """Who reads the feature store, for whoever watches it."""
+        return self._users
+
+    async def prepare_filters(self) -> None:
+        """Read what filters read, so that no request waits for it."""
+        await self._fallback.ready()
 
     async def settled(self) -> None:
         """Return when the observers have been told of every answer given in shadow mode.
@@ -147,13 +156,13 @@ class AsyncRecommender:
             RequestError: a filter cannot be applied.
         """
         clock = RequestClock(self.serving.deadline_ms)
-        mask = await self._fallback.mask(request.conditions)
-        user = await self._users.find(request, clock)
-        query, left_out = await self._query(request, user, clock, request.allow_seen)
-        permitted = Permitted(self.catalogue, query.exclude, mask)
+        try:
+            user, query, permitted, left_out = await self._prepared(request, clock, request.allow_seen)
+        except TimeoutError:
+            return self._unfiltered("deeprec-trm", request, clock)
         asked = self._ask(query, permitted, request.k, user, clock, None)
         try:
-            answer = await self._fallback.in_time(asked, permitted, request.k, clock)
+            answer = await self._fallback.in_time(asked, permitted, request.k, clock, user.note)
         finally:
             asked.cancel()
         self._tell("deeprec-trm", request, clock, clock.passed, answer, answer, NOTHING)
@@ -172,22 +181,16 @@ class AsyncRecommender:
             RequestError: a filter cannot be applied.
         """
         clock = RequestClock(request.deadline_ms or self.serving.deadline_ms)
-        with self._ends.kept(clock):
-            return await self._recommend(request, clock, on_step)
-
-    async def _recommend(
-        self, request: RecommendRequest, clock: RequestClock, on_step: Callable[[JsonDict], None] | None
-    ) -> Recommendation:
-        mask = await self._fallback.mask(request.conditions)
-        user = await self._users.find(request, clock)
-        query, left_out = await self._query(request, user, clock)
-        permitted = Permitted(self.catalogue, query.exclude, mask)
+        try:
+            user, query, permitted, left_out = await self._prepared(request, clock)
+        except TimeoutError:
+            return self._unfiltered("deeprec", request, clock)
         steps = None if on_step is None else Steps(on_step, self.catalogue)
         asked = self._ask(query, permitted, request.k, user, clock, steps)
         exploring = self._begin(user, query, permitted, clock, steps)
         try:
             explored = NOTHING if exploring is None or self.serving.shadow else await exploring
-            answer, floor = await self._choose(request, permitted, clock, asked, explored)
+            answer, floor = await self._choose(request, user, permitted, clock, asked, explored)
         except asyncio.CancelledError:
             if exploring is not None:
                 exploring.cancel()
@@ -218,7 +221,8 @@ class AsyncRecommender:
         """What answers without the policy, as it comes."""
 
         async def ask() -> Answer:
-            answer = await self._fallback.answer(query, permitted, k, self._why_trm if user.history else user.note)
+            with clock.stage("trm"):
+                answer = await self._fallback.answer(query, permitted, k, self._why_trm if user.history else user.note)
             if steps is not None:
                 steps.trm(answer)
             return replace(answer, milliseconds={"trm": clock.passed})
@@ -247,7 +251,8 @@ class AsyncRecommender:
         late = Reason(kind=ReasonKind.LATE, sentence=f"the policy did not finish within {clock.deadline_ms} ms")
         work = explorer.explore(user.user_id, query, clock.deadline, on_step)
         try:
-            exploration = await asyncio.wait_for(work, clock.left)
+            with clock.stage("policy"):
+                exploration = await asyncio.wait_for(work, clock.left)
         except TimeoutError:
             return Explored(reason=late)
         except Unavailable as error:
@@ -266,6 +271,7 @@ class AsyncRecommender:
     async def _choose(
         self,
         request: RecommendRequest,
+        user: User,
         permitted: Permitted,
         clock: RequestClock,
         asked: asyncio.Task[Answer],
@@ -275,7 +281,7 @@ class AsyncRecommender:
         spared = bool(explored.items) and request.k <= len(explored.items) and not request.explain
         if spared and not asked.done():
             return self._policy_answer(request, permitted, explored, None), None
-        floor = await self._fallback.in_time(asked, permitted, request.k, clock)
+        floor = await self._fallback.in_time(asked, permitted, request.k, clock, user.note)
         if explored.items:
             return self._policy_answer(request, permitted, explored, floor), floor
         if explored.reason is None:
@@ -294,15 +300,24 @@ class AsyncRecommender:
         items = permitted.first((*explored.items, *rest), request.k)
         return Answer(items, "policy", None, explored.exploration, {**timings, **_timed(explored)})
 
-    async def _query(
-        self, request: TrmRequest, user: User, clock: RequestClock, allow_seen: bool = False
-    ) -> tuple[Query, dict[str, tuple[str, ...]]]:
-        """What is asked of the models, and as ``left_out`` the phrases that could not be encoded in their time."""
+    async def _prepared(
+        self, request: TrmRequest, clock: RequestClock, allow_seen: bool = False
+    ) -> tuple[User, Query, Permitted, dict[str, tuple[str, ...]]]:
+        """Who asks, what is asked of the models, what may be answered, and as ``left_out`` the phrases that are not.
+
+        The user is looked up, new phrases encoded and the filters applied side by side, each in its own share of the
+        time.
+
+        Raises:
+            RequestError: a filter cannot be applied.
+            TimeoutError: the filters are not applied by the deadline.
+        """
         told = phrases(request)
-        kept = told
-        if told and self.phrases is not None:
-            seconds = min(self.serving.text_share * clock.deadline_ms / 1000, clock.left)
-            kept = await self.phrases.encode(told, clock.client, seconds)
+        user, kept, mask = await asyncio.gather(
+            self._users.find(request, clock),
+            self._encoded(told, clock),
+            self._fallback.mask(request.conditions, clock),
+        )
         query = Query(
             history=user.history,
             preference=kept,
@@ -311,7 +326,22 @@ class AsyncRecommender:
             allow_seen=allow_seen,
         )
         left_out = tuple(phrase for phrase in told if phrase not in kept)
-        return query, {"left_out": left_out} if left_out else {}
+        permitted = Permitted(self.catalogue, query.exclude, mask)
+        return user, query, permitted, {"left_out": left_out} if left_out else {}
+
+    async def _encoded(self, told: tuple[str, ...], clock: RequestClock) -> tuple[str, ...]:
+        """Those of a request's phrases that the TRM can be asked with now."""
+        if not told or self.phrases is None:
+            return told
+        with clock.stage("encode"):
+            return await self.phrases.encode(told, clock.client, clock.share(self.serving.text_share))
+
+    def _unfiltered(self, model: str, request: TrmRequest, clock: RequestClock) -> Recommendation:
+        """No item: it is not known which ones the filters would keep."""
+        sentence = f"the filters could not be applied within {clock.deadline_ms} ms"
+        answer = Answer((), "popularity", Reason(kind=ReasonKind.FILTERS_LATE, sentence=sentence))
+        self._tell(model, request, clock, clock.passed, answer, answer, NOTHING)
+        return self._response(answer, User(request.user_id or "unknown"), clock)
 
     # ---------------------------------------------------------------------------------------------------- the answer
 
@@ -385,6 +415,8 @@ class AsyncRecommender:
             version=self.version,
             at=clock.at,
             shadow=shadow,
+            request_id=clock.request_id,
+            stages=dict(clock.stages),
         )
         for observer in self.observers:
             try:

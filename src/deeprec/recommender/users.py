@@ -1,4 +1,8 @@
-"""Who asks: a request's user and history, from the request itself or from the feature store, within its deadline."""
+"""Who asks: a request's user and history, from the request itself or from the feature store.
+
+The store may take a share of the deadline, so that what can be answered without it is still in time. One that fails or
+is late again and again is asked now and then only, and nobody waits for it (``recommender.breaker``).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Protocol
 
 from deeprec.errors import FeatureError
 from deeprec.recommender.batching import MicroBatcher
+from deeprec.recommender.breaker import CircuitBreaker
 from deeprec.recommender.deadline import RequestClock
 from deeprec.types import Catalogue
 from deeprec.wire.reason import Reason, ReasonKind
@@ -27,6 +32,9 @@ _NOBODY = _note(ReasonKind.NO_HISTORY, "the request names no user and gives no h
 _NO_ITEM = _note(ReasonKind.NO_HISTORY, "the user's history holds no catalogue item")
 _NO_STORE = _note(ReasonKind.UNKNOWN_USER, "this server has no feature store, so users are unknown; give a history")
 _UNKNOWN = _note(ReasonKind.UNKNOWN_USER, "the user is unknown")
+_AWAY = _note(
+    ReasonKind.STORE_FAILED, "the feature store has failed again and again, so the user's history is unknown for now"
+)
 _FAILED = _note(ReasonKind.STORE_FAILED, "the feature store failed, so the user's history is unknown")
 
 
@@ -57,10 +65,18 @@ class User:
 
 
 class Users:
-    """Finds users; those of concurrent requests are read together, at most ``most`` at a time."""
+    """Finds users; those of concurrent requests are read together.
 
-    def __init__(self, catalogue: Catalogue, histories: Histories | None, most: int) -> None:
-        self._catalogue = catalogue
+    Args:
+        catalogue: what models know.
+        histories: the feature store; without one users are unknown.
+        most: read at once at most.
+        share: of a request's time, that the store may take.
+    """
+
+    def __init__(self, catalogue: Catalogue, histories: Histories | None, most: int, share: float = 1.0) -> None:
+        self._catalogue, self._share = catalogue, share
+        self.breaker = CircuitBreaker("the feature store")
         self._store: MicroBatcher[str, tuple[str, ...] | None] | None = None
         if histories is not None:
             self._store = MicroBatcher(histories.histories, most, "histories", alone=False)
@@ -74,36 +90,32 @@ class Users:
         """The user of a request. A store that fails, whatever it raises, or is late is a note, not an error."""
         name = request.user_id or "unknown"
         if request.history is not None:
-            return User(
-                name,
-                request.history,
-                frozenset(request.history),
-                note=_EMPTY,
-            )
+            return User(name, request.history, frozenset(request.history), note=_EMPTY)
         if request.user_id is None:
             return User(name, note=_NOBODY)
         if self._store is None:
-            return User(
-                name,
-                note=_note(
-                    ReasonKind.UNKNOWN_USER, "this server has no feature store, so users are unknown; give a history"
-                ),
-            )
+            return User(name, note=_NO_STORE)
+        if not self.breaker.allows():
+            return User(name, note=_AWAY)
+        seconds = clock.share(self._share)
         try:
-            history = await asyncio.wait_for(self._store.ask(request.user_id), clock.left)
+            with clock.stage("store"):
+                history = await asyncio.wait_for(self._store.ask(request.user_id), seconds)
         except TimeoutError:
-            late = f"the feature store failed to answer within {clock.deadline_ms} ms"
+            self.breaker.failed()
+            late = f"the feature store failed to answer within {round(1000 * seconds)} ms"
             return User(name, note=_note(ReasonKind.STORE_FAILED, f"{late}, so the user's history is unknown"))
         except Exception as error:
+            self.breaker.failed()
             logger.error("the feature store failed: %s", error, exc_info=not isinstance(error, FeatureError))
             return User(name, note=_FAILED)
+        self.breaker.succeeded()
         if history is None:
             return User(name, note=_UNKNOWN)
         usable = tuple(item_id for item_id in history if item_id in self._catalogue)
-        return User(
-            name,
-            usable,
-            frozenset(history),
-            known=True,
-            note=_NO_ITEM,
-        )
+        return User(name, usable, frozenset(history), known=True, note=_NO_ITEM)
+
+    @property
+    def waiting(self) -> int:
+        """Users that are to be read."""
+        return 0 if self._store is None else self._store.waiting

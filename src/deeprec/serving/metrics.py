@@ -112,6 +112,8 @@ class ServingMetrics:
         expected = model == "deeprec-trm" and served.path == "trm"
         reason = "none" if expected or served.reason is None else str(served.reason.kind)
         self._answers.labels(model, served.path, reason).observe(served.milliseconds / 1000)
+        for stage, seconds in served.stages.items():
+            self._stages.labels(stage).observe(seconds)
         if served.turns:
             self._explorations.labels("answered" if served.policy_items else reason).inc()
         with self._lock:

@@ -3,8 +3,8 @@
 A filter names an attribute or ``title``. A cell may hold several values joined by ``|``: ``=`` holds when one of them
 equals the value, ``!=`` when none does. ``>=`` and ``<=`` compare numbers. A missing value satisfies ``!=`` only.
 
-A column is read once per catalogue, at the first filter on it, into the code of each item's cell; a filter is then
-decided per distinct cell. Columns are kept for as long as their catalogue.
+A column is read once per catalogue, at the first filter on it or by ``read_columns``, into the code of each item's
+cell; a filter is then decided per distinct cell. Columns are kept for as long as their catalogue.
 """
 
 from __future__ import annotations
@@ -46,6 +46,13 @@ def filter_mask(catalogue: Catalogue, condition: Filter) -> NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
         holds = numbers >= limit if condition.operator == ">=" else numbers <= limit
     return np.asarray(holds[columns[condition.column].codes])
+
+
+def read_columns(catalogue: Catalogue) -> None:
+    """Read every column of the catalogue now, so that no filter waits for it."""
+    columns = _columns(catalogue)
+    for name in columns.names:
+        columns[name]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

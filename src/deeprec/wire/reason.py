@@ -22,6 +22,7 @@ class ReasonKind(StrEnum):
     STORE_FAILED = "store_failed"
     UNKNOWN_USER = "unknown_user"
     NO_HISTORY = "no_history"
+    FILTERS_LATE = "filters_late"
 
 
 DESCRIPTIONS = {
@@ -36,6 +37,7 @@ DESCRIPTIONS = {
     ReasonKind.STORE_FAILED: "The feature store failed",
     ReasonKind.UNKNOWN_USER: "The user is unknown",
     ReasonKind.NO_HISTORY: "There was no history to go by",
+    ReasonKind.FILTERS_LATE: "The filters could not be applied within the deadline",
 }
 
 _KINDS = {"type": "string", "enum": [kind.value for kind in ReasonKind]}

@@ -221,11 +221,65 @@ def test_a_late_trm_does_not_hold_up_the_policy_and_popularity_takes_its_place(m
     assert asyncio.run(trm.retrieve(TrmOnlyRequest(history=("i1",)))).path == "popularity"
 
 
-def test_a_late_feature_store_is_a_note(made: Any) -> None:
-    response = recommend(made(FakeExplorer(), histories=FakeHistories(seconds=2.0)), user_id="ann", deadline_ms=100)
-    assert (response["path"], response["user_known"]) == ("popularity", False)
+def test_a_late_feature_store_takes_its_share_and_the_trm_answers_the_preference(made: Any) -> None:
+    late = FakeHistories(seconds=2.0)
+    recommender = made(FakeExplorer(), histories=late)
+    response = recommend(recommender, user_id="ann", preference="comedy", deadline_ms=500, k=2)
+    assert (response["path"], response["user_known"]) == ("trm", False)
+    assert response["reason"]["kind"] == "store_failed"
     assert response["reason"]["sentence"].startswith("the feature store failed to answer within 100 ms")
-    assert response["milliseconds"]["total"] < 1900
+    assert response["milliseconds"]["total"] < 450
+    without = recommend(made(FakeExplorer(), histories=late), user_id="ann", deadline_ms=500, k=2)
+    assert (without["path"], without["reason"]["kind"]) == ("popularity", "store_failed")
+    whole = made(FakeExplorer(), histories=late, serving=ServingConfig(store_share=1.0))
+    assert recommend(whole, user_id="ann", preference="comedy", deadline_ms=200)["reason"]["kind"] == "store_failed"
+
+
+def test_where_store_and_trm_fail_the_reason_names_both(made: Any) -> None:
+    gone = FakeHistories(FeatureError("gone"))
+    for retriever in (FakeRetriever(seconds=FOR_EVER), FakeRetriever(error=TrmError("broken"))):
+        answer = recommend(made(None, retriever, histories=gone), user_id="ann", preference="comedy", deadline_ms=200)
+        assert answer["path"] == "popularity"
+        assert answer["reason"]["kind"] == "store_failed"
+        assert "the feature store failed" in answer["reason"]["sentence"]
+        assert "the TRM failed" in answer["reason"]["sentence"]
+
+
+def test_a_store_that_keeps_failing_is_not_waited_for_until_it_answers_again(made: Any) -> None:
+    async def serve() -> None:
+        store = FakeHistories(seconds=0.3)
+        recommender = made(FakeExplorer(), histories=store)
+        request = RecommendRequest(user_id="ann", preference=("comedy",), deadline_ms=500)
+        reasons = [(await recommender.recommend(request)).reason for _ in range(6)]
+        assert all(reason is not None and reason.kind is ReasonKind.STORE_FAILED for reason in reasons)
+        assert recommender.store.breaker.open
+        began = time.monotonic()
+        answer = await recommender.recommend(request)
+        assert answer.path == "trm"
+        assert time.monotonic() - began < 0.09, "nobody waits for it"
+        store.seconds = 0.0
+        while recommender.store.breaker.open:
+            await asyncio.sleep(0.1)
+            await recommender.recommend(request)
+        assert (await recommender.recommend(request)).user_known
+
+    asyncio.run(asyncio.wait_for(serve(), 60))
+
+
+def test_filters_that_are_not_applied_in_time_let_nothing_through(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(catalogue: Catalogue, condition: Filter) -> Any:
+        time.sleep(1.0)
+        return np.zeros(len(catalogue), dtype=bool)
+
+    monkeypatch.setattr("deeprec.recommender.fallback.filter_mask", slow)
+    recommender = made(FakeExplorer())
+    filtered = recommend(
+        recommender, user_id="ann", filters=[{"column": "year", "operator": ">=", "value": 1990}], deadline_ms=200
+    )
+    assert (filtered["items"], filtered["path"]) == ([], "popularity")
+    assert filtered["reason"]["kind"] == "filters_late"
+    assert filtered["milliseconds"]["total"] < 900
+    assert recommend(recommender, user_id="ann", deadline_ms=20_000)["path"] == "policy", "others are not held up"
 
 
 @pytest.mark.parametrize(

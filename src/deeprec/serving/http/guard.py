@@ -95,7 +95,10 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
-        with arriving(client=self._client(scope)), identified(_header(scope, REQUEST_ID.encode())) as name:
+        with (
+            identified(_header(scope, REQUEST_ID.encode())) as name,
+            arriving(client=self._client(scope), request_id=name),
+        ):
             answer = _Answer(send, self._admission, name)
             try:
                 await self._answer(scope, receive, answer)

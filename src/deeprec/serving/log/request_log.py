@@ -56,9 +56,12 @@ SCHEMA = pa.schema(
         ("deadline_ms", pa.int64()),
         ("k", pa.int64()),
         ("version", pa.string()),
+        ("request_id", pa.string()),
     ]
 )
 _AS_SERVED = tuple(name for name in SCHEMA.names if name not in ("at", "user", "reason"))
+_LATER = ("request_id",)
+"""Columns that files of earlier servers lack; they are read as null."""
 _CHUNK = 500
 """Rows converted at a time: the interpreter's lock is held for some milliseconds, not for a whole file."""
 _RETRY_SECONDS = 5.0
@@ -215,11 +218,15 @@ def read_log(path: str | Path) -> pl.DataFrame:
     if not files:
         state = "holds no request log" if place.is_dir() else "does not exist"
         raise DataError(f"{place} {state}; let a server write one with deeprec serve recommender BUNDLE --log {place}")
+    odd = next((file for file in files if not _is_of_log(file)), None)
     try:
-        rows = pl.read_parquet(files, columns=SCHEMA.names, hive_partitioning=False)
+        if odd is not None:
+            raise OSError(f"{odd} has other columns")
+        schema = pl.DataFrame(SCHEMA.empty_table()).schema
+        scan = pl.scan_parquet(files, schema=schema, missing_columns="insert", hive_partitioning=False)
+        rows = scan.select(SCHEMA.names).collect()
     except (OSError, pl.exceptions.PolarsError) as error:
-        odd = next((file for file in files if not _is_of_log(file)), place)
-        raise DataError(f"{odd} is no file of a request log; name the log's own directory") from error
+        raise DataError(f"{odd or place} is no file of a request log; name the log's own directory") from error
     return rows.sort("at", maintain_order=True)
 
 
@@ -228,7 +235,10 @@ def _is_of_log(file: Path) -> bool:
         found = pq.read_schema(file)
     except (OSError, pa.ArrowException):
         return False
-    return all(name in found.names and found.field(name).type == SCHEMA.field(name).type for name in SCHEMA.names)
+    return all(
+        found.field(name).type == SCHEMA.field(name).type if name in found.names else name in _LATER
+        for name in SCHEMA.names
+    )
 
 
 def _put(place: Path, content: Any) -> None:

@@ -465,3 +465,16 @@ def test_what_is_no_log_is_named(tmp_path: Path) -> None:
     (tmp_path / "other.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"other\.parquet is no file of a request log"):
         read_log(tmp_path)
+
+
+def test_files_of_a_server_before_a_column_came_are_read_with_nulls(tmp_path: Path) -> None:
+    log = RequestLog(RequestLogConfig(path=str(tmp_path)))
+    log(ANSWER)
+    log.close()
+    [file] = tmp_path.rglob("*.parquet")
+    older = pq.read_table(file).drop_columns(["request_id"])
+    pq.write_table(older, file.with_name("000000-older.parquet"))
+    assert read_log(tmp_path)["request_id"].to_list().count(None) == 1
+    pq.write_table(older.drop_columns(["version"]), file.with_name("000000-other.parquet"))
+    with pytest.raises(DataError, match="other.parquet is no file of a request log"):
+        read_log(tmp_path)
