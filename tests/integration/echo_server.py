@@ -20,11 +20,11 @@ from deeprec.cli.serve.options import read_serving
 from deeprec.errors import ArtifactError, RequestError
 from deeprec.serving.http.address import bind
 from deeprec.serving.http.admission import Admission
-from deeprec.serving.http.life import in_thread_of_its_own
 from deeprec.serving.http.model import JsonModel
 from deeprec.serving.http.server import run
 from deeprec.serving.http.service import Port, Service
 from deeprec.serving.metrics import ServingMetrics
+from deeprec.serving.threads import in_thread_of_its_own
 from deeprec.types import JsonDict
 
 

@@ -63,7 +63,7 @@ def test_each_door_is_a_switch_of_its_own(small_run: Path) -> None:
         )
         from deeprec.serving.http.application import application
 
-        there = {route.path for route in application(service, service.public).routes}  # type: ignore[attr-defined]
+        there = set(application(service, service.public).openapi()["paths"])
         everything = {path.partition("?")[0] for found in DOORS.values() for path in found}
         assert everything - there == {path.partition("?")[0] for path in paths}
 
@@ -77,8 +77,8 @@ def test_on_an_admin_port_the_doors_are_not_on_the_public_one(small_run: Path) -
     assert service.admin is not None
     public, admin = application(service, service.public), application(service, service.admin)
     inner = {"/v1/users", "/v1/history", "/metrics", "/v1/events", "/v1/explore", *PAGE}
-    assert not inner & {route.path for route in public.routes}  # type: ignore[attr-defined]
-    assert inner <= {route.path for route in admin.routes}  # type: ignore[attr-defined]
+    assert not inner & set(public.openapi()["paths"])
+    assert inner <= set(admin.openapi()["paths"])
     assert [model.name for model in service.public.models] == ["deeprec", "deeprec-trm"]
     assert [model.name for model in service.admin.models] == ["deeprec-events"]
     trm = trm_service(str(small_run / "bundle"), serving, None)
@@ -100,7 +100,12 @@ def test_events_ask_for_the_token_in_the_file(small_run: Path, tmp_path: Path) -
 
     with forkserver.routed(), hosted(make) as server:
         for path in ("/v1/events", "/v1/models/deeprec-events:predict"):
-            for wrong in ({}, {"Authorization": "Bearer x"}, {"Authorization": "s3cret"}, {"Authorization": "Bearer "}):
+            for wrong in (
+                {},
+                {"Authorization": "Bearer x"},
+                {"Authorization": "s3cret"},
+                {"Authorization": "Basic s3cret"},
+            ):
                 assert send(server, path, **wrong) == 401
             assert send(server, path, Authorization="Bearer s3cret") in (200, 400)  # the item may be unknown
         token.write_text("another")
@@ -118,4 +123,8 @@ def test_events_ask_for_the_token_in_the_file(small_run: Path, tmp_path: Path) -
         assert "access-control-allow-origin" not in other.headers
         assert status(server, "/v2", headers={"Host": "rebound.example"}) == 421
         assert server.metric("deeprec_http_requests_total", route="/v1/events", status="401") == 5
-        assert server.metric("deeprec_http_requests_total", status="415") == 1
+        predict = "/v1/models/{model_name}:predict"
+        assert server.metric("deeprec_http_requests_total", route=predict, status="415") == 1
+        assert server.metric("deeprec_http_requests_total", route=predict, status="401") == 4
+        assert server.metric("deeprec_http_requests_total", route="/v2/health/ready", status="200") >= 1
+        assert server.metric("deeprec_http_requests_total", route="none", status="421") == 1

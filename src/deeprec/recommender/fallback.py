@@ -87,7 +87,7 @@ class Fallback:
     async def in_time(
         self, asked: asyncio.Task[Answer], permitted: Permitted, k: int, clock: RequestClock, note: Reason | None = None
     ) -> Answer:
-        """What ``answer`` gives where it is there by the deadline, else popularity's answer, whose reason has ``note``."""
+        """What ``answer`` gives where it is there by the deadline, else popularity's, with ``note`` in its reason."""
         await asyncio.wait({asked}, timeout=clock.left)
         if asked.done():
             return asked.result()

@@ -15,9 +15,9 @@ class AnsweredRequest:
     ``path`` is ``policy``, ``trm`` or ``popularity``, ``reason`` why it was not the policy. Item ids: ``items`` as
     answered, ``trm_items`` the TRM's own list where it was there in time, ``policy_items`` the policy's answer where
     it was valid and in time. ``milliseconds`` is the whole answer, ``turns`` the policy's turns; ``at`` is in seconds
-    since 1970. ``shadow``: given in shadow mode, where the TRM answers and the policy runs beside. ``request_id`` is the
-    name that the request came with or was given, the same for all of a body's; ``stages`` are the seconds that the
-    stages took which it had (``store``, ``encode``, ``trm``, ``policy``).
+    since 1970. ``shadow``: given in shadow mode, where the TRM answers and the policy runs beside. ``request_id`` is
+    the name that the request came with or was given, the same for all of a body's; ``stages`` are the seconds of each
+    stage that it had (``store``, ``encode``, ``trm``, ``policy``).
     """
 
     model: str

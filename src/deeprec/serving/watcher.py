@@ -24,8 +24,8 @@ from deeprec.bundle.opening import Needs, Source
 from deeprec.errors import ArtifactError, DeepRecError, RequestError, StoreError
 from deeprec.recommender.loading import settle_memory
 from deeprec.recommender.recommender import AsyncRecommender
-from deeprec.serving.http.life import in_thread_of_its_own
 from deeprec.serving.metrics import ServingMetrics
+from deeprec.serving.threads import in_thread_of_its_own
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from deeprec.serving.page.routes import HEARTBEAT, Sources, router
+from deeprec.config import DoorsConfig
+from deeprec.serving.page.routes import HEARTBEAT, Sources, routers
 from deeprec.wire.request import RecommendRequest
 from tests.unit.serving.pages import BUNDLE, Pages
 
@@ -18,8 +19,9 @@ LARGEST = 300_000
 def test_its_routes_are_those_of_the_page() -> None:
     pages = Pages()
     try:
-        sources = Sources(lambda: pages.recommender, lambda: BUNDLE, pages.measures)
-        routes = {f"{method} {route.path}" for route in router(sources).routes for method in route.methods}
+        sources = Sources(lambda: pages.recommender, lambda: BUNDLE, pages.metrics)
+        found = [route for router in routers(sources, DoorsConfig()) for route in router.routes]
+        routes = {f"{method} {route.path}" for route in found for method in route.methods}
     finally:
         pages.recommender.close()
     assert set(re.findall(r"^\| `(\w+ /[\w/]+)", PAGE, flags=re.M)) == routes - {"GET /"}

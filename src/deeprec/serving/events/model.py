@@ -12,10 +12,10 @@ from deeprec.config import ServingConfig
 from deeprec.features.events import EventWriter
 from deeprec.serving.events.routes import Events, read_event, router
 from deeprec.serving.http.admission import Admission
-from deeprec.serving.http.life import in_thread_of_its_own
 from deeprec.serving.http.model import JsonModel
 from deeprec.serving.http.service import Port, Service, ports
 from deeprec.serving.metrics import ServingMetrics
+from deeprec.serving.threads import in_thread_of_its_own
 from deeprec.types import JsonDict
 from deeprec.wire.events import Event, EventAnswer
 

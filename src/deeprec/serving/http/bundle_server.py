@@ -27,7 +27,6 @@ from deeprec.serving.events.model import EventsModel
 from deeprec.serving.events.routes import Events
 from deeprec.serving.events.routes import router as events_router
 from deeprec.serving.http.admission import Admission
-from deeprec.serving.http.life import in_thread_of_its_own
 from deeprec.serving.http.model import JsonModel
 from deeprec.serving.http.recommender_model import RecommenderModel, TrmModel
 from deeprec.serving.http.service import Hook, Port, Service, ports
@@ -35,6 +34,7 @@ from deeprec.serving.log.request_log import RequestLog
 from deeprec.serving.metrics import ServingMetrics
 from deeprec.serving.page.routes import Sources
 from deeprec.serving.page.routes import routers as page_routers
+from deeprec.serving.threads import in_thread_of_its_own
 from deeprec.serving.watcher import BundleWatcher
 
 TRM_ONLY = "this server answers with the TRM alone"
@@ -153,6 +153,7 @@ class BundleServer:
         metrics, watcher, log = self.metrics, self.watcher, self._log
         metrics.queue("requests", lambda: self.admission.waiting)
         metrics.state("bundle_refused", "1 while what is at the bundle's address is not put to use", self._refuses)
+        metrics.state("store_away", "1 while the feature store keeps failing and is hardly asked", self._store_away)
         metrics.state("policy_down", "1 when there should be a policy and it cannot be asked", self._policy_down)
         metrics.count("policy_restarts", "Times a policy was started again", lambda: {(): watcher.restarts})
         if log is not None:
@@ -165,6 +166,9 @@ class BundleServer:
 
     def _refuses(self) -> bool:
         return self.watcher.refused is not None
+
+    def _store_away(self) -> bool:
+        return self.watcher.loaded and self.served().store.breaker.open
 
     def _policy_down(self) -> bool:
         explorer = self.served().explorer if self.watcher.loaded else None

@@ -52,6 +52,9 @@ GONE = 499
 _DROPPED = (b"ce-", LENGTH.encode(), b"content-type")
 _FREE = re.compile(r"/(metrics|openapi\.json|v1/models(/[^/]*)?|v2(/health/\w+|/models(/[^/]+(/ready)?)?)?)?")
 _READINESS = re.compile(r"/v2/health/ready|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
+_MODEL = re.compile(r"^(/v[12]/models/)[^/:]+")
+_ASKED = ("/v1/models/{model_name}:predict", "/v2/models/{model_name}/infer", "/v1/events", "/v1/explore")
+"""Routes of what may be refused before it comes to its own."""
 _CLOSED = {
     re.compile(r"/v2/repository(/[\s\S]*)?"): "this server's models are loaded when it starts and cannot be changed",
     re.compile(r"/v2/models/[^/]+/versions(/[\s\S]*)?"): "a model has one version here; leave out /versions/…",
@@ -333,14 +336,10 @@ def _header(scope: Message, name: bytes) -> str:
 
 
 def _route(scope: Message) -> str:
-    """The request's path as it was declared: few values, whatever is asked for."""
-    route = scope.get("route")
-    if route is None and "app" in scope:
-        from starlette.routing import Match
-
-        routes = getattr(scope["app"], "routes", ())
-        route = next((one for one in routes if one.matches(scope)[0] is not Match.NONE), None)
-    return str(getattr(route, "path", "none"))
+    """The request's path as it was declared: few values, whatever is asked for. ``none``: it came to no route."""
+    route = getattr(scope.get("route"), "path", None)
+    asked = _MODEL.sub(r"\1{model_name}", scope["path"])
+    return str(route or (asked if asked in _ASKED else "none"))
 
 
 def _declared(scope: Message) -> int:

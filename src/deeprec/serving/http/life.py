@@ -19,10 +19,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 HELPERS = 4
 """Threads for what may wait on a disk or a network without anybody waiting for it."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-Result = TypeVar("Result")
 
 
 class _Listener(uvicorn.Server):  # type: ignore[misc]
@@ -147,18 +145,3 @@ class Life:
         if self._service.introduction is not None and self._service.serving.log_format == "text":
             print(self._service.introduction(url(host, port)), flush=True)
         logger.info("ready on %s", url(host, port))
-
-
-async def in_thread_of_its_own(work: Callable[[], Result]) -> Result:
-    """What ``work`` returns. Nothing waits for the thread when the caller is cancelled, nor when the process ends."""
-    future: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            with suppress(Exception):  # nobody waits any more
-                future.set_exception(error)
-
-    threading.Thread(target=run, name="loading", daemon=True).start()
-    return await asyncio.wrap_future(future)

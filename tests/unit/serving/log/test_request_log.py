@@ -476,5 +476,5 @@ def test_files_of_a_server_before_a_column_came_are_read_with_nulls(tmp_path: Pa
     pq.write_table(older, file.with_name("000000-older.parquet"))
     assert read_log(tmp_path)["request_id"].to_list().count(None) == 1
     pq.write_table(older.drop_columns(["version"]), file.with_name("000000-other.parquet"))
-    with pytest.raises(DataError, match="other.parquet is no file of a request log"):
+    with pytest.raises(DataError, match=r"other\.parquet is no file of a request log"):
         read_log(tmp_path)
