@@ -132,12 +132,8 @@ class ServingConfig(Section):
     store_share: Share = 0.2
     """Share of a request's time that the feature store may take; the user is answered as unknown after it."""
     text_share: Share = 0.2
-    """Share of a request's time that its new phrases may take to be encoded; what is not by then is left out."""
-    text_waiting: Positive = 24
-    """New phrases of one client that may wait to be encoded; those beyond are left out."""
-    text_client_share: Share = 0.1
-    """Share of one core's time that the new phrases of one client may take, over some seconds; those beyond are left
-    out."""
+    """Share of a request's time that its new phrases may take to be encoded, and of the encoder's time, over some
+    seconds, that one client's may take while others use it too; what is beyond is left out."""
     client_header: str = ""
     """Header that names the client, for servers behind a proxy; empty takes the peer's address."""
     explorations: Positive = 64

@@ -1,7 +1,7 @@
 """From a bundle to a recommender: its models loaded from their own directories, and run once so that no user waits.
 
-The TRM is the bundle's own, in this process. So is the policy, in one beside it, unless ``ServingConfig.policy_url``
-names a server.
+The TRM is the bundle's own, in this process. The text encoder has a process beside it, and so has the policy, unless
+``ServingConfig.policy_url`` names a server.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,20 +25,22 @@ from deeprec.recommender.observer import Observer
 from deeprec.recommender.phrases import PhraseEncoder
 from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.recommender.users import Histories
+from deeprec.recommender.worker.encoder import Away, EncoderProcess
 from deeprec.recommender.worker.explorer import Patience, WorkerExplorer
 from deeprec.recommender.worker.loop import Loop
+from deeprec.recommender.worker.texts import LoadText
 from deeprec.types import Catalogue, FloatArray, Policy
 from deeprec.wire.request import RecommendRequest, TrmOnlyRequest
 
 if TYPE_CHECKING:
     from deeprec.trm.retriever import TrmRetriever
-    from deeprec.trm.text import CachedEmbedder
+    from deeprec.trm.text import CachedEmbedder, KeptTexts
 
 logger = logging.getLogger(__name__)
 
 WARM_UP_MS = 30_000
 LOADING_SECONDS = 600.0
-"""For a policy of the bundle's own to load."""
+"""For the bundle's own policy, or its text encoder, to load."""
 _TOGETHER = 8
 _NEW_PHRASE = "a phrase that no catalogue has"
 REMOTE_SECONDS = 10.0
@@ -54,21 +57,23 @@ def load_recommender(
 ) -> AsyncRecommender:
     """The recommender of a bundle; histories come from ``histories``, or from requests only.
 
-    The policy's process begins to load; ``warm_up`` waits for it. ``force_policy`` runs the policy even where the
-    bundle serves its TRM alone; shadow mode does too.
+    The text encoder's and the policy's processes begin to load; ``warm_up`` waits for them. ``force_policy`` runs the
+    policy even where the bundle serves its TRM alone; shadow mode does too.
 
     Raises:
         ArtifactError: a model cannot be read, or the text encoder here is not the one the bundle was made with.
     """
-    from deeprec.trm.text import load_embedder
+    from deeprec.trm.text import KeptTexts
 
     serving = serving or ServingConfig()
-    embedder = load_embedder(bundle.text)
+    texts = KeptTexts(bundle.text)
+    encoder = EncoderProcess(LoadText(bundle.text, serving.threads), texts.prime)
     explores = _explores(bundle.serve, serving, force_policy)
-    explorer = _explorer(bundle, serving, embedder) if explores else None
+    explorer = _explorer(bundle, serving, texts) if explores else None
     try:
-        trm = _load_trm(bundle.part("trm"), bundle.catalogue, embedder)
+        trm = _load_trm(bundle.part("trm"), bundle.catalogue, texts)
     except BaseException:
+        encoder.close()
         if explorer is not None:
             explorer.close()
         raise
@@ -81,7 +86,7 @@ def load_recommender(
         histories=histories,
         serving=serving,
         version=bundle.version,
-        phrases=PhraseEncoder(embedder, serving.text_waiting, serving.text_client_share),
+        phrases=PhraseEncoder(texts, encoder, serving.text_share),
         observers=observers,
     )
 
@@ -96,15 +101,19 @@ def _explores(serve: Served, serving: ServingConfig, force_policy: bool) -> bool
     return force_policy or serving.shadow or serve == "policy"
 
 
-async def warm_up(recommender: AsyncRecommender, newest: Callable[[int], Sequence[str]] | None = None) -> None:
-    """Wait until the policy is loaded, answer two made-up requests, and call the recommender ready.
+async def warm_up(
+    recommender: AsyncRecommender, newest: Callable[[int], Sequence[str]] | None = None, *, text: bool = True
+) -> None:
+    """Wait until all is loaded, answer two made-up requests, and call the recommender ready.
+
+    Without ``text`` the text encoder is not waited for: until it has loaded, new phrases are left out.
 
     Of the users that ``newest`` names, as many as ``serving.prepare``, the TRM in this process encodes the histories,
     which it keeps. Where the policy is another server's, one that cannot be asked is logged: it is asked again, and the
     TRM answers until then.
 
     Raises:
-        ArtifactError: the bundle's own policy cannot be loaded.
+        ArtifactError: the bundle's own policy or its text encoder cannot be loaded.
     """
     if recommender.explorer is not None:
         remote = bool(recommender.serving.policy_url)
@@ -114,12 +123,15 @@ async def warm_up(recommender: AsyncRecommender, newest: Callable[[int], Sequenc
             if not remote:
                 raise ArtifactError(f"the bundle's policy cannot be served: {error}") from error
             logger.warning("the policy cannot be asked yet, the TRM answers: %s", error)
-    if recommender.phrases is not None:
-        await asyncio.to_thread(recommender.phrases.vectors.embed, [_NEW_PHRASE])
+    if recommender.phrases is not None and text:
+        try:
+            await recommender.phrases.loaded(LOADING_SECONDS)
+        except Away as error:
+            raise ArtifactError(f"the bundle's text cannot be encoded: {error}") from error
     await recommender.prepare_filters()
     history = tuple(item.item_id for item in recommender.catalogue.items[:3])
     deadline = min(WARM_UP_MS, recommender.serving.max_deadline_ms)
-    phrases = recommender.catalogue.phrases[:1]
+    phrases = (*recommender.catalogue.phrases[:1], _NEW_PHRASE)
     await recommender.recommend(RecommendRequest(history=history, preference=phrases, k=1, deadline_ms=deadline))
     await recommender.recommend(RecommendRequest(history=history, k=1, deadline_ms=deadline))
     if recommender.histories is not None and newest is not None and recommender.serving.prepare:
@@ -185,7 +197,14 @@ class BundleLoop:
         policy, retriever = self._policy(), _load_trm(self._trm, catalogue, embedder)
         side_by_side = serving.explorations if serving.policy_url else 1
         loop = Loop(
-            policy, retriever, TitleBook(catalogue), self._explore, serving.batch, side_by_side, prime=embedder.prime
+            policy,
+            retriever,
+            TitleBook(catalogue),
+            self._explore,
+            serving.batch,
+            side_by_side,
+            prime=embedder.prime,
+            later=partial(embedder.embed, [_NEW_PHRASE]),
         )
 
         def until(deadline: float) -> Loop:
@@ -220,14 +239,14 @@ def _load_trm(place: Path, catalogue: Catalogue, embedder: CachedEmbedder) -> Tr
         raise ArtifactError(f"cannot serve the TRM {place}: {error}") from error
 
 
-def _explorer(bundle: Bundle, serving: ServingConfig, embedder: CachedEmbedder) -> Explorer:
+def _explorer(bundle: Bundle, serving: ServingConfig, texts: KeptTexts) -> Explorer:
     patience = Patience(grace=serving.grace_ms / 1000, loading=LOADING_SECONDS)
     known = frozenset(bundle.catalogue.phrases)
 
     def vectors(phrases: Sequence[str]) -> tuple[tuple[str, ...], FloatArray] | None:
         """Phrases that are not the catalogue's, with their vectors: encoded here, they are not once more."""
-        free = tuple(phrase for phrase in phrases if phrase not in known)
-        return (free, embedder.embed(free)) if free else None
+        free = tuple(phrase for phrase in phrases if phrase not in known and texts.knows(phrase))
+        return (free, texts.embed(free)) if free else None
 
     make, size = BundleLoop(bundle, serving), bundle.explore.answer_size
     return WorkerExplorer(make, size, most=serving.explorations, patience=patience, vectors=vectors)

@@ -1,160 +1,243 @@
-"""Text of requests, encoded in a thread of its own: no client's new phrases hold up the TRM or another client's.
+"""Text of requests, encoded apart: no client's new phrases hold up the models or another client's.
 
 Contract: ``encode`` returns at the latest after the seconds it was given, with the phrases whose vectors are there.
-What is known costs nothing. Of the others one is encoded at a time, a client's after another's in turn, so that a
-client waits for at most one phrase of each other client before each of its own. A client that has ``most`` phrases
-waiting, or has taken more than ``share`` of the time lately, is not given more: they are left out at once. What nobody
-waits for any more is not encoded.
+What is known costs nothing. Of the others one is encoded at a time, in a process of its own (``worker.encoder``), of
+the client that has had the least of the encoder's time lately; so a client waits for at most one phrase that has begun,
+however many another has waiting. What a request will not get in its time, and what a client asks beyond ``share`` of
+the encoder's time while others use it too, is left out at once. What nobody waits for any more is not encoded.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Protocol
-
-from deeprec.types import FloatArray
-
-logger = logging.getLogger(__name__)
 
 MEMORY_SECONDS = 5.0
 """How fast it fades what a client took: by a factor of e in so long."""
 MOST_CLIENTS = 4096
-NICE = 5
-"""Between the server's and the policy's."""
+_NOTHING = 0.001
+"""Seconds of the encoder's time that do not count as use."""
+_FIRST_GUESS = 0.0005
+"""Seconds that a character takes, before any was encoded."""
+_NEWEST = 0.1
+"""Weight of the newest text in what a character takes."""
 
 
-class TextVectors(Protocol):
-    """Port: vectors of texts, some of which are known. Implemented by ``trm.text.CachedEmbedder``."""
+class KnownTexts(Protocol):
+    """Port: which texts have vectors at hand. Implemented by ``trm.text.CachedEmbedder``."""
 
     def knows(self, text: str) -> bool:
         """Whether the text's vector is at hand; it is then kept for longer."""
         ...
 
-    def embed(self, texts: Sequence[str]) -> FloatArray:
-        """(texts, width) vectors; see ``types.Embedder``."""
+
+class TextEncoder(Protocol):
+    """Port: makes a text's vector known. Implemented by ``worker.encoder.EncoderProcess``."""
+
+    @property
+    def available(self) -> bool:
+        """Whether it can be asked now."""
         ...
+
+    def encode(self, text: str) -> Future[float]:
+        """Returns at once; the result, once the vector is known, is the seconds of a core that it took."""
+        ...
+
+    async def loaded(self, timeout: float) -> None:
+        """Wait until it has loaded.
+
+        Raises:
+            DeepRecError: it could not, or not within ``timeout`` seconds.
+        """
+        ...
+
+    def close(self) -> None:
+        """Encode nothing more, and end what waits; returns at once."""
+        ...
+
+
+@dataclass(eq=False)
+class _Asked:
+    """Phrases that a request waits for; ``done`` ends with the last of them, or is cancelled."""
+
+    left: deque[str]
+    made: set[str] = field(default_factory=set)
+    done: Future[None] = field(default_factory=Future)
 
 
 class PhraseEncoder:
     """Encodes phrases for concurrent requests; callers may come from any event loop.
 
     Args:
-        vectors: knows and makes vectors; asked to make them from one thread only.
-        most: phrases of one client that may wait.
-        share: of the thread's time, over some ``MEMORY_SECONDS``, that one client may take.
+        known: which texts need no encoding.
+        encoder: encodes the others.
+        share: of the encoder's time, over some ``MEMORY_SECONDS``, that one client may take while others use it too.
         clock: seconds.
     """
 
     def __init__(
-        self, vectors: TextVectors, most: int, share: float = 1.0, clock: Callable[[], float] = time.monotonic
+        self,
+        known: KnownTexts,
+        encoder: TextEncoder,
+        share: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.vectors = vectors
-        self._most, self._share, self._clock = most, share, clock
+        self._known, self._encoder, self._share, self._clock = known, encoder, share, clock
         self._taken: dict[str, tuple[float, float]] = {}
-        """Seconds that a client took, which fade, and when that was so."""
-        self._turns: deque[str] = deque()
-        """Clients that have something waiting, the next first."""
-        self._waiting: dict[str, deque[tuple[str, Future[None]]]] = {}
-        self._changed = threading.Condition()
-        self._closed = False
-        threading.Thread(target=self._run, name="phrases", daemon=True).start()
+        """Seconds of a core that a client took, which fade, and when that was so."""
+        self._by_all = (0.0, 0.0)
+        """The same of all clients."""
+        self._waiting: dict[str, deque[_Asked]] = {}
+        self._busy = self._closed = False
+        self._character = _FIRST_GUESS
+        self._lock = threading.RLock()
+
+    async def loaded(self, timeout: float) -> None:
+        """Wait until the encoder has loaded.
+
+        Raises:
+            DeepRecError: it could not, or not within ``timeout`` seconds.
+        """
+        await self._encoder.loaded(timeout)
+
+    def knows(self, phrases: Sequence[str]) -> bool:
+        """Whether none of the phrases needs the encoder."""
+        return all(map(self._known.knows, phrases))
 
     async def encode(self, phrases: Sequence[str], client: str, seconds: float) -> tuple[str, ...]:
         """Those of the phrases whose vectors are there within ``seconds``, in order."""
-        missing = [phrase for phrase in phrases if not self.vectors.knows(phrase)]
+        missing = [phrase for phrase in phrases if not self._known.knows(phrase)]
         if not missing:
             return tuple(phrases)
-        asked = {phrase: future for phrase in missing if (future := self._put(phrase, client)) is not None}
-        try:
-            if asked:
-                await asyncio.wait(list(map(asyncio.wrap_future, asked.values())), timeout=seconds)
-            done = {phrase for phrase, future in asked.items() if _is_made(future)}
-        finally:  # also where whoever asked has gone
-            for future in asked.values():
-                future.cancel()
-        return tuple(phrase for phrase in phrases if phrase not in missing or phrase in done)
+        asked = self._ask(missing, client, seconds)
+        made: set[str] = set()
+        if asked is not None:
+            try:
+                await asyncio.wait([asyncio.wrap_future(asked.done)], timeout=seconds)
+            finally:  # also where whoever asked has gone
+                asked.done.cancel()
+            made = asked.made
+        return tuple(phrase for phrase in phrases if phrase not in missing or phrase in made)
 
     def close(self) -> None:
         """Encode nothing more; what waits is left out."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            for _, future in (pair for waiting in self._waiting.values() for pair in waiting):
-                future.cancel()
-            self._changed.notify()
+        self._leave_out()
+        self._encoder.close()
 
-    def _put(self, phrase: str, client: str) -> Future[None] | None:
-        with self._changed:
-            waiting = self._waiting.setdefault(client, deque())
-            for pair in [pair for pair in waiting if pair[1].cancelled()]:
-                waiting.remove(pair)
-            if self._closed or len(waiting) >= self._most or self._took(client) > self._share * MEMORY_SECONDS:
-                if not waiting:
-                    del self._waiting[client]
+    # ------------------------------------------------------------------------------------------------- what is taken
+
+    def _ask(self, missing: Sequence[str], client: str, seconds: float) -> _Asked | None:
+        """Let as many of the phrases wait as there is time for; None for none."""
+        with self._lock:
+            if self._closed or not self._encoder.available:
                 return None
-            future: Future[None] = Future()
-            waiting.append((phrase, future))
-            if client not in self._turns:
-                self._turns.append(client)
-            self._changed.notify()
-            return future
+            waiting = deque(asked for asked in self._waiting.get(client, ()) if not asked.done.done())
+            before = sum(self._cost(phrase) for asked in waiting for phrase in asked.left)
+            room = min(seconds, self._allowed(client)) - before
+            taken: deque[str] = deque()
+            for phrase in missing:
+                if room <= 0:
+                    break
+                room -= self._cost(phrase)
+                taken.append(phrase)
+            if not taken:
+                return None
+            asked = _Asked(taken)
+            waiting.append(asked)
+            self._waiting[client] = waiting
+        self._go_on()
+        return asked
+
+    def _cost(self, phrase: str) -> float:
+        """What encoding it is expected to take, in seconds of a core."""
+        return self._character * max(len(phrase), 1)
+
+    def _allowed(self, client: str) -> float:
+        """Seconds of the encoder's time that are left to the client."""
+        took = self._took(client)
+        alone = self._faded(self._by_all) - took < _NOTHING
+        return math.inf if alone else self._share * MEMORY_SECONDS - took
 
     def _took(self, client: str) -> float:
         """Seconds that encoding for this client took lately."""
-        seconds, at = self._taken.get(client, (0.0, 0.0))
+        return self._faded(self._taken.get(client, (0.0, 0.0)))
+
+    def _faded(self, taken: tuple[float, float]) -> float:
+        seconds, at = taken
         return seconds * math.exp((at - self._clock()) / MEMORY_SECONDS)
 
     def _charge(self, client: str, seconds: float) -> None:
-        with self._changed:
-            self._taken[client] = self._took(client) + seconds, self._clock()
-            if len(self._taken) > MOST_CLIENTS:
-                del self._taken[next(iter(self._taken))]
+        now = self._clock()
+        self._taken[client] = self._took(client) + seconds, now
+        self._by_all = self._faded(self._by_all) + seconds, now
+        if len(self._taken) > MOST_CLIENTS:
+            most = sorted(self._taken, key=self._took, reverse=True)[: MOST_CLIENTS // 2]
+            self._taken = {one: self._taken[one] for one in most}
 
-    def _next(self) -> tuple[str, str, Future[None]] | None:
-        """A client and its next phrase that somebody waits for, by turns; None when it is closed."""
-        with self._changed:
-            while not self._closed:
-                while self._turns:
-                    client = self._turns.popleft()
-                    waiting = self._waiting.pop(client, deque())
-                    while waiting:
-                        phrase, future = waiting.popleft()
-                        if future.set_running_or_notify_cancel():
-                            if waiting:
-                                self._waiting[client] = waiting
-                                self._turns.append(client)
-                            return client, phrase, future
-                self._changed.wait()
+    # ------------------------------------------------------------------------------------------------ what is encoded
+
+    def _go_on(self) -> None:
+        """Have the next phrase encoded, unless one is being."""
+        with self._lock:
+            found = None if self._busy else self._next()
+            if found is None:
+                return
+            self._busy = True
+            client, phrase, asked = found
+            cost = self._cost(phrase)
+            self._charge(client, cost)
+        encoding = self._encoder.encode(phrase)
+        encoding.add_done_callback(lambda done: self._on_done(done, client, phrase, asked, cost))
+
+    def _next(self) -> tuple[str, str, _Asked] | None:
+        """A phrase that somebody waits for, of the client that has taken the least; None for none."""
+        while self._waiting:
+            client = min(self._waiting, key=self._took)
+            waiting = self._waiting[client]
+            while waiting:
+                asked = waiting[0]
+                while asked.left and not asked.done.done():
+                    phrase = asked.left.popleft()
+                    if not self._known.knows(phrase):
+                        return client, phrase, asked
+                    self._made(asked, phrase)
+                waiting.popleft()
+            del self._waiting[client]
         return None
 
-    def _run(self) -> None:
-        if sys.platform == "linux":  # elsewhere a priority is that of the whole process
-            with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        while (found := self._next()) is not None:
-            client, phrase, future = found
-            began = self._clock()
-            failure: Exception | None = None
-            try:
-                self.vectors.embed([phrase])
-            except Exception as error:
-                logger.warning("a phrase cannot be encoded: %s", error)
-                failure = error
-            self._charge(client, self._clock() - began)
-            if failure is None:
-                future.set_result(None)
-            else:
-                future.set_exception(failure)
+    def _on_done(self, encoding: Future[float], client: str, phrase: str, asked: _Asked, cost: float) -> None:
+        made = encoding.exception() is None
+        with self._lock:
+            self._busy = False
+            if made:
+                seconds = encoding.result()
+                self._charge(client, seconds - cost)
+                self._character += _NEWEST * (seconds / max(len(phrase), 1) - self._character)
+            self._made(asked, phrase if made else None)
+        if self._encoder.available:
+            self._go_on()
+        else:
+            self._leave_out()
 
+    def _made(self, asked: _Asked, phrase: str | None) -> None:
+        """A phrase that was asked for is there, or will not be."""
+        if phrase is not None:
+            asked.made.add(phrase)
+        if not asked.left and not asked.done.done() and asked.done.set_running_or_notify_cancel():
+            asked.done.set_result(None)
 
-def _is_made(future: Future[None]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
+    def _leave_out(self) -> None:
+        """What waits is not waited for any longer."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+        for asked in (asked for several in waiting.values() for asked in several):
+            asked.done.cancel()

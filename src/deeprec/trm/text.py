@@ -170,6 +170,32 @@ class HashingEmbedder(CachedEmbedder):
         return vectors
 
 
+class KeptTexts(CachedEmbedder):
+    """The vectors of texts that were encoded elsewhere (``prime``), by the encoder that a configuration names.
+
+    It never loads that encoder, which is asked for its identity alone.
+    """
+
+    def __init__(self, text: TextConfig) -> None:
+        super().__init__("")
+        self._encoder, self._width = load_embedder(text), 0
+
+    @property
+    def identity(self) -> str:
+        return self._encoder.identity
+
+    @property
+    def width(self) -> int:
+        return self._width
+
+    def prime(self, texts: Sequence[str], vectors: FloatArray) -> None:
+        self._width = vectors.shape[1]
+        super().prime(texts, vectors)
+
+    def _encode(self, texts: list[str]) -> FloatArray:
+        raise TrmError(f"{texts[0]!r:.80} has no vector yet; have it encoded first")
+
+
 def load_embedder(text: TextConfig) -> CachedEmbedder:
     """The encoder a configuration names; what it needs is looked for when it is first asked."""
     return HashingEmbedder(text.width) if text.provider == "hashing" else SentenceEmbedder(text)

@@ -27,7 +27,7 @@ from functools import partial
 from itertools import count
 
 from deeprec.recommender.exploration import Exploration, OnStep, Step, Unavailable
-from deeprec.recommender.worker.loop import Answer, Ask, Begun, Done, Loaded, Make, Ping, Told
+from deeprec.recommender.worker.loop import Answer, Ask, Begun, Done, Loaded, Make, Ping, Told, run
 from deeprec.recommender.worker.process import WorkerProcess
 from deeprec.types import FloatArray, Query
 from deeprec.wire.reason import Reason, ReasonKind
@@ -41,6 +41,7 @@ def _away(sentence: str) -> Reason:
 
 _SHUT_DOWN = _away("the policy was shut down")
 _BUSY = Reason(kind=ReasonKind.BUSY, sentence="the policy is busy with other requests")
+_Process = WorkerProcess[Make, Ask | Ping, Answer]
 _TICK = 0.1
 """Seconds between two looks at what is overdue."""
 
@@ -97,7 +98,7 @@ class WorkerExplorer:
         self._lock = threading.Lock()
         self._numbers = count()
         self._waiting: dict[int, _Waiting] = {}
-        self._process: WorkerProcess | None = None
+        self._process: _Process | None = None
         self._unavailable: Reason | None = _away("the policy is being loaded")
         self._outcome: str | None = None
         """How the first load ended: empty in order, else why not."""
@@ -180,7 +181,7 @@ class WorkerExplorer:
 
     def _one_life(self) -> str:
         """Start a process and stay with it; returns why it has ended, or had to."""
-        process = WorkerProcess(self._make)
+        process = _Process(run, self._make, "policy")
         with self._lock:
             self._useful, self._pinged, self._process = False, None, process
         born, why = time.monotonic(), None
@@ -200,7 +201,7 @@ class WorkerExplorer:
         process.kill()
         return why or _SHUT_DOWN.sentence
 
-    def _overdue(self, process: WorkerProcess, born: float) -> str | None:
+    def _overdue(self, process: _Process, born: float) -> str | None:
         """Why the process has to be given up; None for no reason. An idle one may be asked for a sign of life."""
         now, patience = time.monotonic(), self._patience
         with self._lock:
@@ -232,7 +233,7 @@ class WorkerExplorer:
 
     # ------------------------------------------------------------------------------------- what the process says
 
-    def _on_answer(self, process: WorkerProcess, answer: Answer) -> None:
+    def _on_answer(self, process: _Process, answer: Answer) -> None:
         if isinstance(answer, Loaded):
             self._on_loaded(process, answer)
         elif isinstance(answer, Begun):
@@ -249,7 +250,7 @@ class WorkerExplorer:
         elif isinstance(answer, Done):
             self._on_done(answer)
 
-    def _on_loaded(self, process: WorkerProcess, answer: Loaded) -> None:
+    def _on_loaded(self, process: _Process, answer: Loaded) -> None:
         with self._lock:
             if self._outcome is None:
                 self._outcome = answer.refusal or ""

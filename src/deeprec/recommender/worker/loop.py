@@ -9,14 +9,9 @@ the child it started.
 
 from __future__ import annotations
 
-import ctypes
-import faulthandler
 import logging
 import os
 import queue
-import resource
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +27,7 @@ from deeprec.explore.rollout import rollout
 from deeprec.explore.written import thought_of
 from deeprec.recommender.exploration import Exploration, Step
 from deeprec.recommender.worker.pace import Pace
+from deeprec.recommender.worker.process import settle_in
 from deeprec.rewards.format import format_violations
 from deeprec.types import (
     Call,
@@ -51,7 +47,6 @@ logger = logging.getLogger(__name__)
 _LATE = Reason(kind=ReasonKind.BUSY, sentence="the policy was busy until the deadline")
 _BUSY = Reason(kind=ReasonKind.BUSY, sentence="the policy is busy with other requests until the deadline")
 _FAILED = Reason(kind=ReasonKind.POLICY_FAILED, sentence="the policy failed")
-_PR_SET_PDEATHSIG = 1
 _NICE = 10
 """Where cores are scarce the server, which keeps the deadlines, comes before the policy."""
 
@@ -66,6 +61,7 @@ class Loop:
         until: the same for work that is of no use after a deadline (``time.monotonic`` seconds), where calls of other
             machines can be told of one.
         prime: takes the vectors of phrases that the retriever will be asked for.
+        later: what is loaded in the background once it has said that it is loaded.
     """
 
     policy: Policy
@@ -76,6 +72,7 @@ class Loop:
     threads: int = 1
     until: Callable[[float], Loop] | None = None
     prime: Callable[[Sequence[str], FloatArray], None] | None = None
+    later: Callable[[], object] | None = None
 
 
 Make = Callable[[], Loop]
@@ -140,12 +137,7 @@ Answer = Loaded | Begun | Told | Done | Pong
 
 def run(connection: Connection, make: Make) -> None:
     """Load, answer until the other end closes, and end the process."""
-    for told in (signal.SIGINT, signal.SIGTERM):  # to the whole group: the parent answers what it has accepted first
-        signal.signal(told, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(_NICE)
-    faulthandler.enable()
-    _die_with_parent()
+    settle_in(_NICE)
     asked: queue.SimpleQueue[Ask | Ping] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, asked), name="asked", daemon=True).start()
     lock = threading.Lock()
@@ -162,10 +154,19 @@ def run(connection: Connection, make: Make) -> None:
         send(Loaded(str(error) or type(error).__name__))
         return
     send(Loaded())
+    if loop.later is not None:
+        threading.Thread(target=_load_later, args=(loop.later,), name="later", daemon=True).start()
     threads = [threading.Thread(target=_Turns(loop, asked, send).run, daemon=True) for _ in range(loop.threads - 1)]
     for thread in threads:
         thread.start()
     _Turns(loop, asked, send).run()
+
+
+def _load_later(later: Callable[[], object]) -> None:
+    try:
+        later()
+    except Exception as error:
+        logger.warning("what the policy may need later cannot be loaded: %s", error)
 
 
 def _read(connection: Connection, asked: queue.SimpleQueue[Ask | Ping]) -> None:
@@ -174,12 +175,6 @@ def _read(connection: Connection, asked: queue.SimpleQueue[Ask | Ping]) -> None:
             asked.put(connection.recv())
     except (EOFError, OSError):
         os._exit(0)
-
-
-def _die_with_parent() -> None:
-    """On Linux a process that holds the interpreter's lock for ever ends with its parent too."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Turns:

@@ -1,14 +1,18 @@
-"""A worker process as its parent holds it: started, asked, listened to, and ended, without ever waiting on it.
+"""A worker process, from both sides: what its parent holds, and how the process itself settles in.
 
-A thread writes what is put and another reads what comes back, so that a process that neither reads nor writes holds up
-nobody. The process ends with its parent, however that ends: see ``worker.loop``.
+Its parent starts it, asks it, listens to it and ends it without ever waiting on it: a thread writes what is put and
+another reads what comes back, so that a process that neither reads nor writes holds up nobody. On Linux the process
+ends with the thread that started it, and so with its parent, however that ends.
 """
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import multiprocessing
 import os
 import queue
+import resource
 import signal
 import sys
 import threading
@@ -18,22 +22,42 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-
-from deeprec.recommender.worker.loop import Answer, Ask, Make, Ping, run
+from typing import Any, Generic, TypeVar
 
 _ABORT_SECONDS = 1.0
 """Time for a stuck process to write down where it is."""
+_PR_SET_PDEATHSIG = 1
+_starting = threading.Lock()
+
+Make = TypeVar("Make")
+Message = TypeVar("Message")
+Answer = TypeVar("Answer")
+
+
+def settle_in(nice: int) -> None:
+    """In the process: leave signals to the parent, come after it where cores are scarce, and end with it.
+
+    A signal to the whole group is not for this process: the parent answers what it has accepted first. On Linux even a
+    process that holds the interpreter's lock for ever ends with its parent.
+    """
+    for told in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(told, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(nice)
+    faulthandler.enable()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
-def _main_left_out(make: Make) -> Iterator[None]:
+def _main_left_out(make: Any) -> Iterator[None]:
     """Within this block a spawned process does not run this one's program again, as it would to find what is defined
     in it: a script that opens a recommender without ``if __name__ == "__main__"`` would do so once more.
     """
-    main = sys.modules["__main__"]
     if type(make).__module__ == "__main__" or getattr(make, "__module__", "") == "__main__":
         yield
         return
+    main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
@@ -41,38 +65,42 @@ def _main_left_out(make: Make) -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-class WorkerProcess:
-    """Runs ``loop.run(make)`` in a new interpreter, once it is started.
+class WorkerProcess(Generic[Make, Message, Answer]):
+    """Runs ``run(connection, make)`` in a new interpreter, once it is started.
 
     Attributes:
         ended: set once nothing more comes back.
         sign: when something last came back, ``time.monotonic`` seconds.
     """
 
-    def __init__(self, make: Make) -> None:
-        self._make = make
+    def __init__(self, run: Callable[[Connection, Make], None], make: Make, name: str) -> None:
+        self._run, self._make, self._name = run, make, name
         self._process: SpawnProcess | None = None
-        self._outgoing: queue.SimpleQueue[Ask | Ping | None] = queue.SimpleQueue()
+        self._outgoing: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.ended, self.sign = threading.Event(), time.monotonic()
 
     def start(self, on_answer: Callable[[Answer], None]) -> None:
         """Start it; ``on_answer`` is called with everything it says, from one thread."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=run, args=(theirs, self._make), name="deeprec-policy", daemon=True)
-        with _main_left_out(self._make):
+        process = context.Process(
+            target=self._run, args=(theirs, self._make), name=f"deeprec-{self._name}", daemon=True
+        )
+        with _starting, _main_left_out(self._make):
             process.start()
         theirs.close()
         self._process = process
-        threading.Thread(target=self._read, args=(process, ours, on_answer), name="policy-answers", daemon=True).start()
-        threading.Thread(target=self._write, args=(ours,), name="policy-asked", daemon=True).start()
+        reading = threading.Thread(target=self._read, args=(process, ours, on_answer), daemon=True)
+        reading.name = f"{self._name}-answers"
+        reading.start()
+        threading.Thread(target=self._write, args=(ours,), name=f"{self._name}-asked", daemon=True).start()
 
     @property
     def pid(self) -> int | None:
         """Its process id; None before it is started."""
         return self._process.pid if self._process is not None else None
 
-    def put(self, message: Ask | Ping) -> None:
+    def put(self, message: Message) -> None:
         """Say something; returns at once."""
         self._outgoing.put(message)
 
