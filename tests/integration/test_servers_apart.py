@@ -23,11 +23,8 @@ from deeprec.errors import PolicyError
 from deeprec.explore.loading import load_policy, open_policy
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.rollout import rollout
-from deeprec.features.online import HistoryStore
-from deeprec.serving.http.bundle_server import BundleServer
-from deeprec.serving.http.recommender_model import TrmModel
-from deeprec.serving.http.recommender_server import open_recommender_server
-from deeprec.serving.http.server import Service
+from deeprec.serving.http.bundle_server import recommender_service, trm_service
+from deeprec.serving.http.service import Service
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.types import EndReason, Example, Query, Trajectory
 from tests import forkserver
@@ -60,8 +57,7 @@ def host_trm(bundle: Path, port: int = 0) -> AbstractContextManager[Hosted]:
     """What ``deeprec serve trm`` serves."""
 
     def make() -> Service:
-        server = BundleServer(str(bundle), ServingConfig(), trm_only=True)
-        return server.service([TrmModel(server.served, server.serving)])
+        return trm_service(str(bundle), ServingConfig())
 
     return hosted(make, port)
 
@@ -135,8 +131,7 @@ def test_a_recommender_with_a_policy_server_and_what_its_loss_means(
         url = running_policy.enter_context(serving_policy(bundle.part("policy"), ("another", "ours")))
         serving = ServingConfig(policy_url=url, policy_model="ours")
         features = taught / "features"
-        opened = open_recommender_server(place, serving, features, HistoryStore(features))
-        recommender = running.enter_context(hosted(opened.service))
+        recommender = running.enter_context(hosted(lambda: recommender_service(place, serving, features)))
         user = here[0].user_id
         until(lambda: recommend(recommender.url, user_id=user).path == "policy", "the policy is not asked")
         for one in here[:4]:

@@ -30,7 +30,8 @@ from deeprec.explore.loading import fingerprint, load_policy, open_policy
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.rollout import rollout
 from deeprec.explore.vllm_engine import RULE_ARGUMENT
-from deeprec.serving.http.recommender_server import open_recommender_server
+from deeprec.serving.http.bundle_server import recommender_service
+from deeprec.serving.http.service import Service
 from deeprec.store import read_artifact
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.types import EndReason, Example, Trajectory
@@ -205,19 +206,16 @@ def test_another_policy_is_refused(server: str, run: Path) -> None:
 
 
 def test_a_recommender_answers_by_it(server: str, run: Path, here: list[Trajectory]) -> None:
-    from deeprec.features.online import HistoryStore
+    def make() -> Service:
+        return recommender_service(str(run / "bundle"), ServingConfig(policy_url=server), run / "features")
 
-    features = run / "features"
-    serving = ServingConfig(policy_url=server)
-    with forkserver.routed():
-        opened = open_recommender_server(str(run / "bundle"), serving, features, HistoryStore(features))
-        with hosted(opened.service) as recommender, Client(recommender.url, timeout=60) as client:
+    with forkserver.routed(), hosted(make) as recommender, Client(recommender.url, timeout=60) as client:
 
-            def by_policy() -> bool:
-                return client.recommend(user_id=here[0].user_id, k=5, deadline_ms=20_000).path == "policy"
+        def by_policy() -> bool:
+            return client.recommend(user_id=here[0].user_id, k=5, deadline_ms=20_000).path == "policy"
 
-            until(by_policy, lambda: f"the policy is not asked:\n{recommender.printed}")
-            for one in here[:4]:
-                found = client.recommend(user_id=one.user_id, k=5, deadline_ms=20_000)
-                assert (found.path, found.reason) == ("policy", None)
-                assert len(found.items) == 5
+        until(by_policy, lambda: f"the policy is not asked:\n{recommender.printed}")
+        for one in here[:4]:
+            found = client.recommend(user_id=one.user_id, k=5, deadline_ms=20_000)
+            assert (found.path, found.reason) == ("policy", None)
+            assert len(found.items) == 5

@@ -2,8 +2,8 @@
 
 The house, from top to bottom: __main__ → cli → pipelines → components → serving → recommender → bundle → policy,
 evaluation → explore, rewards, trm → checks, features, data → client, feature_repo, store, config, metrics → objects →
-wire, types, errors, markup. A room may import rooms below its own level, and no other room of its own level but those
-named in ``NEIGHBOURS``.
+wire, types, errors, markup, retrying. A room may import rooms below its own level, and no other room of its own level
+but those named in ``NEIGHBOURS``.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def test_imports_point_one_way() -> None:
 
 def test_what_watches_over_answers_knows_no_server() -> None:
     """Of ``serving``, only the rooms in front speak HTTP: the watcher, the metrics and the log do not."""
-    servers = ("http", "completions", "events", "page")
+    servers = ("http", "events", "page")
     found = []
     for path, room, module in _files(ROOT):
         if room != "serving" or {*module.split(".")[2:3]} & {*servers}:
