@@ -41,6 +41,11 @@ class AsyncRetriever(Protocol):
         """For how long it has been at what it is at; 0 for nothing."""
         ...
 
+    @property
+    def waiting(self) -> int:
+        """What was asked and has not begun."""
+        ...
+
     def close(self) -> None:
         """Give back what is held; nothing is asked afterwards."""
         ...

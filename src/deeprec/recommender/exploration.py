@@ -69,6 +69,11 @@ class Explorer(Protocol):
         """How often what explores had to be started again."""
         ...
 
+    @property
+    def waiting(self) -> int:
+        """Explorations waiting or running."""
+        ...
+
     async def loaded(self, timeout: float) -> None:
         """Wait until it could be asked for the first time.
 

@@ -50,6 +50,11 @@ class Fallback:
         """For how long the TRM has been at the batch that it is at; 0 for none."""
         return self._retriever.busy_seconds
 
+    @property
+    def waiting(self) -> int:
+        """What the TRM was asked and has not begun."""
+        return self._retriever.waiting
+
     async def mask(self, conditions: Sequence[Filter], clock: RequestClock) -> NDArray[np.bool_] | None:
         """(items,) whether an item satisfies all filters; None for no filter.
 

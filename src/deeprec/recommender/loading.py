@@ -115,28 +115,39 @@ async def warm_up(
     Raises:
         ArtifactError: the bundle's own policy or its text encoder cannot be loaded.
     """
-    if recommender.explorer is not None:
-        remote = bool(recommender.serving.policy_url)
-        try:
-            await recommender.explorer.loaded(REMOTE_SECONDS if remote else LOADING_SECONDS)
-        except Unavailable as error:
-            if not remote:
-                raise ArtifactError(f"the bundle's policy cannot be served: {error}") from error
-            logger.warning("the policy cannot be asked yet, the TRM answers: %s", error)
-    if recommender.phrases is not None and text:
-        try:
-            await recommender.phrases.loaded(LOADING_SECONDS)
-        except Away as error:
-            raise ArtifactError(f"the bundle's text cannot be encoded: {error}") from error
-    await recommender.prepare_filters()
+    waiting = [_policy_loaded(recommender), recommender.prepare_filters()]
+    if text:
+        waiting.append(_text_loaded(recommender))
+    if recommender.histories is not None and newest is not None and recommender.serving.prepare:
+        waiting.append(_prepare(recommender, recommender.histories, newest))
+    await asyncio.gather(*waiting)
     history = tuple(item.item_id for item in recommender.catalogue.items[:3])
     deadline = min(WARM_UP_MS, recommender.serving.max_deadline_ms)
     phrases = (*recommender.catalogue.phrases[:1], _NEW_PHRASE)
     await recommender.recommend(RecommendRequest(history=history, preference=phrases, k=1, deadline_ms=deadline))
     await recommender.recommend(RecommendRequest(history=history, k=1, deadline_ms=deadline))
-    if recommender.histories is not None and newest is not None and recommender.serving.prepare:
-        await _prepare(recommender, recommender.histories, newest)
     recommender.ready = True
+
+
+async def _policy_loaded(recommender: AsyncRecommender) -> None:
+    if recommender.explorer is None:
+        return
+    remote = bool(recommender.serving.policy_url)
+    try:
+        await recommender.explorer.loaded(REMOTE_SECONDS if remote else LOADING_SECONDS)
+    except Unavailable as error:
+        if not remote:
+            raise ArtifactError(f"the bundle's policy cannot be served: {error}") from error
+        logger.warning("the policy cannot be asked yet, the TRM answers: %s", error)
+
+
+async def _text_loaded(recommender: AsyncRecommender) -> None:
+    if recommender.phrases is None:
+        return
+    try:
+        await recommender.phrases.loaded(LOADING_SECONDS)
+    except Away as error:
+        raise ArtifactError(f"the bundle's text cannot be encoded: {error}") from error
 
 
 async def _prepare(recommender: AsyncRecommender, histories: Histories, newest: Callable[[int], Sequence[str]]) -> None:

@@ -111,6 +111,11 @@ class PhraseEncoder:
         """Whether none of the phrases needs the encoder."""
         return all(map(self._known.knows, phrases))
 
+    @property
+    def waiting(self) -> int:
+        """Requests whose new phrases wait to be encoded."""
+        return sum(map(len, list(self._waiting.values())))
+
     async def encode(self, phrases: Sequence[str], client: str, seconds: float) -> tuple[str, ...]:
         """Those of the phrases whose vectors are there within ``seconds``, in order."""
         missing = [phrase for phrase in phrases if not self._known.knows(phrase)]

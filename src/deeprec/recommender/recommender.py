@@ -123,6 +123,16 @@ class AsyncRecommender:
         return self._fallback.busy_seconds
 
     @property
+    def waiting(self) -> dict[str, int]:
+        """What waits for each of the stages, for whoever watches them."""
+        found = {"trm": self._fallback.waiting, "store": self._users.waiting}
+        if self.phrases is not None:
+            found["encode"] = self.phrases.waiting
+        if self.explorer is not None:
+            found["policy"] = self.explorer.waiting
+        return found
+
+    @property
     def store(self) -> Users:
         """Who reads the feature store, for whoever watches it."""
         return self._users

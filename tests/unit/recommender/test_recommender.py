@@ -67,7 +67,7 @@ class FakeRetriever:
     error: Exception | None = None
     seconds: float = 0.0
 
-    busy_seconds = 0.0
+    busy_seconds, waiting = 0.0, 0
 
     async def retrieve(self, query: Query, k: int) -> tuple[RetrievedItem, ...]:
         self.asked.append(query)
@@ -96,6 +96,7 @@ class FakeExplorer:
     answer_size: int = ANSWER_SIZE
     available: bool = True
     restarts: int = 0
+    waiting: int = 0
     asked: list[Query] = field(default_factory=list)
     cancelled: int = 0
 

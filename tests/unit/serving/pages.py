@@ -57,7 +57,7 @@ class Retrieving:
         kept = [item.item_id for item in CATALOGUE.items if item.item_id not in barred]
         return tuple(RetrievedItem(item_id, 0.9 - 0.02 * rank) for rank, item_id in enumerate(kept[:k]))
 
-    busy_seconds = 0.0
+    busy_seconds, waiting = 0.0, 0
 
     def close(self) -> None:
         pass
@@ -74,6 +74,7 @@ class Exploring:
     cancelled: int = 0
     available: bool = True
     restarts: int = 0
+    waiting: int = 0
     held: bool = False
     steps: int = 0
     asked: list[Query] = field(default_factory=list)

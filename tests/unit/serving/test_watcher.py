@@ -35,6 +35,7 @@ class HeldExplorer:
     answer_size: int = 3
     available: bool = True
     restarts: int = 0
+    waiting: int = 0
 
     async def loaded(self, timeout: float) -> None:
         pass

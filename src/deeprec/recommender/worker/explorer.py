@@ -124,6 +124,11 @@ class WorkerExplorer:
         return self._restarts
 
     @property
+    def waiting(self) -> int:
+        """Explorations waiting or running."""
+        return len(self._waiting)
+
+    @property
     def pid(self) -> int | None:
         """The process that is asked now; None while there is none."""
         with self._lock:

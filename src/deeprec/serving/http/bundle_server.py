@@ -111,7 +111,8 @@ class BundleServer:
         Raises:
             ArtifactError, FeatureError, StoreError: the bundle or the feature store cannot be used.
         """
-        await asyncio.gather(self.watcher.load(), in_thread_of_its_own(self._read_once))
+        await self.watcher.load()  # first, so that its processes load beside what follows
+        await in_thread_of_its_own(self._read_once)
         await self.watcher.start()
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.watcher.look)
@@ -152,6 +153,8 @@ class BundleServer:
         """Let the metrics read what others keep."""
         metrics, watcher, log = self.metrics, self.watcher, self._log
         metrics.queue("requests", lambda: self.admission.waiting)
+        for name in ("trm", "store", "encode", "policy"):
+            metrics.queue(name, partial(self._waiting, name))
         metrics.state("bundle_refused", "1 while what is at the bundle's address is not put to use", self._refuses)
         metrics.state("store_away", "1 while the feature store keeps failing and is hardly asked", self._store_away)
         metrics.state("policy_down", "1 when there should be a policy and it cannot be asked", self._policy_down)
@@ -163,6 +166,9 @@ class BundleServer:
                 lambda: {("written",): log.written, ("dropped",): log.dropped},
                 ["outcome"],
             )
+
+    def _waiting(self, queue: str) -> int:
+        return self.served().waiting.get(queue, 0) if self.watcher.loaded else 0
 
     def _refuses(self) -> bool:
         return self.watcher.refused is not None
