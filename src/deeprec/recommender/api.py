@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
@@ -26,8 +27,9 @@ Request = TypeVar("Request", bound=TrmRequest)
 class Recommender:
     """Answers from one bundle, in this process; made by ``open``. Safe to use from several threads.
 
-    Where the bundle serves its policy, the policy runs in a process beside this one, as it does beside a server. Close
-    it, or use it as a context manager; it ends with the interpreter at the latest.
+    The text encoder, and the policy where the bundle serves it, run in processes beside this one, as they do beside a
+    server. The encoder may still be loading when this is open: the first request with a new phrase waits for it, beside
+    its deadline. Close it, or use it as a context manager; it ends with the interpreter at the latest.
     """
 
     def __init__(self, recommender: AsyncRecommender) -> None:
@@ -38,9 +40,9 @@ class Recommender:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="recommender", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # the policy's process is told to end by nothing else
+        atexit.register(self.close)  # the processes are told to end by nothing else
         try:
-            self._run(warm_up(recommender))
+            self._run(warm_up(recommender, text=False))
         except BaseException:
             self.close()
             raise
@@ -105,7 +107,7 @@ class Recommender:
         Raises:
             RequestError: the question is not acceptable; the sentence says what to mend.
         """
-        return self._run(self._recommender.recommend(self._read(RecommendRequest, question)))
+        return self._run(self._asked(self._recommender.recommend, self._read(RecommendRequest, question)))
 
     def retrieve(self, **question: Unpack[TrmOnlyQuestion]) -> Recommendation:
         """The TRM's answer, without the policy; see ``TrmOnlyQuestion`` for what may be asked.
@@ -113,10 +115,10 @@ class Recommender:
         Raises:
             RequestError: the question is not acceptable; the sentence says what to mend.
         """
-        return self._run(self._recommender.retrieve(self._read(TrmOnlyRequest, question)))
+        return self._run(self._asked(self._recommender.retrieve, self._read(TrmOnlyRequest, question)))
 
     def close(self) -> None:
-        """End the policy's process and let go of everything; a second time does nothing."""
+        """End the processes and let go of everything; a second time does nothing."""
         if self._loop.is_closed():
             return
         atexit.unregister(self.close)
@@ -139,6 +141,18 @@ class Recommender:
         except ValueError as error:
             raise RequestError(f"filters: {error}") from error
         return read_request(kind, raw, self._recommender.serving, self._recommender.catalogue)
+
+    async def _asked(self, ask: Callable[[Request], Awaitable[Recommendation]], request: Request) -> Recommendation:
+        """The answer, once the text encoder has loaded where that is needed; without one new phrases are left out."""
+        from deeprec.recommender.loading import LOADING_SECONDS
+        from deeprec.recommender.reading import phrases
+        from deeprec.recommender.worker.encoder import Away
+
+        encoder = self._recommender.phrases
+        if encoder is not None and not encoder.knows(phrases(request)):
+            with suppress(Away):
+                await encoder.loaded(LOADING_SECONDS)
+        return await ask(request)
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
         if self._loop.is_closed():

@@ -108,9 +108,9 @@ async def warm_up(
 
     Without ``text`` the text encoder is not waited for: until it has loaded, new phrases are left out.
 
-    Of the users that ``newest`` names, as many as ``serving.prepare``, the TRM in this process encodes the histories,
-    which it keeps. Where the policy is another server's, one that cannot be asked is logged: it is asked again, and the
-    TRM answers until then.
+    Of the users that ``newest`` names, as many as ``serving.prepare``, the TRM in this process encodes the histories
+    meanwhile, which it keeps. Where the policy is another server's, one that cannot be asked is logged: it is asked
+    again, and the TRM answers until then.
 
     Raises:
         ArtifactError: the bundle's own policy or its text encoder cannot be loaded.
@@ -120,7 +120,12 @@ async def warm_up(
         waiting.append(_text_loaded(recommender))
     if recommender.histories is not None and newest is not None and recommender.serving.prepare:
         waiting.append(_prepare(recommender, recommender.histories, newest))
-    await asyncio.gather(*waiting)
+    tasks = [asyncio.create_task(one) for one in waiting]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
     history = tuple(item.item_id for item in recommender.catalogue.items[:3])
     deadline = min(WARM_UP_MS, recommender.serving.max_deadline_ms)
     phrases = (*recommender.catalogue.phrases[:1], _NEW_PHRASE)

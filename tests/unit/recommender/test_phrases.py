@@ -1,186 +1,241 @@
-"""Encoding free text: in time or left out, one client after another, and nothing that nobody waits for."""
+"""Encoding free text: in time or left out, the client that took the least first, and nothing that nobody waits for."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
-import numpy as np
 import pytest
 
+from deeprec.recommender import phrases as room
 from deeprec.recommender.phrases import PhraseEncoder
-from deeprec.types import FloatArray
+from deeprec.recommender.worker.encoder import Away
 
 SOON = 30.0
+Result = TypeVar("Result")
 
 
-class Vectors:
-    """Makes a vector when it is let, and keeps it."""
+class FakeEncoder:
+    """Encodes when it is told to, and knows what it has encoded; a text takes ``seconds`` of a clock of its own."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
-        self.go = threading.Semaphore(0)
+        self.asked: deque[tuple[str, Future[float]]] = deque()
+        self.available, self.closed = True, False
+        self.now, self.seconds = 1000.0, 0.1
 
     def knows(self, text: str) -> bool:
         return text == "known" or text in self.made
 
-    def embed(self, texts: Sequence[str]) -> FloatArray:
-        [text] = texts
-        assert self.go.acquire(timeout=SOON)
-        if text == "broken":
-            raise RuntimeError("no vector")
-        self.made.append(text)
-        return np.zeros((1, 2), dtype=np.float32)
+    def encode(self, text: str) -> Future[float]:
+        assert not self.asked, "one at a time"
+        future: Future[float] = Future()
+        self.asked.append((text, future))
+        return future
+
+    async def loaded(self, timeout: float) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+    def finish(self, count: int = 1) -> None:
+        """Encode what is asked, and what is asked after that, so many times at most."""
+        while self.asked and count > 0:
+            text, future = self.asked.popleft()
+            count, self.now = count - 1, self.now + self.seconds
+            if text == "broken":
+                future.set_exception(Away("no vector"))
+            else:
+                self.made.append(text)
+                future.set_result(self.seconds)
 
 
 @pytest.fixture
-def vectors() -> Vectors:
-    return Vectors()
+def fake() -> FakeEncoder:
+    return FakeEncoder()
 
 
 @pytest.fixture
-def encoder(vectors: Vectors) -> Iterator[PhraseEncoder]:
-    encoder = PhraseEncoder(vectors, most=3)
-    yield encoder
-    encoder.close()
-    vectors.go.release(1000)
+def encoder(fake: FakeEncoder) -> PhraseEncoder:
+    return PhraseEncoder(fake, fake, share=0.2, clock=lambda: fake.now)
 
 
-def test_what_is_known_waits_for_nothing(encoder: PhraseEncoder) -> None:
+async def begun(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+    """The work, once it waits."""
+    task = asyncio.create_task(work)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return task
+
+
+def test_what_is_known_waits_for_nothing(encoder: PhraseEncoder, fake: FakeEncoder) -> None:
     assert asyncio.run(encoder.encode(("known",), "ann", 0.0)) == ("known",)
     assert asyncio.run(encoder.encode((), "ann", 0.0)) == ()
+    fake.available = False
+    assert asyncio.run(encoder.encode(("known",), "ann", 0.0)) == ("known",)
+    assert (encoder.knows(["known"]), encoder.knows(["known", "new"])) == (True, False)
 
 
-def test_what_is_not_encoded_in_time_is_left_out(encoder: PhraseEncoder, vectors: Vectors) -> None:
-    began = time.monotonic()
-    assert asyncio.run(encoder.encode(("known", "slow", "slower"), "ann", 0.1)) == ("known",)
-    assert time.monotonic() - began < 5
-    vectors.go.release(10)
-    assert asyncio.run(encoder.encode(("new", "known"), "ann", SOON)) == ("new", "known")
-    assert "slower" not in vectors.made, "nobody waited for it any more"
-
-
-def test_clients_take_turns(encoder: PhraseEncoder, vectors: Vectors) -> None:
+def test_what_is_not_encoded_in_time_is_left_out(encoder: PhraseEncoder, fake: FakeEncoder) -> None:
     async def run() -> None:
-        asked = [asyncio.create_task(encoder.encode(("first", "a1", "a2"), "ann", SOON))]
-        await asyncio.sleep(0.1)
-        asked.append(asyncio.create_task(encoder.encode(("b1",), "bob", SOON)))
-        asked.append(asyncio.create_task(encoder.encode(("c1",), "cid", SOON)))
-        await asyncio.sleep(0.1)
-        vectors.go.release(10)
+        began = time.monotonic()
+        assert await encoder.encode(("known", "slow", "slower"), "ann", 0.1) == ("known",)
+        assert time.monotonic() - began < 5
+        fake.finish(9)
+        new = await begun(encoder.encode(("new", "known"), "ann", SOON))
+        fake.finish(9)
+        assert await new == ("new", "known")
+
+    asyncio.run(run())
+    assert fake.made == ["slow", "new"], "nobody waited for the slower one any more"
+
+
+def test_the_client_that_took_the_least_comes_first(encoder: PhraseEncoder, fake: FakeEncoder) -> None:
+    async def run() -> None:
+        asked = [await begun(encoder.encode(("first", "a1", "a2", "a3"), "ann", SOON))]
+        asked.append(await begun(encoder.encode(("b1", "b2"), "bob", SOON)))
+        asked.append(await begun(encoder.encode(("c1",), "cid", SOON)))
+        fake.finish(9)
         await asyncio.gather(*asked)
 
     asyncio.run(run())
-    assert vectors.made[0] == "first"
-    assert vectors.made.index("b1") < vectors.made.index("a2")
-    assert vectors.made.index("c1") < vectors.made.index("a2")
+    assert fake.made[0] == "first"
+    assert set(fake.made[1:3]) == {"b1", "c1"}, "before anything else of who has had a phrase encoded"
+    assert fake.made[-1] == "a3"
 
 
-def test_a_client_with_enough_waiting_is_given_no_more(encoder: PhraseEncoder, vectors: Vectors) -> None:
-    async def run() -> tuple[tuple[str, ...], ...]:
-        first = asyncio.create_task(encoder.encode(("first",), "ann", SOON))
-        await asyncio.sleep(0.1)
-        many = asyncio.create_task(encoder.encode(tuple(f"p{number}" for number in range(9)), "ann", SOON))
-        await asyncio.sleep(0.1)
-        more = await encoder.encode(("another",), "ann", SOON)
-        vectors.go.release(20)
-        await first
-        return more, await encoder.encode(("other",), "bob", SOON), await many
+def test_a_phrase_counts_when_it_begins(encoder: PhraseEncoder, fake: FakeEncoder) -> None:
+    async def run() -> None:
+        asked = [await begun(encoder.encode(("a long phrase " * 9, "a2"), "ann", SOON))]
+        asked.append(await begun(encoder.encode(("b1", "b2", "b3"), "bob", SOON)))
+        fake.finish(9)
+        await asyncio.gather(*asked)
 
-    more, other, many = asyncio.run(run())
-    assert more == ()
-    assert other == ("other",)
-    assert many == ("p0", "p1", "p2")
+    fake.seconds = 0.0
+    asyncio.run(run())
+    fake.made.clear()
+    fake.seconds = 0.01
+    asyncio.run(run())
+    assert fake.made.index("b1") < fake.made.index("a2")
 
 
-def test_a_client_that_took_much_time_waits_until_it_is_forgotten(vectors: Vectors) -> None:
-    now = [1000.0]
+def test_what_a_request_will_not_get_in_its_time_is_left_out_at_once(encoder: PhraseEncoder, fake: FakeEncoder) -> None:
+    def texts(name: str) -> tuple[str, ...]:
+        return tuple(f"{name}{number} " + "x" * 97 for number in range(9))
 
-    class Slow(Vectors):
-        def embed(self, texts: Sequence[str]) -> FloatArray:
-            now[0] += 0.3
-            self.made += texts
-            return np.zeros((1, 2), dtype=np.float32)
+    async def run() -> None:
+        first = await begun(encoder.encode(texts("a"), "ann", 0.2))
+        began = time.monotonic()
+        assert await encoder.encode(texts("b"), "ann", 0.2) == (), "those before take its time"
+        assert time.monotonic() - began < 0.15
+        other = await begun(encoder.encode(texts("c"), "bob", SOON))
+        fake.finish(99)
+        assert 3 <= len(await first) <= 5, "0.05 s each"
+        assert len(await other) == 9
 
-    encoder = PhraseEncoder(Slow(), most=24, share=0.1, clock=lambda: now[0])
-
-    def encode(client: str, *phrases: str) -> tuple[str, ...]:
-        return asyncio.run(encoder.encode(phrases, client, SOON))
-
-    try:
-        assert encode("ann", "a1") == ("a1",)
-        assert encode("ann", "a2") == ("a2",), "0.3 of the 0.5 seconds"
-        assert encode("ann", "a3", "a2") == ("a2",), "what is known is not refused"
-        assert encode("bob", "b1") == ("b1",)
-        now[0] += 5
-        assert encode("ann", "a3") == ("a3",)
-    finally:
-        encoder.close()
+    fake.seconds = 100 * room._FIRST_GUESS
+    asyncio.run(run())
 
 
-def test_a_client_that_is_refused_while_its_turn_comes_holds_up_nobody(vectors: Vectors) -> None:
-    now = [0.0]
-    encoder = PhraseEncoder(vectors, most=24, share=0.1, clock=lambda: now[0])
+def test_beside_others_a_client_has_its_share_and_alone_all(encoder: PhraseEncoder, fake: FakeEncoder) -> None:
+    async def encode(client: str, *phrases: str) -> tuple[str, ...]:
+        asked = await begun(encoder.encode(phrases, client, SOON))
+        fake.finish(9)
+        return await asked
 
-    async def run() -> tuple[tuple[str, ...], ...]:
-        first = asyncio.create_task(encoder.encode(("first",), "ann", SOON))
-        await asyncio.sleep(0.1)
-        given_up = await encoder.encode(("given up",), "bob", 0.05)
-        encoder._charge("bob", 10.0)
-        refused = await encoder.encode(("refused",), "bob", SOON)
-        vectors.go.release(10)
-        return given_up, refused, await first, await encoder.encode(("next",), "cid", SOON)
+    async def run() -> None:
+        fake.seconds = 0.6
+        assert await encode("ann", "a1") == ("a1",)
+        assert await encode("ann", "a2") == ("a2",)
+        assert await encode("ann", "a3") == ("a3",), "more than the share, but there is nobody else"
+        assert await encode("bob", "b1") == ("b1",)
+        assert await encode("ann", "a4", "a1") == ("a1",), "what is known is not refused"
+        assert await encode("bob", "b2") == ("b2",)
+        fake.now += 2 * room.MEMORY_SECONDS
+        assert await encode("ann", "a5") == ("a5",), "it fades"
 
-    try:
-        assert asyncio.run(run()) == ((), (), ("first",), ("next",))
-    finally:
-        encoder.close()
+    asyncio.run(run())
 
 
-def test_who_has_gone_is_not_encoded_for_and_takes_no_place(encoder: PhraseEncoder, vectors: Vectors) -> None:
+def test_who_has_gone_is_not_encoded_for_and_takes_no_place(encoder: PhraseEncoder, fake: FakeEncoder) -> None:
     async def run() -> tuple[str, ...]:
-        first = asyncio.create_task(encoder.encode(("first",), "ann", SOON))
-        await asyncio.sleep(0.1)
-        kept = asyncio.create_task(encoder.encode(("kept",), "ann", SOON))
-        gone = asyncio.create_task(encoder.encode(("gone", "too"), "ann", SOON))
-        await asyncio.sleep(0.1)
+        first = await begun(encoder.encode(("first",), "ann", SOON))
+        kept = await begun(encoder.encode(("kept",), "ann", SOON))
+        gone = await begun(encoder.encode(("gone", "too"), "ann", SOON))
         gone.cancel()
-        await asyncio.sleep(0.1)
-        after = asyncio.create_task(encoder.encode(("after",), "ann", SOON))
-        await asyncio.sleep(0.1)
-        vectors.go.release(10)
+        await asyncio.sleep(0)
+        after = await begun(encoder.encode(("after",), "ann", SOON))
+        fake.finish(9)
         await asyncio.gather(first, kept)
         return await after
 
     assert asyncio.run(run()) == ("after",)
-    assert vectors.made == ["first", "kept", "after"]
+    assert fake.made == ["first", "kept", "after"]
 
 
-def test_one_that_fails_is_left_out_and_the_next_is_not(encoder: PhraseEncoder, vectors: Vectors) -> None:
-    vectors.go.release(10)
-    assert asyncio.run(encoder.encode(("broken", "fine"), "ann", SOON)) == ("fine",)
-
-
-def test_closing_leaves_out_what_waits(encoder: PhraseEncoder, vectors: Vectors) -> None:
+def test_one_that_fails_is_left_out_and_the_next_is_not(encoder: PhraseEncoder, fake: FakeEncoder) -> None:
     async def run() -> tuple[str, ...]:
-        asked = asyncio.create_task(encoder.encode(("one", "two"), "ann", 1.0))
-        await asyncio.sleep(0.1)
+        asked = await begun(encoder.encode(("broken", "fine"), "ann", SOON))
+        fake.finish(9)
+        return await asked
+
+    assert asyncio.run(run()) == ("fine",)
+
+
+def test_without_an_encoder_nothing_waits(encoder: PhraseEncoder, fake: FakeEncoder) -> None:
+    async def run() -> None:
+        asked = await begun(encoder.encode(("broken", "two"), "ann", SOON))
+        other = await begun(encoder.encode(("three",), "bob", SOON))
+        fake.available = False
+        fake.finish()
+        assert (await asked, await other) == ((), ())
+        assert await encoder.encode(("four", "known"), "ann", SOON) == ("known",)
+        fake.available = True
+        again = await begun(encoder.encode(("five",), "ann", SOON))
+        fake.finish()
+        assert await again == ("five",)
+
+    asyncio.run(run())
+
+
+def test_closing_leaves_out_what_waits(encoder: PhraseEncoder, fake: FakeEncoder) -> None:
+    async def run() -> tuple[str, ...]:
+        asked = await begun(encoder.encode(("one", "two"), "ann", SOON))
         encoder.close()
         assert await encoder.encode(("three",), "bob", SOON) == ()
         return await asked
 
     assert asyncio.run(run()) == ()
+    assert fake.closed
 
 
-def test_nothing_is_kept_of_clients_that_are_done(encoder: PhraseEncoder, vectors: Vectors) -> None:
-    vectors.go.release(1000)
-
+def test_what_two_ask_for_is_encoded_once(encoder: PhraseEncoder, fake: FakeEncoder) -> None:
     async def run() -> None:
-        for number in range(50):
-            await encoder.encode((f"p{number}",), f"client {number}", SOON)
+        asked = [await begun(encoder.encode(("same",), client, SOON)) for client in ("ann", "bob")]
+        fake.finish(9)
+        assert await asyncio.gather(*asked) == [("same",), ("same",)]
 
     asyncio.run(run())
-    assert len(encoder._waiting) <= 1
-    assert len(encoder._turns) <= 1
+    assert fake.made == ["same"]
+
+
+def test_little_is_kept_of_clients_that_are_done(
+    encoder: PhraseEncoder, fake: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MOST_CLIENTS", 20)
+
+    async def run(ask: Callable[[int], tuple[str, str]]) -> None:
+        for number in range(50):
+            phrase, client = ask(number)
+            asked = await begun(encoder.encode((phrase,), client, SOON))
+            fake.finish()
+            await asked
+
+    asyncio.run(run(lambda number: (f"p{number}", f"client {number}")))
+    assert not encoder._waiting
+    assert len(encoder._taken) <= 20

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -564,18 +564,23 @@ def test_filters_that_cannot_hold_are_refused(made: Any, column: str, value: str
 
 def test_phrases_that_are_not_encoded_in_their_time_are_left_out_and_named(made: Any) -> None:
     class Never:
-        go = threading.Event()
+        available = True
 
         def knows(self, text: str) -> bool:
             return text == "known"
 
-        def embed(self, texts: Any) -> Any:
-            self.go.wait(60)
+        def encode(self, text: str) -> Future[float]:
+            return Future()
 
-    retriever = FakeRetriever()
-    recommender = made(None, retriever, phrases=PhraseEncoder(Never(), 24))
+        async def loaded(self, timeout: float) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    retriever, never = FakeRetriever(), Never()
+    recommender = made(None, retriever, phrases=PhraseEncoder(never, never))
     answer = recommend(recommender, history=["i1"], preference=["known", "new"], k=2, deadline_ms=500)
-    Never.go.set()
     assert (answer["path"], answer["left_out"]) == ("trm", ["new"])
     assert retriever.asked[-1].preference == ("known",)
     assert "left_out" not in recommend(recommender, history=["i1"], preference=["known"], k=2)

@@ -61,7 +61,7 @@ class Loop:
         until: the same for work that is of no use after a deadline (``time.monotonic`` seconds), where calls of other
             machines can be told of one.
         prime: takes the vectors of phrases that the retriever will be asked for.
-        later: what is loaded in the background once it has said that it is loaded.
+        later: what is loaded in the background from the first request on, which comes when all else has loaded.
     """
 
     policy: Policy
@@ -139,7 +139,8 @@ def run(connection: Connection, make: Make) -> None:
     """Load, answer until the other end closes, and end the process."""
     settle_in(_NICE)
     asked: queue.SimpleQueue[Ask | Ping] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(connection, asked), name="asked", daemon=True).start()
+    first = threading.Event()
+    threading.Thread(target=_read, args=(connection, asked, first), name="asked", daemon=True).start()
     lock = threading.Lock()
 
     def send(answer: Answer) -> None:
@@ -155,24 +156,29 @@ def run(connection: Connection, make: Make) -> None:
         return
     send(Loaded())
     if loop.later is not None:
-        threading.Thread(target=_load_later, args=(loop.later,), name="later", daemon=True).start()
+        threading.Thread(target=_load_later, args=(loop.later, first), name="later", daemon=True).start()
     threads = [threading.Thread(target=_Turns(loop, asked, send).run, daemon=True) for _ in range(loop.threads - 1)]
     for thread in threads:
         thread.start()
     _Turns(loop, asked, send).run()
 
 
-def _load_later(later: Callable[[], object]) -> None:
+def _load_later(later: Callable[[], object], first: threading.Event) -> None:
+    first.wait()
     try:
         later()
     except Exception as error:
         logger.warning("what the policy may need later cannot be loaded: %s", error)
 
 
-def _read(connection: Connection, asked: queue.SimpleQueue[Ask | Ping]) -> None:
+def _read(connection: Connection, asked: queue.SimpleQueue[Ask | Ping], first: threading.Event) -> None:
+    """Put what is said into ``asked``; ``first`` is set with the first request."""
     try:
         while True:
-            asked.put(connection.recv())
+            message = connection.recv()
+            asked.put(message)
+            if isinstance(message, Ask):
+                first.set()
     except (EOFError, OSError):
         os._exit(0)
 
