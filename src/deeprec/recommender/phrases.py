@@ -89,7 +89,7 @@ class PhraseEncoder:
         share: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._known, self._encoder, self._share, self._clock = known, encoder, share, clock
+        self._known, self.encoder, self._share, self._clock = known, encoder, share, clock
         self._taken: dict[str, tuple[float, float]] = {}
         """Seconds of a core that a client took, which fade, and when that was so."""
         self._by_all = (0.0, 0.0)
@@ -105,7 +105,7 @@ class PhraseEncoder:
         Raises:
             DeepRecError: it could not, or not within ``timeout`` seconds.
         """
-        await self._encoder.loaded(timeout)
+        await self.encoder.loaded(timeout)
 
     def knows(self, phrases: Sequence[str]) -> bool:
         """Whether none of the phrases needs the encoder."""
@@ -136,14 +136,14 @@ class PhraseEncoder:
         with self._lock:
             self._closed = True
         self._leave_out()
-        self._encoder.close()
+        self.encoder.close()
 
     # ------------------------------------------------------------------------------------------------- what is taken
 
     def _ask(self, missing: Sequence[str], client: str, seconds: float) -> _Asked | None:
         """Let as many of the phrases wait as there is time for; None for none."""
         with self._lock:
-            if self._closed or not self._encoder.available:
+            if self._closed or not self.encoder.available:
                 return None
             waiting = deque(asked for asked in self._waiting.get(client, ()) if not asked.done.done())
             before = sum(self._cost(phrase) for asked in waiting for phrase in asked.left)
@@ -200,7 +200,7 @@ class PhraseEncoder:
             client, phrase, asked = found
             cost = self._cost(phrase)
             self._charge(client, cost)
-        encoding = self._encoder.encode(phrase)
+        encoding = self.encoder.encode(phrase)
         encoding.add_done_callback(lambda done: self._on_done(done, client, phrase, asked, cost))
 
     def _next(self) -> tuple[str, str, _Asked] | None:
@@ -228,7 +228,7 @@ class PhraseEncoder:
                 self._charge(client, seconds - cost)
                 self._character += _NEWEST * (seconds / max(len(phrase), 1) - self._character)
             self._made(asked, phrase if made else None)
-        if self._encoder.available:
+        if self.encoder.available:
             self._go_on()
         else:
             self._leave_out()

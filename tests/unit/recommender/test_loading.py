@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import pickle
+import signal
 import socket
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +26,7 @@ from deeprec.recommender.observer import AnsweredRequest
 from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.trm.encoding import Encoder
 from deeprec.wire.request import RecommendRequest, TrmOnlyRequest
+from tests.unit.recommender.encoders import FakeText
 
 
 @pytest.fixture
@@ -57,6 +61,39 @@ def test_a_bundle_that_serves_its_trm_starts_no_process(bundle: Any, load: Any) 
     answer = asyncio.run(recommender.retrieve(TrmOnlyRequest(history=history, k=4))).raw
     assert (answer["path"], len(answer["items"]), answer["bundle"]) == ("trm", 4, recommender.version)
     assert [served.model for served in told] == ["deeprec-trm"]
+
+
+def test_new_phrases_are_encoded_in_a_process_and_left_out_while_it_is_gone(bundle: Any, load: Any) -> None:
+    recommender = load(bundle("trm"), None, ServingConfig(deadline_ms=30_000))
+    asyncio.run(warm_up(recommender))
+    encoder = recommender.phrases.encoder
+    assert encoder.pid not in (None, os.getpid())
+
+    def left_out(phrase: str) -> Any:
+        asked = TrmOnlyRequest(history=(), preference=(phrase,), k=2)
+        return asyncio.run(recommender.retrieve(asked)).raw.get("left_out", [])
+
+    assert left_out("a new one") == []
+    os.kill(encoder.pid, signal.SIGKILL)
+    end = time.monotonic() + 60
+    while encoder.available:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert left_out("another") == ["another"]
+    assert left_out("a new one") == [], "what is known needs no encoder"
+    recommender.close()
+
+
+def test_text_that_cannot_be_encoded_keeps_a_server_from_being_ready(
+    bundle: Any, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deeprec.recommender.loading.LoadText", lambda text, threads: FakeText(Path(__file__)))
+    recommender = load(bundle("trm"))
+    with pytest.raises(ArtifactError, match="text cannot be encoded: there is no encoder here"):
+        asyncio.run(warm_up(recommender))
+    assert not recommender.ready
+    asyncio.run(warm_up(recommender, text=False))
+    assert recommender.ready
 
 
 class Store:

@@ -9,7 +9,7 @@ import pytest
 from deeprec.config import TextConfig
 from deeprec.errors import TrmError
 from deeprec.trm import text as text_module
-from deeprec.trm.text import CachedEmbedder, HashingEmbedder, item_text, load_embedder
+from deeprec.trm.text import CachedEmbedder, HashingEmbedder, KeptTexts, item_text, load_embedder
 from deeprec.types import FloatArray, Item
 
 
@@ -105,3 +105,17 @@ def test_item_text_says_each_thing_once() -> None:
     item = Item("1", "Star Trip (1995)", attributes, ("comedy", "sci-fi", "1990s"))
     assert item_text(item) == "Star Trip (1995). comedy, sci-fi, 1990s. Two friends travel."
     assert item_text(Item("2", "Bare")) == "Bare"
+
+
+def test_kept_texts_have_the_encoders_identity_and_never_load_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(HashingEmbedder, "_encode", load)
+    kept = KeptTexts(TextConfig(provider="hashing", width=2))
+    assert kept.identity == "hashing-2"
+    kept.prime(["comedy"], np.array([[0.6, 0.8]], dtype=np.float32))
+    assert (kept.knows("comedy"), kept.knows("drama"), kept.width) == (True, False, 2)
+    assert kept.embed(["comedy", "comedy"]).shape == (2, 2)
+    with pytest.raises(TrmError, match="'drama' has no vector yet"):
+        kept.embed(["comedy", "drama"])
