@@ -38,8 +38,10 @@ def settle_in(nice: int) -> None:
     """In the process: leave signals to the parent, come after it where cores are scarce, and end with it.
 
     A signal to the whole group is not for this process: the parent answers what it has accepted first. On Linux even a
-    process that holds the interpreter's lock for ever ends with its parent.
+    process that holds the interpreter's lock for ever ends with its parent. Libraries' locks between processes have no
+    names, as in forked ones: a name that is left when the process is killed would be reported when the parent ends.
     """
+    multiprocessing.set_start_method("fork", force=True)
     for told in (signal.SIGINT, signal.SIGTERM):
         signal.signal(told, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
