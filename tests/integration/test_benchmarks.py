@@ -14,6 +14,8 @@ from benchmarks import (
     policy_learning,
     rollout_throughput,
     serving,
+    serving_life,
+    serving_overload,
     trm_ablation,
     trm_accuracy,
     trm_cold,
@@ -176,6 +178,21 @@ def test_serving(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert row["per second"] > 0
             assert row["not 200"] == 0
             assert 0 < row["p50"] <= row["p99"] <= row["worst"]
+
+
+def test_serving_life(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = figures(serving_life, monkeypatch, tmp_path, str(small_run), "--repeats", "1")
+    assert {"port", "ready", "SIGTERM, idle", "SIGTERM, loading"} <= set(found)
+    assert all(seconds > 0 for [seconds] in found.values())
+    assert found["port"] <= found["ready"]
+
+
+def test_serving_overload(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (str(small_run / "bundle"), "--features", str(small_run / "features"))
+    found = figures(serving_overload, monkeypatch, tmp_path, *arguments, "--seconds", "1", "--clients", "12")
+    assert found["ticks"] > 0
+    assert found["answered a second"] > 0
+    assert found["other statuses"] == 0
 
 
 def test_feature_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
