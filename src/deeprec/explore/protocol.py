@@ -100,7 +100,9 @@ def neutralise(text: str, limit: int = MAX_TITLE) -> str:
 
     Angle brackets become ``‹ ›`` and bars ``/``, so that no token of any chat template and no score can be forged.
     """
-    kept = "".join(" " if _is_blank(character) else character for character in text[: 4 * limit])
+    kept = text[: 4 * limit]
+    if not (kept.isascii() and kept.isprintable()):  # most text is, and then no character is to be looked at
+        kept = "".join(" " if _is_blank(character) else character for character in kept)
     plain = re.sub(r"\s+", " ", kept.translate(_REPLACEMENTS)).strip()
     plain = plain.replace("; ", ", ")[:limit].strip(" ;")
     return _LINE_NUMBER.sub(r"\1", plain)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def load_recommender(
     texts = KeptTexts(bundle.text)
     encoder = EncoderProcess(LoadText(bundle.text, serving.threads), texts.prime)
     explores = _explores(bundle.serve, serving, force_policy)
-    explorer = _explorer(bundle, serving, texts) if explores else None
+    explorer = _explorer(bundle, serving, texts, encoder) if explores else None
     try:
         trm = _load_trm(bundle.part("trm"), bundle.catalogue, texts)
     except BaseException:
@@ -205,12 +205,12 @@ class BundleLoop:
 
         from deeprec.data.catalogue import read_catalogue
         from deeprec.explore.protocol import TitleBook
-        from deeprec.trm.text import load_embedder
+        from deeprec.trm.text import KeptTexts
 
         serving = self._serving
         torch.set_num_threads(serving.threads)
-        catalogue, embedder = read_catalogue(self._index), load_embedder(self._text)
-        policy, retriever = self._policy(), _load_trm(self._trm, catalogue, embedder)
+        catalogue, texts = read_catalogue(self._index), KeptTexts(self._text)
+        policy, retriever = self._policy(), _load_trm(self._trm, catalogue, texts)
         side_by_side = serving.explorations if serving.policy_url else 1
         loop = Loop(
             policy,
@@ -219,8 +219,7 @@ class BundleLoop:
             self._explore,
             serving.batch,
             side_by_side,
-            prime=embedder.prime,
-            later=partial(embedder.embed, [_NEW_PHRASE]),
+            texts=texts,
         )
 
         def until(deadline: float) -> Loop:
@@ -255,7 +254,7 @@ def _load_trm(place: Path, catalogue: Catalogue, embedder: CachedEmbedder) -> Tr
         raise ArtifactError(f"cannot serve the TRM {place}: {error}") from error
 
 
-def _explorer(bundle: Bundle, serving: ServingConfig, texts: KeptTexts) -> Explorer:
+def _explorer(bundle: Bundle, serving: ServingConfig, texts: KeptTexts, encoder: EncoderProcess) -> Explorer:
     patience = Patience(grace=serving.grace_ms / 1000, loading=LOADING_SECONDS)
     known = frozenset(bundle.catalogue.phrases)
 
@@ -264,5 +263,22 @@ def _explorer(bundle: Bundle, serving: ServingConfig, texts: KeptTexts) -> Explo
         free = tuple(phrase for phrase in phrases if phrase not in known and texts.knows(phrase))
         return (free, texts.embed(free)) if free else None
 
+    def encode(phrases: Sequence[str], tell: Callable[[FloatArray | None], None]) -> None:
+        """Have the one encoder make what the policy wrote, and call back from its thread."""
+        asked = [encoder.encode(phrase) for phrase in phrases if not texts.knows(phrase)]
+        left, lock = [len(asked)], threading.Lock()
+
+        def one_more(_: object = None) -> None:
+            with lock:
+                left[0] -= 1
+                done = left[0] <= 0
+            if done:
+                tell(texts.embed(phrases) if all(map(texts.knows, phrases)) else None)
+
+        for future in asked:
+            future.add_done_callback(one_more)
+        if not asked:
+            one_more()
+
     make, size = BundleLoop(bundle, serving), bundle.explore.answer_size
-    return WorkerExplorer(make, size, most=serving.explorations, patience=patience, vectors=vectors)
+    return WorkerExplorer(make, size, most=serving.explorations, patience=patience, vectors=vectors, encode=encode)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -174,11 +174,15 @@ class KeptTexts(CachedEmbedder):
     """The vectors of texts that were encoded elsewhere (``prime``), by the encoder that a configuration names.
 
     It never loads that encoder, which is asked for its identity alone.
+
+    Attributes:
+        elsewhere: from texts to their (texts, width) vectors, where others can be had; None where they cannot.
     """
 
     def __init__(self, text: TextConfig) -> None:
         super().__init__("")
         self._encoder, self._width = load_embedder(text), 0
+        self.elsewhere: Callable[[Sequence[str]], FloatArray] | None = None
 
     @property
     def identity(self) -> str:
@@ -193,7 +197,9 @@ class KeptTexts(CachedEmbedder):
         super().prime(texts, vectors)
 
     def _encode(self, texts: list[str]) -> FloatArray:
-        raise TrmError(f"{texts[0]!r:.80} has no vector yet; have it encoded first")
+        if self.elsewhere is None:
+            raise TrmError(f"{texts[0]!r:.80} has no vector yet; have it encoded first")
+        return self.elsewhere(texts)
 
 
 def load_embedder(text: TextConfig) -> CachedEmbedder:

@@ -15,9 +15,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeprec.config import ExploreConfig
+from deeprec.config import ExploreConfig, TextConfig
 from deeprec.explore.protocol import TitleBook
 from deeprec.recommender.worker.loop import Loop
+from deeprec.trm.text import KeptTexts
 from deeprec.types import Catalogue, Item, Query, RetrievedItem, Rule, Segment
 
 CATALOGUE = Catalogue(
@@ -48,11 +49,17 @@ class Fault(RuntimeError):
 
 @dataclass
 class ListRetriever:
-    """The catalogue from its end, exclusions left out; writes a line for each batch it is asked for into ``log``."""
+    """The catalogue from its end, exclusions left out; writes a line for each batch it is asked for into ``log``.
+
+    With ``texts`` it reads the vectors of all phrases first, as the TRM does.
+    """
 
     log: Path | None = None
+    texts: KeptTexts | None = None
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[tuple[RetrievedItem, ...]]:
+        if self.texts is not None:
+            self.texts.embed([phrase for query in queries for phrase in query.preference])
         if self.log is not None:
             with self.log.open("a") as stream:
                 stream.write(repr(list(queries)) + "\n")
@@ -160,7 +167,8 @@ class MoodyGeneration:
 class Make:
     """In the moods ``refused``, ``unloadable`` and ``never`` it does not load.
 
-    ``log``: where the retriever writes what it is asked; ``trm``: a TRM artifact to retrieve with instead.
+    ``log``: where the retriever writes what it is asked; ``trm``: a TRM artifact to retrieve with instead; ``texts``:
+    it needs the vectors of phrases.
     """
 
     mood: str = "good"
@@ -169,6 +177,7 @@ class Make:
     threads: int = 1
     log: Path | None = None
     trm: Path | None = None
+    texts: bool = False
 
     def __call__(self) -> Loop:
         policy = MoodyPolicy(self.mood, self.file, self.threads)
@@ -183,4 +192,6 @@ class Make:
 
             own = TrmRetriever.load(self.trm)
             return Loop(policy, own, TitleBook(own.catalogue), CONFIG, self.batch, self.threads)
-        return Loop(policy, ListRetriever(self.log), TitleBook(CATALOGUE), CONFIG, self.batch, self.threads)
+        texts = KeptTexts(TextConfig(provider="hashing", width=4)) if self.texts else None
+        retriever = ListRetriever(self.log, texts)
+        return Loop(policy, retriever, TitleBook(CATALOGUE), CONFIG, self.batch, self.threads, texts=texts)

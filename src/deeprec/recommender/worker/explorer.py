@@ -27,12 +27,28 @@ from functools import partial
 from itertools import count
 
 from deeprec.recommender.exploration import Exploration, OnStep, Step, Unavailable
-from deeprec.recommender.worker.loop import Answer, Ask, Begun, Done, Loaded, Make, Ping, Told, run
+from deeprec.recommender.worker.loop import (
+    Answer,
+    Ask,
+    Begun,
+    Done,
+    Encoded,
+    Loaded,
+    Make,
+    Message,
+    Ping,
+    Told,
+    Wanted,
+    run,
+)
 from deeprec.recommender.worker.process import WorkerProcess
 from deeprec.types import FloatArray, Query
 from deeprec.wire.reason import Reason, ReasonKind
 
 logger = logging.getLogger(__name__)
+
+Encode = Callable[[Sequence[str], Callable[[FloatArray | None], None]], None]
+"""Has texts encoded and calls back with their vectors, or None."""
 
 
 def _away(sentence: str) -> Reason:
@@ -41,7 +57,7 @@ def _away(sentence: str) -> Reason:
 
 _SHUT_DOWN = _away("the policy was shut down")
 _BUSY = Reason(kind=ReasonKind.BUSY, sentence="the policy is busy with other requests")
-_Process = WorkerProcess[Make, Ask | Ping, Answer]
+_Process = WorkerProcess[Make, Message, Answer]
 _TICK = 0.1
 """Seconds between two looks at what is overdue."""
 
@@ -82,6 +98,8 @@ class WorkerExplorer:
         most: explorations waiting or running.
         patience: when a process is given up.
         vectors: of a preference's phrases, those that the process is told the vectors of.
+        encode: calls back with the (texts, width) vectors of texts that the policy wrote, or with None; from any
+            thread, and without waiting.
     """
 
     def __init__(
@@ -92,8 +110,9 @@ class WorkerExplorer:
         most: int = 64,
         patience: Patience | None = None,
         vectors: Callable[[Sequence[str]], tuple[tuple[str, ...], FloatArray] | None] | None = None,
+        encode: Encode | None = None,
     ) -> None:
-        self._vectors = vectors
+        self._vectors, self._encode = vectors, encode
         self._make, self._size, self._most, self._patience = make, answer_size, most, patience or Patience()
         self._lock = threading.Lock()
         self._numbers = count()
@@ -254,6 +273,8 @@ class WorkerExplorer:
                 tell(answer.step)
         elif isinstance(answer, Done):
             self._on_done(answer)
+        elif isinstance(answer, Wanted):
+            self._on_wanted(process, answer)
 
     def _on_loaded(self, process: _Process, answer: Loaded) -> None:
         with self._lock:
@@ -263,6 +284,15 @@ class WorkerExplorer:
                 self._unavailable = None
         if answer.refusal is not None:
             logger.error("the policy cannot be loaded: %s", answer.refusal)
+
+    def _on_wanted(self, process: _Process, answer: Wanted) -> None:
+        def tell(vectors: FloatArray | None) -> None:
+            process.put(Encoded(answer.number, vectors))
+
+        if self._encode is None:
+            tell(None)
+        else:
+            self._encode(answer.texts, tell)
 
     def _on_done(self, answer: Done) -> None:
         with self._lock:

@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from multiprocessing.connection import Connection
 
 from deeprec.config import ExploreConfig
-from deeprec.errors import DeepRecError
+from deeprec.errors import DeepRecError, TrmError
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.rollout import rollout
 from deeprec.explore.written import thought_of
@@ -29,6 +29,7 @@ from deeprec.recommender.exploration import Exploration, Step
 from deeprec.recommender.worker.pace import Pace
 from deeprec.recommender.worker.process import settle_in
 from deeprec.rewards.format import format_violations
+from deeprec.trm.text import KeptTexts
 from deeprec.types import (
     Call,
     Conditions,
@@ -47,6 +48,8 @@ logger = logging.getLogger(__name__)
 _LATE = Reason(kind=ReasonKind.BUSY, sentence="the policy was busy until the deadline")
 _BUSY = Reason(kind=ReasonKind.BUSY, sentence="the policy is busy with other requests until the deadline")
 _FAILED = Reason(kind=ReasonKind.POLICY_FAILED, sentence="the policy failed")
+TEXT_SECONDS = 15.0
+"""For the vectors of a text that the policy wrote."""
 _NICE = 10
 """Where cores are scarce the server, which keeps the deadlines, comes before the policy."""
 
@@ -60,8 +63,7 @@ class Loop:
         threads: rollouts side by side, each of one batch; for a policy that other machines run.
         until: the same for work that is of no use after a deadline (``time.monotonic`` seconds), where calls of other
             machines can be told of one.
-        prime: takes the vectors of phrases that the retriever will be asked for.
-        later: what is loaded in the background from the first request on, which comes when all else has loaded.
+        texts: the vectors of phrases that the policy writes; those that it has not are asked of the parent.
     """
 
     policy: Policy
@@ -71,8 +73,7 @@ class Loop:
     batch: int = 64
     threads: int = 1
     until: Callable[[float], Loop] | None = None
-    prime: Callable[[Sequence[str], FloatArray], None] | None = None
-    later: Callable[[], object] | None = None
+    texts: KeptTexts | None = None
 
 
 Make = Callable[[], Loop]
@@ -94,6 +95,14 @@ class Ask:
 @dataclass(frozen=True, slots=True)
 class Ping:
     """Answer when nothing is before this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The (texts, width) vectors that were wanted; None where they cannot be had."""
+
+    number: int
+    vectors: FloatArray | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,20 +141,30 @@ class Pong:
     """The answer to ``Ping``."""
 
 
-Answer = Loaded | Begun | Told | Done | Pong
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The vectors of these texts are needed."""
+
+    number: int
+    texts: tuple[str, ...]
+
+
+Message = Ask | Ping | Encoded
+Answer = Loaded | Begun | Told | Done | Pong | Wanted
 
 
 def run(connection: Connection, make: Make) -> None:
     """Load, answer until the other end closes, and end the process."""
     settle_in(_NICE)
     asked: queue.SimpleQueue[Ask | Ping] = queue.SimpleQueue()
-    first = threading.Event()
-    threading.Thread(target=_read, args=(connection, asked, first), name="asked", daemon=True).start()
     lock = threading.Lock()
 
     def send(answer: Answer) -> None:
         with lock:
             connection.send(answer)
+
+    parent = _Parent(send)
+    threading.Thread(target=_read, args=(connection, asked, parent), name="asked", daemon=True).start()
 
     try:
         loop = make()
@@ -154,31 +173,55 @@ def run(connection: Connection, make: Make) -> None:
             logger.exception("the policy cannot be loaded")
         send(Loaded(str(error) or type(error).__name__))
         return
+    if loop.texts is not None:
+        loop.texts.elsewhere = parent.encode
     send(Loaded())
-    if loop.later is not None:
-        threading.Thread(target=_load_later, args=(loop.later, first), name="later", daemon=True).start()
     threads = [threading.Thread(target=_Turns(loop, asked, send).run, daemon=True) for _ in range(loop.threads - 1)]
     for thread in threads:
         thread.start()
     _Turns(loop, asked, send).run()
 
 
-def _load_later(later: Callable[[], object], first: threading.Event) -> None:
-    first.wait()
-    try:
-        later()
-    except Exception as error:
-        logger.warning("what the policy may need later cannot be loaded: %s", error)
+class _Parent:
+    """The process that started this one, as far as it is asked for the vectors of texts."""
+
+    def __init__(self, send: Callable[[Answer], None]) -> None:
+        self._send = send
+        self._numbers = count()
+        self._waiting: dict[int, queue.SimpleQueue[FloatArray | None]] = {}
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """(texts, width) vectors.
+
+        Raises:
+            TrmError: they cannot be had, or not within ``TEXT_SECONDS``.
+        """
+        number, answer = next(self._numbers), queue.SimpleQueue[FloatArray | None]()
+        self._waiting[number] = answer
+        self._send(Wanted(number, tuple(texts)))
+        vectors = None
+        with suppress(queue.Empty):
+            vectors = answer.get(timeout=TEXT_SECONDS)
+        del self._waiting[number]
+        if vectors is None:
+            raise TrmError(f"{texts[0]!r:.80} cannot be encoded now")
+        return vectors
+
+    def answered(self, message: Encoded) -> None:
+        """Hand vectors to whoever waits for them."""
+        waiting = self._waiting.get(message.number)
+        if waiting is not None:
+            waiting.put(message.vectors)
 
 
-def _read(connection: Connection, asked: queue.SimpleQueue[Ask | Ping], first: threading.Event) -> None:
-    """Put what is said into ``asked``; ``first`` is set with the first request."""
+def _read(connection: Connection, asked: queue.SimpleQueue[Ask | Ping], parent: _Parent) -> None:
     try:
         while True:
-            message = connection.recv()
-            asked.put(message)
-            if isinstance(message, Ask):
-                first.set()
+            message: Message = connection.recv()
+            if isinstance(message, Encoded):
+                parent.answered(message)
+            else:
+                asked.put(message)
     except (EOFError, OSError):
         os._exit(0)
 
@@ -240,8 +283,8 @@ class _Turns:
         """Explore together; returns those that an error has left without an answer."""
         loop, watch, began = self._loop, _Watch(asks, self._loop.config, self._send), time.monotonic()
         for texts, vectors in (ask.vectors for ask in asks if ask.vectors is not None):
-            if loop.prime is not None:
-                loop.prime(texts, vectors)
+            if loop.texts is not None:
+                loop.texts.prime(texts, vectors)
         if loop.until is not None:
             loop = loop.until(max(ask.deadline for ask in asks))
         try:

@@ -78,10 +78,11 @@ class BundleServer:
         )
 
         def loaded(bundle: Bundle) -> AsyncRecommender:
-            import torch
+            recommender = load(replace(bundle, serve="trm", why=TRM_ONLY) if trm_only else bundle)
+            import torch  # after it has started the processes that load beside this one
 
             torch.set_num_threads(serving.threads)
-            return load(replace(bundle, serve="trm", why=TRM_ONLY) if trm_only else bundle)
+            return recommender
 
         def needs(serve: Served) -> Collection[Part]:
             return needs_of("trm") if trm_only else parts_run(serve, serving, force_policy=force_policy)

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -32,8 +34,8 @@ SECONDS = 60.0
 def explorers() -> Iterator[Callable[..., WorkerExplorer]]:
     made: list[WorkerExplorer] = []
 
-    def make(loop: Make, most: int = 64, patience: Patience = QUICK) -> WorkerExplorer:
-        made.append(WorkerExplorer(loop, CONFIG.answer_size, most=most, patience=patience))
+    def make(loop: Make, most: int = 64, patience: Patience = QUICK, **other: Any) -> WorkerExplorer:
+        made.append(WorkerExplorer(loop, CONFIG.answer_size, most=most, patience=patience, **other))
         return made[-1]
 
     yield make
@@ -86,6 +88,33 @@ def test_an_exploration_with_its_conditions_steps_and_times(explorers: Any, tmp_
     for line in asked:
         assert "'i28'" in line
         assert "Filter(column='year', operator='>=', value=1990)" in line
+
+
+def test_the_parent_encodes_what_the_policy_writes_and_nothing_that_it_has_told(explorers: Any) -> None:
+    wanted: list[tuple[str, ...]] = []
+    there = [True]
+
+    def encode(texts: Any, tell: Any) -> None:
+        wanted.append(tuple(texts))
+        threading.Thread(target=lambda: tell(np.eye(1, 4) if there[0] else None)).start()
+
+    def vectors(phrases: Any) -> Any:
+        return (tuple(phrases), np.ones((len(phrases), 4))) if phrases else None
+
+    explorer = explorers(Make(texts=True), encode=encode, vectors=vectors)
+
+    async def explore() -> None:
+        await explorer.loaded(SECONDS)
+        there[0] = False
+        with pytest.raises(Unavailable, match="the policy failed"):
+            await ask(explorer, preference=("told",))
+        assert set(wanted) == {("comedy",)}
+        there[0] = True
+        for _ in range(2):
+            assert (await ask(explorer, preference=("told",))).trajectory.end is EndReason.ANSWERED
+        assert wanted.count(("comedy",)) == len(wanted)
+
+    run(explore())
 
 
 def test_what_waits_together_is_explored_together(explorers: Any, tmp_path: Path) -> None:
