@@ -38,6 +38,7 @@ from deeprec.config import FeaturesConfig
 from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.errors import FeatureError, StoreError
 from deeprec.features.events import catch_up
+from deeprec.features.feast_import import feature_store
 from deeprec.features.log import EventLog
 from deeprec.features.online import CURRENT, HistoryStore
 from deeprec.features.settings import REGISTRY, Publication, online_kind, write_settings
@@ -138,14 +139,14 @@ def _build(
         part.mkdir()
     write_settings(version, name, features, Publication(features.history_length, time_unit))
     with _quiet():
-        from feast import FeatureStore
+        store_class = feature_store()
 
         from deeprec.feature_repo import definitions  # type: ignore[import-not-found]
 
         try:
             histories.write_parquet(version / definitions.USER_HISTORY_FILE)
             items.write_parquet(version / definitions.ITEM_ATTRIBUTES_FILE)
-            store = FeatureStore(repo_path=str(version))
+            store = store_class(repo_path=str(version))
             store.apply(list(definitions.OBJECTS))
             store.materialize(start_date=EPOCH, end_date=datetime.now(UTC))
         except OSError:
