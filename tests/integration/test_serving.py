@@ -129,7 +129,7 @@ def test_the_trm_is_served_without_a_policy(run: Path, tmp_path: Path) -> None:
                     assert server.metric("request_predict_seconds_count") == 0
         assert set(statuses) <= {503, 200}
         assert httpx.get(f"{server.url}/v1/models").json() == {"models": ["deeprec-trm"]}
-        assert not psutil.Process(server.process.pid).children(recursive=True)
+        assert len(psutil.Process(server.process.pid).children(recursive=True)) == 1, "the text encoder, and no policy"
         lines = [line for line in server.printed.splitlines() if line.startswith("  curl ")]
         assert len(lines) == 2
         data = read_dataset(run / "dataset")
@@ -218,9 +218,14 @@ def test_a_policy_that_is_killed_is_replaced_and_the_recommender_stays_ready(ser
     workers = [
         one for one in psutil.Process(served.server.process.pid).children() if "spawn_main" in str(one.cmdline())
     ]
-    assert len(workers) == 1
-    workers[0].kill()
-    until(lambda: served.server.metric("deeprec_policy_restarts_total") >= 1, "the policy is not started again")
+    assert len(workers) == 2, "the policy and the text encoder"
+    for worker in workers:
+        worker.kill()
+
+    def restarted() -> bool:
+        return all(served.server.metric("deeprec_restarts_total", process=name) for name in ("policy", "text"))
+
+    until(restarted, "they are not started again")
     assert served.server.ready()
     user = next(iter(served.data.sequences))
     answer = served.predict({"user_id": user, "k": 3, "deadline_ms": 20000})

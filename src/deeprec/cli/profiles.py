@@ -11,7 +11,9 @@ from deeprec.config import Config, apply_override, load_config, parse_config
 from deeprec.config.environment import environment_overrides
 from deeprec.errors import ConfigError
 
-CONFIG_HELP = "A YAML file, or a profile that comes with the package: quickstart, ml-1m, ml-1m-accurate, cluster."
+CONFIG_HELP = (
+    "A YAML file, or a profile that comes with the package: quickstart, ml-1m, ml-1m-accurate, qwen2.5-7b, cluster."
+)
 SET_HELP = "Override one key, for example --set trm.epochs=5; can be given several times."
 
 

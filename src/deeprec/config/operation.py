@@ -123,7 +123,7 @@ class ServingConfig(Section):
     retry_after: Positive = 1
     """Seconds that a refused client is told to wait."""
     threads: Positive = 1
-    """Threads that torch computes with, in the server and in the policy's process each."""
+    """Threads that torch computes with, in the server, the policy's process and the text encoder's each."""
     batch: Positive = 64
     """Most requests that share one call of a model."""
     prepare: int = Field(10000, ge=0)

@@ -46,6 +46,11 @@ class TextEncoder(Protocol):
         """Whether it can be asked now."""
         ...
 
+    @property
+    def restarts(self) -> int:
+        """How often what encodes had to be started again."""
+        ...
+
     def encode(self, text: str) -> Future[float]:
         """Returns at once; the result, once the vector is known, is the seconds of a core that it took."""
         ...

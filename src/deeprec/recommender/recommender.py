@@ -133,6 +133,12 @@ class AsyncRecommender:
         return found
 
     @property
+    def restarts(self) -> dict[str, int]:
+        """How often the processes beside this one were started again."""
+        found = {} if self.explorer is None else {"policy": self.explorer.restarts}
+        return found if self.phrases is None else found | {"text": self.phrases.encoder.restarts}
+
+    @property
     def store(self) -> Users:
         """Who reads the feature store, for whoever watches it."""
         return self._users

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class BundleWatcher:
         self._watching: asyncio.Task[None] | None = None
         self._closed = False
         self._unreachable = False
-        self._restarts_before = 0
+        self._restarts_before: Counter[str] = Counter()
         self.refused: str | None = None
         """Why what is at the source does not serve; None when it does."""
 
@@ -109,9 +110,13 @@ class BundleWatcher:
         return self._now().bundle
 
     @property
-    def restarts(self) -> int:
-        """How often a policy was started again, whichever bundle's it was."""
-        return self._restarts_before + sum(_restarts(release) for release in self._open)
+    def restarts(self) -> dict[tuple[str, ...], int]:
+        """How often each process was started again, ``policy`` and ``text``, whichever bundle's it was."""
+        found = Counter({"policy": 0, "text": 0})
+        found.update(self._restarts_before)
+        for release in self._open:
+            found.update(release.recommender.restarts)
+        return {(name,): times for name, times in found.items()}
 
     async def load(self) -> None:
         """Load what serves first.
@@ -236,7 +241,7 @@ class BundleWatcher:
         await self._settled()
         await old.recommender.settled()
         old.recommender.close()
-        self._restarts_before += _restarts(old)
+        self._restarts_before.update(old.recommender.restarts)
         self._open.remove(old)
         del old
         settle_memory()
@@ -246,8 +251,3 @@ class BundleWatcher:
             logger.error("bundle refused, %s goes on serving: %s", self.bundle.version, reason)
             self._metrics.refuses()
         self.refused = reason
-
-
-def _restarts(release: Release) -> int:
-    explorer = release.recommender.explorer
-    return 0 if explorer is None else explorer.restarts

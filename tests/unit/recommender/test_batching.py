@@ -152,3 +152,26 @@ def test_each_gets_its_own_k() -> None:
     ]
     assert sum(count for count, _ in retriever.asked) == 3
     batcher.close()
+
+
+def test_it_says_for_how_long_it_has_been_at_its_batch_and_what_waits() -> None:
+    async def main() -> None:
+        go = threading.Event()
+
+        def work(asked: Sequence[int]) -> list[int]:
+            go.wait(60)
+            return list(asked)
+
+        batcher = MicroBatcher(work, 1, "slow")
+        assert (batcher.busy_seconds, batcher.waiting) == (0.0, 0)
+        answers = [asyncio.ensure_future(batcher.ask(number)) for number in (1, 2, 3)]
+        while batcher.busy_seconds < 0.05:
+            await asyncio.sleep(0.01)
+        assert batcher.waiting == 2
+        go.set()
+        assert await asyncio.gather(*answers) == [1, 2, 3]
+        while batcher.busy_seconds:
+            await asyncio.sleep(0.01)
+        batcher.close()
+
+    asyncio.run(asyncio.wait_for(main(), 60))

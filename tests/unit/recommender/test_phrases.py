@@ -25,7 +25,7 @@ class FakeEncoder:
     def __init__(self) -> None:
         self.made: list[str] = []
         self.asked: deque[tuple[str, Future[float]]] = deque()
-        self.available, self.closed = True, False
+        self.available, self.closed, self.restarts = True, False, 0
         self.now, self.seconds = 1000.0, 0.1
 
     def knows(self, text: str) -> bool:

@@ -159,7 +159,7 @@ class BundleServer:
         metrics.state("bundle_refused", "1 while what is at the bundle's address is not put to use", self._refuses)
         metrics.state("store_away", "1 while the feature store keeps failing and is hardly asked", self._store_away)
         metrics.state("policy_down", "1 when there should be a policy and it cannot be asked", self._policy_down)
-        metrics.count("policy_restarts", "Times a policy was started again", lambda: {(): watcher.restarts})
+        metrics.count("restarts", "Times a process was started again", lambda: watcher.restarts, ["process"])
         if log is not None:
             metrics.count(
                 "log_rows",
