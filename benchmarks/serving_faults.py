@@ -11,6 +11,11 @@ random histories, preferences, filters, exclusions and k.
 and back and the client. ``bare timer`` is the share of a second process's sleeps of the same length that ended in time,
 beside each mode: where it is below 100 % the machine was too busy for the figure to be read as ours.
 
+With ``--features`` the feature store is made hung (its calls end only when it is well again), slow (half a second each)
+or gone (it raises) while the policy is good, and the requests are those of known users with a preference. A line below
+each of these says when the first answer did not wait for the store, and after how many seconds of a store that is well
+again users were known.
+
 ``--http`` asks a server in a process of its own, as ``deeprec serve recommender`` starts it, instead of the recommender
 in this one; the client's own time counts then.
 """
@@ -27,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -37,14 +42,19 @@ from typing import Any
 from benchmarks.serving import Connection, free_port
 from deeprec.bundle.bundle import Bundle
 from deeprec.config import ServingConfig
+from deeprec.errors import FeatureError
 from deeprec.recommender import loading
 from deeprec.recommender.reading import read_request
+from deeprec.recommender.users import Histories
 from deeprec.recommender.worker.loop import Loop, Make
 from deeprec.trm.filters import filter_mask
 from deeprec.types import Catalogue, Generation, JsonDict, Policy, Rule, Segment
 from deeprec.wire.request import RecommendRequest
 
 MODES = ("good", "slow", "asleep", "holding", "raising", "rubbish", "dying")
+STORE_MODES = ("store hung", "store slow", "store gone")
+NOT_ASKED = "has failed again and again"
+"""What the reason of an answer says that did not wait for the store."""
 SLACK_MS = 50.0
 SLOW_SECONDS, FOR_EVER = 0.5, 3600.0
 START_SECONDS = 180.0
@@ -126,6 +136,25 @@ def _misbehave(mode: str) -> None:
         os._exit(3)
 
 
+class FaultyHistories:
+    """A feature store that misbehaves as a file says."""
+
+    def __init__(self, histories: Histories, mode: Path) -> None:
+        self._histories, self._mode = histories, mode
+
+    def history(self, user_id: str) -> tuple[str, ...] | None:
+        return self.histories([user_id])[0]
+
+    def histories(self, user_ids: Sequence[str]) -> list[tuple[str, ...] | None]:
+        while (mode := self._mode.read_text()) == "store hung":
+            time.sleep(0.05)
+        if mode == "store slow":
+            time.sleep(SLOW_SECONDS)
+        elif mode == "store gone":
+            raise FeatureError("no such store")
+        return self._histories.histories(user_ids)
+
+
 def make_faulty(mode: Path) -> None:
     """From now on in this process, recommenders are loaded with a policy in the mode that the file names."""
     own = loading.WorkerExplorer
@@ -190,12 +219,21 @@ def draw(catalogue: Catalogue, generator: random.Random) -> JsonDict:
     return request
 
 
-def is_wrong(answer: JsonDict, asked: JsonDict, catalogue: Catalogue) -> bool:
-    """Whether an answer holds what it must not."""
+def draw_known(catalogue: Catalogue, generator: random.Random, users: Sequence[str]) -> JsonDict:
+    """A request of a known user with a preference."""
+    return {
+        "user_id": generator.choice(users),
+        "preference": [generator.choice(catalogue.phrases)],
+        "k": generator.choice((1, 5, 10, 20)),
+    }
+
+
+def is_wrong(answer: JsonDict, asked: JsonDict, catalogue: Catalogue, had: AbstractSet[str] = frozenset()) -> bool:
+    """Whether an answer holds what it must not; ``had`` counts where the answer knows the user."""
     request = read_request(RecommendRequest, asked, ServingConfig(), catalogue)
     found = [item["id"] for item in answer["items"]]
     masks = [filter_mask(catalogue, condition) for condition in request.conditions]
-    barred = set(request.exclude) | set(request.history or ())
+    barred = set(request.exclude) | set(request.history or ()) | (had if answer["user_known"] else set())
     return len(set(found)) != len(found) or not all(
         item in catalogue and item not in barred and all(mask[catalogue.index[item]] for mask in masks)
         for item in found
@@ -212,6 +250,9 @@ class Tally:
     paths: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
+    began: float = field(default_factory=time.monotonic)
+    not_asked: float | None = None
+    """Seconds until the first answer that did not wait for the store."""
 
     def figures(self, deadline_ms: int) -> JsonDict:
         """The row of the table; a request without an answer is not in time."""
@@ -223,6 +264,7 @@ class Tally:
             "in time": sum(value <= most for value in self.milliseconds) / asked,
             "own clock": sum(value <= most for value in self.own) / asked,
             "p50": ordered[len(ordered) // 2],
+            "p99": ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))],
             "p99.9": ordered[min(len(ordered) - 1, int(len(ordered) * 0.999))],
             "worst": ordered[-1],
             "paths": dict(self.paths),
@@ -231,11 +273,16 @@ class Tally:
         }
 
 
-async def load(ask: Ask, catalogue: Catalogue, requests: int, at_once: int, seed: int) -> Tally:
-    """Ask so many requests, ``at_once`` under way at a time; drawn before the first, looked at after the last."""
-    generator, tally = random.Random(seed), Tally()
-    drawn = [draw(catalogue, generator) for _ in range(requests)]
-    left, answers = iter(drawn), []
+async def load(
+    ask: Ask, catalogue: Catalogue, requests: int, at_once: int, seed: int, known: Mapping[str, AbstractSet[str]]
+) -> Tally:
+    """Ask so many requests, ``at_once`` under way at a time; drawn before the first, looked at after the last.
+
+    ``known``: the users who ask and what each has had; without any the requests bring their histories.
+    """
+    generator, users = random.Random(seed), list(known)
+    drawn = [draw_known(catalogue, generator, users) if users else draw(catalogue, generator) for _ in range(requests)]
+    left, answers, tally = iter(drawn), [], Tally()
 
     async def caller() -> None:
         for asked in left:
@@ -246,37 +293,72 @@ async def load(ask: Ask, catalogue: Catalogue, requests: int, at_once: int, seed
                 tally.failed[f"{type(error).__name__}: {error}"[:80]] += 1
                 continue
             tally.milliseconds.append(1000 * (time.perf_counter() - began))
+            if tally.not_asked is None and NOT_ASKED in ((answer.get("reason") or {}).get("sentence") or ""):
+                tally.not_asked = time.monotonic() - tally.began
             answers.append((asked, answer))
 
     await asyncio.gather(*(caller() for _ in range(at_once)))
     for asked, answer in answers:
         tally.own.append(answer["milliseconds"]["total"])
         tally.paths[answer["path"]] += 1
-        tally.wrong += is_wrong(answer, asked, catalogue)
+        tally.wrong += is_wrong(answer, asked, catalogue, known.get(asked.get("user_id", ""), frozenset()))
     return tally
 
 
 async def measure(ask: Ask, catalogue: Catalogue, mode: Path, arguments: argparse.Namespace) -> JsonDict:
     """Every mode after the other, each begun with a policy that answers; prints as it goes."""
     figures: JsonDict = {}
-    columns = ("in time", "own clock", "bare timer", "p50", "p99.9", "worst", "failed", "wrong")
-    print(f"{'policy':8} " + " ".join(f"{column:>10}" for column in columns) + "  paths", flush=True)
+    known = users_of(arguments.features) if arguments.features else {}
+    columns = ("in time", "own clock", "bare timer", "p50", "p99", "p99.9", "worst", "failed", "wrong")
+    print(f"{'mode':10} " + " ".join(f"{column:>10}" for column in columns) + "  paths", flush=True)
     for seed, name in enumerate(arguments.modes):
         mode.write_text("good")
         back = await recovery(ask, catalogue)
         mode.write_text(name)
         timers = BareTimers(arguments.deadline_ms / 1000)
-        tally = await load(ask, catalogue, arguments.requests, arguments.at_once, seed)
+        asking = known if name in STORE_MODES else {}
+        tally = await load(ask, catalogue, arguments.requests, arguments.at_once, seed, asking)
         row = {**tally.figures(arguments.deadline_ms), "bare timer": await asyncio.to_thread(timers.share)}
         figures[name] = {**row, "seconds until the policy was there": back}
         shares = " ".join(f"{row[column]:10.2%}" for column in columns[:3])
-        times = " ".join(f"{row[column]:10.1f}" for column in columns[3:6])
+        times = " ".join(f"{row[column]:10.1f}" for column in columns[3:7])
         failed = sum(row["failed"].values())
-        print(f"{name:8} {shares} {times} {failed:10} {row['wrong']:10}  {row['paths']}", flush=True)
+        print(f"{name:10} {shares} {times} {failed:10} {row['wrong']:10}  {row['paths']}", flush=True)
+        if asking:
+            mode.write_text("good")
+            figures[name] |= {"not asked after": tally.not_asked, "known again after": await known_again(ask, known)}
+            print(f"{'':10} {spoken(figures[name])}", flush=True)
     mode.write_text("good")
     figures["seconds to recover"] = await recovery(ask, catalogue)
     print(f"the policy answered again {figures['seconds to recover']:.1f} s after the last of them", flush=True)
     return figures
+
+
+def users_of(features: Path) -> dict[str, AbstractSet[str]]:
+    """What each user of a feature store has had."""
+    from deeprec.features.online import HistoryStore
+    from deeprec.features.users import UserDirectory
+
+    users = [user.user_id for user in UserDirectory(features).find("", limit=1000)]
+    histories = HistoryStore(features).histories(users)
+    return {user_id: set(history or ()) for user_id, history in zip(users, histories, strict=True)}
+
+
+async def known_again(ask: Ask, known: Mapping[str, AbstractSet[str]]) -> float:
+    """Seconds until a known user is known; an error after ``START_SECONDS``."""
+    began = time.monotonic()
+    while not (await ask({"user_id": next(iter(known)), "k": 1}))["user_known"]:
+        if time.monotonic() - began > START_SECONDS:
+            raise SystemExit("users are not known again, though the feature store is well")
+        await asyncio.sleep(0.05)
+    return time.monotonic() - began
+
+
+def spoken(row: JsonDict) -> str:
+    """The line of a store's mode."""
+    after = row["not asked after"]
+    alone = "every request waited for the store" if after is None else f"the store was left alone after {after:.2f} s"
+    return f"{alone}; {row['known again after']:.2f} s after it was well again, users were known"
 
 
 async def recovery(ask: Ask, catalogue: Catalogue) -> float:
@@ -295,7 +377,8 @@ async def recovery(ask: Ask, catalogue: Catalogue) -> float:
 
 async def within(bundle: Bundle, serving: ServingConfig, mode: Path, arguments: argparse.Namespace) -> JsonDict:
     """The recommender in this process."""
-    recommender = loading.load_recommender(bundle, None, serving, force_policy=True)
+    histories = _histories(mode, arguments.features)
+    recommender = loading.load_recommender(bundle, histories, serving, force_policy=True)
     try:
         await loading.warm_up(recommender)
         loading.settle_memory()
@@ -342,6 +425,7 @@ def server(mode: Path, arguments: argparse.Namespace) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.serving_faults", str(arguments.bundle), "--serve", str(mode)]
     command += ["--port", str(port), "--deadline-ms", str(arguments.deadline_ms)]
+    command += ["--features", str(arguments.features)] if arguments.features else []
     log = mode.with_name("server.log")
     with log.open("w") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as process:
         try:
@@ -361,13 +445,24 @@ def server(mode: Path, arguments: argparse.Namespace) -> Iterator[str]:
             process.terminate()
 
 
-def serve(bundle: str, serving: ServingConfig) -> None:
+def _histories(mode: Path, features: Path | None) -> FaultyHistories | None:
+    if features is None:
+        return None
+    from deeprec.features.online import HistoryStore
+
+    return FaultyHistories(HistoryStore(features), mode)
+
+
+def serve(bundle: str, serving: ServingConfig, mode: Path, features: Path | None) -> None:
     """Be the server."""
+    from deeprec.serving.http import bundle_server
     from deeprec.serving.http.address import bind
-    from deeprec.serving.http.bundle_server import recommender_service
     from deeprec.serving.http.server import run
 
-    run(recommender_service(bundle, serving, force_policy=True), [bind(serving.host, serving.port)])
+    own = bundle_server.HistoryStore
+    bundle_server.HistoryStore = lambda place: FaultyHistories(own(place), mode)  # type: ignore[assignment,misc]
+    service = bundle_server.recommender_service(bundle, serving, features, force_policy=True)
+    run(service, [bind(serving.host, serving.port)])
 
 
 def main() -> None:
@@ -376,7 +471,7 @@ def main() -> None:
     serving = ServingConfig(deadline_ms=arguments.deadline_ms, port=arguments.port)
     if arguments.serve:
         make_faulty(arguments.serve)
-        serve(str(arguments.bundle), serving)
+        serve(str(arguments.bundle), serving, arguments.serve, arguments.features)
         return
     with tempfile.TemporaryDirectory() as scratch:
         mode = Path(scratch) / "mode"
@@ -407,12 +502,20 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=10_000, help="of each mode")
     parser.add_argument("--at-once", type=int, default=32, help="requests under way at a time")
     parser.add_argument("--deadline-ms", type=int, default=300)
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, metavar="MODE", help=", ".join(MODES))
+    parser.add_argument("--features", type=Path, help="the feature store of its users, to be made to fail too")
+    every = (*MODES, *STORE_MODES)
+    parser.add_argument(
+        "--modes", nargs="+", choices=every, metavar="MODE", help=f"of {', '.join(every)}; default: all"
+    )
     parser.add_argument("--http", action="store_true", help="ask a server instead of the recommender in this process")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.modes = arguments.modes or [*MODES, *(STORE_MODES if arguments.features else ())]
+    if arguments.features is None and set(arguments.modes) & set(STORE_MODES):
+        parser.error("to make the feature store fail, name it with --features")
+    return arguments
 
 
 if __name__ == "__main__":

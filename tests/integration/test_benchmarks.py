@@ -14,6 +14,7 @@ from benchmarks import (
     policy_learning,
     rollout_throughput,
     serving,
+    serving_faults,
     serving_life,
     serving_overload,
     trm_ablation,
@@ -178,6 +179,16 @@ def test_serving(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert row["per second"] > 0
             assert row["not 200"] == 0
             assert 0 < row["p50"] <= row["p99"] <= row["worst"]
+
+
+def test_a_store_that_fails(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (str(small_run / "bundle"), "--features", str(small_run / "features"), "--requests", "60")
+    modes = ("store hung", "store slow", "store gone")
+    found = figures(serving_faults, monkeypatch, tmp_path, *arguments, "--deadline-ms", "2000", "--modes", *modes)
+    for mode in modes:
+        assert (found[mode]["wrong"], found[mode]["failed"]) == (0, {})
+        assert found[mode]["not asked after"] > 0
+        assert found[mode]["known again after"] > 0
 
 
 def test_serving_life(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

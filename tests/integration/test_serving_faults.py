@@ -145,7 +145,8 @@ def test_the_trm_answers_while_the_process_is_killed_again_and_again(served: Any
 
 def test_the_benchmark_measures_every_mode_and_finds_what_is_wrong(served: Any) -> None:
     recommender, _, file = served
-    arguments = argparse.Namespace(modes=["good", "raising", "dying"], requests=40, at_once=8, deadline_ms=DEADLINE_MS)
+    modes = ["good", "raising", "dying"]
+    arguments = argparse.Namespace(modes=modes, requests=40, at_once=8, deadline_ms=DEADLINE_MS, features=None)
     spoilt = iter([True])
 
     async def ask(asked: JsonDict) -> JsonDict:
