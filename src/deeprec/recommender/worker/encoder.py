@@ -34,7 +34,7 @@ class Away(DeepRecError):
 
 
 @dataclass(frozen=True)
-class TextPatience:
+class EncoderTimeouts:
     """How long a process is waited for, in seconds."""
 
     silence: float = 10.0
@@ -56,9 +56,9 @@ class EncoderProcess:
     """
 
     def __init__(
-        self, make: Make, keep: Callable[[Sequence[str], FloatArray], None], patience: TextPatience | None = None
+        self, make: Make, keep: Callable[[Sequence[str], FloatArray], None], patience: EncoderTimeouts | None = None
     ) -> None:
-        self._make, self._keep, self._patience = make, keep, patience or TextPatience()
+        self._make, self._keep, self._patience = make, keep, patience or EncoderTimeouts()
         self._lock = threading.Lock()
         self._numbers = count()
         self._asked: dict[int, tuple[str, Future[float], float]] = {}

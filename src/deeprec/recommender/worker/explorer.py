@@ -4,8 +4,8 @@ Contract: nothing waits on the policy but the future of whoever asked. A process
 replaced, after pauses that grow for as long as no exploration succeeds; what waited for it fails at once with
 ``Unavailable``, and so does what is asked until the next one has loaded. Stuck is a process that
 
-- has not ended an exploration ``Patience.grace`` seconds after its deadline (those that it has not begun do not count
-  while it is at others),
+- has not ended an exploration ``SupervisionTimeouts.grace`` seconds after its deadline (those that it has not begun do
+  not count while it is at others),
 - is idle and gives no sign of life, or
 - loads for too long.
 
@@ -63,7 +63,7 @@ _TICK = 0.1
 
 
 @dataclass(frozen=True)
-class Patience:
+class SupervisionTimeouts:
     """How long a process is waited for, in seconds."""
 
     grace: float = 2.0
@@ -108,12 +108,12 @@ class WorkerExplorer:
         answer_size: int,
         *,
         most: int = 64,
-        patience: Patience | None = None,
+        patience: SupervisionTimeouts | None = None,
         vectors: Callable[[Sequence[str]], tuple[tuple[str, ...], FloatArray] | None] | None = None,
         encode: Encode | None = None,
     ) -> None:
         self._vectors, self._encode = vectors, encode
-        self._make, self._size, self._most, self._patience = make, answer_size, most, patience or Patience()
+        self._make, self._size, self._most, self._patience = make, answer_size, most, patience or SupervisionTimeouts()
         self._lock = threading.Lock()
         self._numbers = count()
         self._waiting: dict[int, _Waiting] = {}

@@ -2,9 +2,9 @@
 
 Contract: ``run`` is the whole life of the process. It loads (``make``), says so, and then answers everything it is
 asked over the connection until its other end closes. Each answer is sent as soon as its own rollout has ended. What is
-late before it begins, or would be before it ends (``worker.pace``), is not begun. An error of the policy is an answer,
-not an end: a batch that fails is tried again request by request. Pickle crosses the connection, between a process and
-the child it started.
+late before it begins, or would be before it ends (``worker.batch_time``), is not begun. An error of the policy is an
+answer, not an end: a batch that fails is tried again request by request. Pickle crosses the connection, between a
+process and the child it started.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deeprec.explore.protocol import TitleBook
 from deeprec.explore.rollout import rollout
 from deeprec.explore.written import thought_of
 from deeprec.recommender.exploration import Exploration, Step
-from deeprec.recommender.worker.pace import Pace
+from deeprec.recommender.worker.batch_time import BatchTimeModel
 from deeprec.recommender.worker.process import settle_in
 from deeprec.rewards.format import format_violations
 from deeprec.trm.text import KeptTexts
@@ -232,7 +232,7 @@ class _Turns:
     def __init__(self, loop: Loop, asked: queue.SimpleQueue[Ask | Ping], send: Callable[[Answer], None]) -> None:
         self._loop, self._asked, self._send = loop, asked, send
         self._most = loop.batch if loop.threads == 1 else 1
-        self._pace = Pace()
+        self._times = BatchTimeModel()
         self._held: list[Ask] = []
         """Asked before the batch that ran last, and left for the next."""
         self._last = ""
@@ -262,7 +262,7 @@ class _Turns:
         asks = [ask for ask in asks if ask.deadline > now]
         if not asks:
             return
-        choice = self._pace.choose([ask.deadline - now for ask in asks], self._most)
+        choice = self._times.choose([ask.deadline - now for ask in asks], self._most)
         for place in choice.refused:
             self._send(Done(asks[place].number, None, _BUSY))
         self._held = [asks[place] for place in choice.later]
@@ -304,7 +304,7 @@ class _Turns:
         except Exception as error:
             self._log(error)
         else:
-            self._pace.saw(len(asks), time.monotonic() - began, cut=watch.cut)
+            self._times.saw(len(asks), time.monotonic() - began, cut=watch.cut)
         return [ask for row, ask in enumerate(asks) if row not in watch.ended]
 
 

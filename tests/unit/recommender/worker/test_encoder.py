@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from deeprec.recommender.phrases import PhraseEncoder
-from deeprec.recommender.worker.encoder import Away, EncoderProcess, TextPatience
+from deeprec.recommender.worker.encoder import Away, EncoderProcess, EncoderTimeouts
 from deeprec.types import FloatArray
 from tests.unit.recommender.encoders import FakeText
 
@@ -61,7 +61,7 @@ def make(kept: Kept) -> Iterator[Callable[..., EncoderProcess]]:
     made: list[EncoderProcess] = []
 
     def make(encoder: FakeText | None = None, **patience: float) -> EncoderProcess:
-        quick = TextPatience(**{"first_pause": 0.05, **patience})
+        quick = EncoderTimeouts(**{"first_pause": 0.05, **patience})
         made.append(EncoderProcess(encoder or FakeText(), kept.keep, quick))
         return made[-1]
 

@@ -4,17 +4,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeprec.recommender.worker.pace import Choice, Pace
+from deeprec.recommender.worker.batch_time import BatchTimeModel, Choice
 
 seconds = st.floats(0.001, 30.0)
 
 
 def test_before_any_batch_everything_fits_that_may() -> None:
-    assert Pace().choose([0.1, 0.2, 0.3], most=2) == Choice(now=(1, 2), later=(0,))
+    assert BatchTimeModel().choose([0.1, 0.2, 0.3], most=2) == Choice(now=(1, 2), later=(0,))
 
 
 def test_a_line_is_found_from_batches_of_two_sizes() -> None:
-    pace = Pace()
+    pace = BatchTimeModel()
     for requests in (1, 20, 1, 20):
         pace.saw(requests, 0.3 + 0.02 * requests)
     assert pace.seconds(10) == pytest.approx(0.5, rel=0.02)
@@ -22,14 +22,14 @@ def test_a_line_is_found_from_batches_of_two_sizes() -> None:
 
 
 def test_batches_of_one_size_say_no_more_than_a_proportion() -> None:
-    pace = Pace()
+    pace = BatchTimeModel()
     for _ in range(50):
         pace.saw(2, 0.6)
     assert [pace.seconds(requests) for requests in (1, 2, 4)] == pytest.approx([0.3, 0.6, 1.2], rel=0.01)
 
 
 def test_neither_part_is_negative() -> None:
-    falling, steep = Pace(), Pace()
+    falling, steep = BatchTimeModel(), BatchTimeModel()
     for requests, took in ((1, 1.0), (10, 0.5)):
         falling.saw(requests, took)
     assert falling.seconds(1) == falling.seconds(100) > 0.5
@@ -40,7 +40,7 @@ def test_neither_part_is_negative() -> None:
 
 
 def test_a_batch_that_a_deadline_ended_never_makes_batches_look_faster() -> None:
-    pace = Pace()
+    pace = BatchTimeModel()
     pace.saw(4, 1.0)
     pace.saw(4, 0.1, cut=True)
     assert pace.seconds(4) == pytest.approx(1.0, rel=0.01)
@@ -50,7 +50,7 @@ def test_a_batch_that_a_deadline_ended_never_makes_batches_look_faster() -> None
 
 def test_by_hand() -> None:
     """A batch takes 0.2 s and 0.1 s for each; a second is left for those that came last."""
-    pace = Pace()
+    pace = BatchTimeModel()
     for requests in (1, 10, 1, 10):
         pace.saw(requests, 0.2 + 0.1 * requests)
     choice = pace.choose([0.3, 0.5, 1.0, 0.9, 0.95, 0.85, 0.8, 9.0], most=64)
@@ -60,7 +60,7 @@ def test_by_hand() -> None:
 
 
 def test_one_is_explored_whatever_is_expected() -> None:
-    pace = Pace()
+    pace = BatchTimeModel()
     pace.saw(1, 10.0)
     assert pace.choose([0.1, 0.3, 0.2], most=64) == Choice(now=(1,), refused=(0, 2))
 
@@ -69,7 +69,7 @@ def test_one_is_explored_whatever_is_expected() -> None:
 def test_every_request_is_in_one_part_and_the_most_are_kept_to(
     batches: list[tuple[int, float, bool]], left: list[float]
 ) -> None:
-    pace = Pace()
+    pace = BatchTimeModel()
     for requests, took, cut in batches:
         pace.saw(requests, took, cut=cut)
     choice = pace.choose(left, most=8)
@@ -82,7 +82,7 @@ def test_every_request_is_in_one_part_and_the_most_are_kept_to(
 @given(each=st.floats(0.01, 0.1), fixed=st.floats(0.0, 0.5), arrivals=st.integers(20, 100))
 def test_under_too_much_load_the_policy_goes_on_answering(each: float, fixed: float, arrivals: int) -> None:
     """Simulated: requests with two seconds each, many more than can be taken; what is begun mostly ends in time."""
-    deadline, pace, now, begun, served = 2.0, Pace(), 0.0, 0, 0
+    deadline, pace, now, begun, served = 2.0, BatchTimeModel(), 0.0, 0, 0
     waiting: list[float] = []
     came = 0.0
     while now < 40:

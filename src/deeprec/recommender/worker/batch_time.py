@@ -31,7 +31,7 @@ class Choice:
     refused: tuple[int, ...] = ()
 
 
-class Pace:
+class BatchTimeModel:
     """The fit, and what follows from it."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Pace:
     def choose(self, left: Sequence[float], most: int) -> Choice:
         """What to do with requests that have so many seconds left each.
 
-        At least one is explored, hopeless or not: without a batch the pace could not be found to have grown.
+        At least one is explored, hopeless or not: without a batch the times could not be found to have grown.
         """
         order = sorted(range(len(left)), key=lambda place: -left[place])
         fit = 1
