@@ -16,10 +16,14 @@ from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 from deeprec.errors import DeepRecError
+from deeprec.recommender.turns import Turns
 from deeprec.types import Query, RetrievedItem, Retriever
 
 MOST_WAITING = 4096
 """Asked and not begun, those included whose callers have gone; beyond, a stuck model would fill the memory."""
+
+GO_ON = 2
+"""Callers of one batch that go on in one turn of the event loop; each then makes its answer."""
 
 Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")
@@ -146,10 +150,13 @@ class Batcher:
     def __init__(self, retriever: Retriever, most: int) -> None:
         self._retriever = retriever
         self._calls: MicroBatcher[tuple[Query, int], tuple[RetrievedItem, ...]] = MicroBatcher(self._all, most, "trm")
+        self._turns = Turns(GO_ON)
 
     async def retrieve(self, query: Query, k: int) -> tuple[RetrievedItem, ...]:
         """The best ``k`` items, best first; see ``types.Retriever``, whose errors it raises."""
-        return await self._calls.ask((query, k))
+        found = await self._calls.ask((query, k))
+        await self._turns.wait()
+        return found
 
     @property
     def busy_seconds(self) -> float:

@@ -24,6 +24,7 @@ from deeprec.config import ServingConfig
 from deeprec.errors import RequestError
 from deeprec.recommender.batching import Overloaded
 from deeprec.recommender.deadline import arriving
+from deeprec.recommender.turns import Turns
 from deeprec.serving.http.address import is_loopback
 from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.tensors import LENGTH, joined
@@ -40,6 +41,8 @@ Header = tuple[bytes, bytes]
 Count = Callable[[str, int, float], None]
 """Told of every request: its route as declared, its status, its seconds."""
 
+BEGIN = 4
+"""Requests that are begun in one turn of the event loop."""
 BODY_SECONDS = 5.0
 """After this a body that is not whole is given up."""
 SEND_SECONDS = 10.0
@@ -91,6 +94,7 @@ class Guard:
         self._count = count
         self._client_header = serving.client_header.lower().encode()
         self._hosts = _hosts(serving)
+        self._turns = Turns(BEGIN)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""
@@ -98,9 +102,10 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
+        await self._turns.wait()
         with (
             identified(_header(scope, REQUEST_ID.encode())) as name,
-            arriving(client=self._client(scope), request_id=name),
+            arriving(began, self._client(scope), name),
         ):
             answer = _Answer(send, self._admission, name)
             try:
