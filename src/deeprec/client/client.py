@@ -32,13 +32,13 @@ IDLE_SECONDS = 30.0
 
 
 class _Server:
-    """A server's address and the longest that a call of it may take, seconds."""
+    """A server's address and name, and the longest that a call of it may take, seconds."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, name: str) -> None:
         if not url.startswith(("http://", "https://")):
             raise ClientError(f"{url!r} is no address of a server; name one such as http://recommender:8080")
         self.url = url.rstrip("/")
-        self.timeout = timeout
+        self.timeout, self.name = timeout, name
 
     def _exchange(self, call: Call[Answer]) -> Exchange[Answer]:
         return Exchange(call, self.url, self.timeout)
@@ -68,6 +68,7 @@ class Client(_Server):
         url: the server's address, such as ``http://recommender:8080``.
         timeout: seconds that a call may take, retries included.
         headers: sent with every request, such as ``Authorization``, or the ``Host`` that an ingress routes by.
+        name: of the recommender, where its ``serving.name`` is another; its TRM's is ``NAME-trm``.
 
     Every method raises ``ClientError``.
     """
@@ -78,8 +79,9 @@ class Client(_Server):
         *,
         timeout: float = TIMEOUT,
         headers: Mapping[str, str] | None = None,
+        name: str = questions.NAME,
     ) -> None:
-        super().__init__(url, timeout)
+        super().__init__(url, timeout, name)
         self._http = httpx.Client(**_settings(None, headers))
 
     def __enter__(self) -> Self:
@@ -94,11 +96,11 @@ class Client(_Server):
 
     def recommend(self, **question: Unpack[RecommendQuestion]) -> Recommendation:
         """The recommender's answer; see ``RecommendQuestion``."""
-        return self._run(questions.recommend(question))
+        return self._run(questions.recommend(question, self.name))
 
     def retrieve(self, **question: Unpack[TrmOnlyQuestion]) -> Recommendation:
         """The TRM's answer, without the policy; see ``TrmOnlyQuestion``."""
-        return self._run(questions.retrieve(question))
+        return self._run(questions.retrieve(question, self.name))
 
     def explore(self, **question: Unpack[RecommendQuestion]) -> Iterator[Step]:
         """The recommender's answer step by step, as the policy explores; the last step has the recommendation."""
@@ -126,9 +128,9 @@ class Client(_Server):
             self._run(call)
         return delivery.stored()
 
-    def ready(self, model: str = questions.RECOMMENDER) -> bool:
-        """Whether the server answers for a model now; False too where nobody does."""
-        return questions.is_ready(self._send(questions.ready(model, self.timeout)))
+    def ready(self, model: str | None = None) -> bool:
+        """Whether the server answers for a model now, the recommender unless named; False too where nobody does."""
+        return questions.is_ready(self._send(questions.ready(model or self.name, self.timeout)))
 
     def predict(self, model: str, instances: Sequence[JsonDict], *, timeout: float | None = None) -> list[JsonDict]:
         """Any model's answers to requests of JSON, sent in one body: KServe's V1 protocol as it is."""
@@ -161,8 +163,9 @@ class AsyncClient(_Server):
         timeout: float = TIMEOUT,
         connections: int = CONNECTIONS,
         headers: Mapping[str, str] | None = None,
+        name: str = questions.NAME,
     ) -> None:
-        super().__init__(url, timeout)
+        super().__init__(url, timeout, name)
         self._http = httpx.AsyncClient(**_settings(connections, headers))
 
     async def __aenter__(self) -> Self:
@@ -177,11 +180,11 @@ class AsyncClient(_Server):
 
     async def recommend(self, **question: Unpack[RecommendQuestion]) -> Recommendation:
         """See ``Client.recommend``."""
-        return await self._run(questions.recommend(question))
+        return await self._run(questions.recommend(question, self.name))
 
     async def retrieve(self, **question: Unpack[TrmOnlyQuestion]) -> Recommendation:
         """See ``Client.retrieve``."""
-        return await self._run(questions.retrieve(question))
+        return await self._run(questions.retrieve(question, self.name))
 
     async def explore(self, **question: Unpack[RecommendQuestion]) -> AsyncIterator[Step]:
         """See ``Client.explore``."""
@@ -205,9 +208,9 @@ class AsyncClient(_Server):
             await self._run(call)
         return delivery.stored()
 
-    async def ready(self, model: str = questions.RECOMMENDER) -> bool:
+    async def ready(self, model: str | None = None) -> bool:
         """See ``Client.ready``."""
-        return questions.is_ready(await self._send(questions.ready(model, self.timeout)))
+        return questions.is_ready(await self._send(questions.ready(model or self.name, self.timeout)))
 
     async def predict(
         self, model: str, instances: Sequence[JsonDict], *, timeout: float | None = None

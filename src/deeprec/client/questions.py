@@ -22,8 +22,8 @@ from deeprec.wire.recommendation import Recommendation
 Answer = TypeVar("Answer")
 Model = TypeVar("Model", bound=BaseModel)
 
-RECOMMENDER, TRM = "deeprec", "deeprec-trm"
-"""The servers' names of the models."""
+NAME = "deeprec"
+"""The recommender's name where ``serving.name`` gives it no other."""
 EXPLORE, EVENTS = "/v1/explore", "/v1/events"
 
 
@@ -32,15 +32,15 @@ def json_reader(read: Callable[[Any], Answer]) -> Callable[[httpx.Response], Ans
     return lambda reply: read(reply.json())
 
 
-def recommend(question: RecommendQuestion) -> Call[Recommendation]:
-    """The recommender's answer to one question."""
-    return Call(_predict(RECOMMENDER), json_reader(_recommendation), _within(question, _instances), _deadline(question))
+def recommend(question: RecommendQuestion, name: str = NAME) -> Call[Recommendation]:
+    """The answer of the recommender of this name to one question."""
+    return Call(_predict(name), json_reader(_recommendation), _within(question, _instances), _deadline(question))
 
 
-def retrieve(question: TrmOnlyQuestion) -> Call[Recommendation]:
-    """The TRM's answer to one question."""
+def retrieve(question: TrmOnlyQuestion, name: str = NAME) -> Call[Recommendation]:
+    """The answer to one question of the TRM of the recommender of this name."""
     body = _instances(_json(question))
-    return Call(_predict(TRM), json_reader(_recommendation), lambda left: body)
+    return Call(_predict(f"{name}-trm"), json_reader(_recommendation), lambda left: body)
 
 
 def explore(question: RecommendQuestion) -> Call[httpx.Response]:

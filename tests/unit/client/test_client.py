@@ -97,6 +97,17 @@ def test_an_answer_is_typed_and_kept_as_it_came(call: Any) -> None:
     assert asked.body == {"instances": [{"user_id": 1, "k": 1, "explain": True}]}
 
 
+def test_a_recommender_of_another_name_is_asked_by_it(call: Any) -> None:
+    settings = {"name": "shop", "headers": {"Authorization": "Bearer s3cret"}}
+    with ScriptedServer(predicted(), predicted(), {}) as server:
+        call(server.url, "recommend", user_id=1, settings=settings)
+        call(server.url, "retrieve", user_id=1, settings=settings)
+        call(server.url, "ready", settings=settings)
+    paths = [asked.path for asked in server.asked]
+    assert paths == ["/v1/models/shop:predict", "/v1/models/shop-trm:predict", "/v1/models/shop"]
+    assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer s3cret"}
+
+
 def test_what_is_not_given_is_not_sent_and_filters_may_be_text(call: Any) -> None:
     with ScriptedServer(
         predicted({**ANSWER, "path": "trm", "reason": {"kind": "bundle", "sentence": "asked so"}})
