@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from benchmarks import (
     trm_training,
 )
 from tests import forkserver
+from tests.integration.parts import make_run
+from tests.integration.taught import teach
 
 ROOT = Path(__file__).parents[2]
 TOY = [
@@ -181,8 +184,15 @@ def test_serving(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert 0 < row["p50"] <= row["p99"] <= row["worst"]
 
 
-def test_a_store_that_fails(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = (str(small_run / "bundle"), "--features", str(small_run / "features"), "--requests", "60")
+@pytest.fixture
+def taught_run(built_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A run whose policy answers. Read it, never write into it."""
+    plain = built_once("run", make_run)
+    return built_once("taught", lambda place: teach(plain, place))
+
+
+def test_a_store_that_fails(taught_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (str(taught_run / "bundle"), "--features", str(taught_run / "features"), "--requests", "60")
     modes = ("store hung", "store slow", "store gone")
     found = figures(serving_faults, monkeypatch, tmp_path, *arguments, "--deadline-ms", "2000", "--modes", *modes)
     for mode in modes:
