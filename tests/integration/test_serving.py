@@ -117,6 +117,11 @@ def test_v2_takes_and_gives_json_texts(served: Served) -> None:
     assert [len(json.loads(text)["items"]) for text in output["data"]] == [1, 2]
 
 
+def _workers(server: ServerProcess) -> list[psutil.Process]:
+    """The processes that a server has started to compute."""
+    return [one for one in psutil.Process(server.process.pid).children() if "spawn_main" in str(one.cmdline())]
+
+
 def test_the_trm_is_served_without_a_policy(run: Path, tmp_path: Path) -> None:
     """Readiness is false until the model has answered, and the answers are those of the recommender's own TRM."""
     statuses: list[int] = []
@@ -129,7 +134,7 @@ def test_the_trm_is_served_without_a_policy(run: Path, tmp_path: Path) -> None:
                     assert server.metric("request_predict_seconds_count") == 0
         assert set(statuses) <= {503, 200}
         assert httpx.get(f"{server.url}/v1/models").json() == {"models": ["deeprec-trm"]}
-        assert len(psutil.Process(server.process.pid).children(recursive=True)) == 1, "the text encoder, and no policy"
+        assert len(_workers(server)) == 1, "the text encoder, and no policy"
         lines = [line for line in server.printed.splitlines() if line.startswith("  curl ")]
         assert len(lines) == 2
         data = read_dataset(run / "dataset")
@@ -215,9 +220,7 @@ def test_a_port_in_use_or_a_spoilt_bundle_is_refused(served: Served, run: Path) 
 
 def test_a_policy_that_is_killed_is_replaced_and_the_recommender_stays_ready(served: Served) -> None:
     """The last test of this server: its policy is away for a while."""
-    workers = [
-        one for one in psutil.Process(served.server.process.pid).children() if "spawn_main" in str(one.cmdline())
-    ]
+    workers = _workers(served.server)
     assert len(workers) == 2, "the policy and the text encoder"
     for worker in workers:
         worker.kill()
