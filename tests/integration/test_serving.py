@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -164,6 +165,27 @@ def test_the_recommender_stays_ready_without_its_policy(run: Path, monkeypatch: 
         assert server.ready()
         assert server.metric("deeprec_policy_down") == 1
         assert server.metric("deeprec_answer_duration_seconds_count", path="trm", model="deeprec") == 1
+
+
+def test_nothing_is_written_but_below_the_temporary_directory(run: Path, tmp_path: Path) -> None:
+    """In a namespace whose root is read-only, as a pod's is, and without a home."""
+    writable = tmp_path / "writable"
+    writable.mkdir()
+    mounts = f'mount -t tmpfs none "{writable}" && mount -o remount,bind,ro / && ! touch "{tmp_path}/x" 2>/dev/null'
+    apart = ["unshare", "--map-root-user", "--mount", "--fork", "--kill-child"]
+    apart += ["sh", "-c", f'{mounts} && exec "$@"', "sh"]
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody make a namespace of mounts (unshare --mount)")
+    places = {"TMPDIR": str(writable), "HOME": "/nowhere", "XDG_CACHE_HOME": "/nowhere/cache"}
+    command = [*apart, "env", "-u", "PROMETHEUS_MULTIPROC_DIR", *(f"{name}={place}" for name, place in places.items())]
+    command += map(str, deeprec("serve", "recommender", run, "--policy", "--port", "0"))
+    with started(command, tmp_path / "log", forked=False) as server:
+        user = next(iter(read_dataset(run / "dataset").sequences))
+        body = {"instances": [{"user_id": user, "k": 3, "preference": "a phrase that is new", "deadline_ms": 20000}]}
+        answer = httpx.post(f"{server.url}/v1/models/deeprec:predict", json=body, timeout=30).json()["predictions"][0]
+        assert (answer["user_known"], len(answer["items"])) == (True, 3)
+        assert "left_out" not in answer
+        assert "Traceback" not in server.printed
 
 
 def test_readiness_of_both_models(served: Served) -> None:

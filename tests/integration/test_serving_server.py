@@ -18,6 +18,7 @@ import httpx
 import psutil
 import pytest
 
+from deeprec.serving.http.life import CLOSE_SECONDS
 from tests.integration.servers import STOP_SECONDS, ServerProcess, started, until
 
 PREDICT = "/v1/models/echo:predict"
@@ -279,6 +280,13 @@ def test_a_signal_while_loading_ends_it_whatever_the_loading_does(start: Start) 
         assert server.stop() == 0
         assert "closed" in server.printed
         assert "Traceback" not in server.printed
+
+
+def test_neither_a_helper_nor_a_closing_that_never_ends_keeps_it(start: Start) -> None:
+    with start("stuck", "serving.stop_seconds=1") as server:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(CLOSE_SECONDS + 30) == 0
+        assert "is not closed" in server.printed
 
 
 def test_what_was_asked_while_loading_is_answered_when_a_signal_comes(start: Start) -> None:

@@ -13,12 +13,11 @@ PROBE_SECONDS = 5
 START_SECONDS = 1800
 """For a large bundle to be fetched and loaded, before the process is started again."""
 
-CLOSE_SECONDS = 15
-"""For the last explorations in shadow mode and the last file of the request log."""
-
 
 def pod(serving: ServingConfig) -> str:
     """The part of a pod's specification, as YAML."""
+    from deeprec.serving.http.life import CLOSE_SECONDS
+
     ports = [{"name": "http", "containerPort": serving.port}]
     if serving.admin_port is not None:
         ports.append({"name": "admin", "containerPort": serving.admin_port})

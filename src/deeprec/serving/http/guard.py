@@ -54,6 +54,8 @@ GONE = 499
 
 _DROPPED = (b"ce-", LENGTH.encode(), b"content-type")
 _FREE = re.compile(r"/(metrics|openapi\.json|v1/models(/[^/]*)?|v2(/health/\w+|/models(/[^/]+(/ready)?)?)?)?")
+_BY_ADDRESS = re.compile(r"/v2/health/\w+|/metrics")
+"""What a kubelet and Prometheus ask of a pod, which they call by its address."""
 _READINESS = re.compile(r"/v2/health/ready|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
 _MODEL = re.compile(r"^(/v[12]/models/)[^/:]+")
 _ASKED = ("/v1/models/{model_name}:predict", "/v2/models/{model_name}/infer", "/v1/events", "/v1/explore")
@@ -160,7 +162,7 @@ class Guard:
     def _check(self, scope: Message) -> None:
         path = scope["path"]
         host = _header(scope, b"host")
-        if host and self._hosts and not _is_one_of(host, self._hosts):
+        if host and self._hosts and not _is_one_of(host, self._hosts) and not _BY_ADDRESS.fullmatch(path):
             sentence = "this server does not answer to that name (Host); serving.hosts lists those it answers to"
             raise Refused(421, sentence, unread=True)
         if self._admission.closing and scope["method"] == "GET" and _READINESS.fullmatch(path):

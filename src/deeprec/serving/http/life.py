@@ -5,7 +5,7 @@
 - Draining, at the first SIGTERM: not ready, and still answering for ``serving.drain_seconds``, so that whoever routes
   requests here looks elsewhere. SIGINT and a second SIGTERM leave that out.
 - Stopping: no new connection; every accepted request is answered, within ``ServingConfig.answer_seconds``; then
-  ``Service.close``.
+  ``Service.close``, which has what is left of that time and ``CLOSE_SECONDS``.
 
 Alive is another question: whether starting the process again would help (``Service.alive``).
 """
@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 HELPERS = 4
 """Threads for what may wait on a disk or a network without anybody waiting for it."""
+CLOSE_SECONDS = 15
+"""For ``Service.close`` besides: the last file of the request log."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -55,6 +58,8 @@ class Life:
         self._service, self._bound = service, tuple(bound)
         self._listeners: list[_Listener] = []
         self._draining: asyncio.TimerHandle | None = None
+        self._ended: float | None = None
+        """When the last request was taken, ``time.monotonic`` seconds."""
 
     def take_signals(self) -> None:
         """Until the ports are open nothing has been accepted: a signal ends the process. For the main thread."""
@@ -83,8 +88,7 @@ class Life:
             with suppress(asyncio.CancelledError):
                 await beginning
         finally:
-            if self._service.close is not None:
-                await self._service.close()
+            await self._close()
             logger.info("stopped after answering %d requests", self._service.admission.accepted)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
@@ -99,6 +103,7 @@ class Life:
             self._end(force=number == signal.SIGINT)
 
     def _end(self, *, force: bool = False) -> None:
+        self._ended = self._ended or time.monotonic()
         for listener in self._listeners:
             listener.force_exit |= force and listener.should_exit
             listener.should_exit = True
@@ -139,6 +144,16 @@ class Life:
         except Exception:
             self._end()
             raise
+
+    async def _close(self) -> None:
+        if self._service.close is None:
+            return
+        spent = time.monotonic() - self._ended if self._ended is not None else 0.0
+        left = max(self._service.serving.answer_seconds - spent, 0.0) + CLOSE_SECONDS
+        try:
+            await asyncio.wait_for(self._service.close(), left)
+        except TimeoutError:
+            logger.error("what the server was closing is not closed after %.0f s, and is left", left)
 
     def _introduce(self) -> None:
         host, port = self._service.serving.host, self._bound[0].getsockname()[1]

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from deeprec.serving.http.life import Life
 from deeprec.serving.http.service import Service
@@ -35,9 +36,19 @@ def run(service: Service, bound: Sequence[socket.socket]) -> None:
 
     from deeprec.serving.http.kserve_server import Server
 
+    async def serve() -> None:
+        await life.serve()
+        _end()
+
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-    Server(life.serve).start([])
+    Server(serve).start([])
+
+
+def _end() -> NoReturn:
+    """End the process here: threads that load, or wait for a store that hangs, cannot be cancelled and would be waited
+    for, and taking modules apart takes seconds.
+    """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(0)  # what loads in a thread cannot be cancelled, and taking modules apart takes seconds
+    os._exit(0)

@@ -185,6 +185,17 @@ def test_what_a_client_asked_that_has_gone_is_given_up() -> None:
     asyncio.run(main())
 
 
+def test_probes_and_figures_are_answered_whatever_a_server_is_called() -> None:
+    """The kubelet and Prometheus call a pod by its address."""
+    limits = ServingConfig(host="0.0.0.0", hosts=("shop.example",))
+    asked_for = {"/v2/health/live": 200, "/v2/health/started": 200, "/metrics": 200, "/v2/models": 421}
+    for path, status in asked_for.items():
+        client = Client()
+        asked = scope(path, [(b"host", b"10.1.2.3:8080")], "GET")
+        asyncio.run(Guard(app, limits, Admission(limits))(asked, client.receive, client.send))
+        assert client.status == status, path
+
+
 @pytest.mark.parametrize(
     ("serving", "host", "status"),
     [
