@@ -21,7 +21,7 @@ from benchmarks import serving_faults
 from deeprec.config import ServingConfig
 from deeprec.recommender.batching import Batcher
 from deeprec.recommender.recommender import AsyncRecommender
-from deeprec.recommender.worker.explorer import SupervisionTimeouts, WorkerExplorer
+from deeprec.recommender.worker.explorer import PolicyTimeouts, WorkerExplorer
 from deeprec.trm.filters import filter_mask
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.types import JsonDict
@@ -35,7 +35,7 @@ DEADLINE_MS = 700
 SLACK_MS = 2000
 """What a busy machine may add; the figure is the benchmark's (``benchmarks.serving_faults``)."""
 SECONDS = 60.0
-QUICK = SupervisionTimeouts(grace=0.3, heartbeat=0.3, silence=2.0, first_pause=0.05, longest_pause=0.2)
+QUICK = PolicyTimeouts(grace=0.3, heartbeat=0.3, silence=2.0, first_pause=0.05, longest_pause=0.2)
 LIMITS = ServingConfig(deadline_ms=DEADLINE_MS)
 
 
@@ -55,7 +55,7 @@ def moody(
     mood = tmp_path_factory.mktemp("mood") / "mood"
     mood.write_text("good")
     counts = np.arange(len(CATALOGUE), 0, -1)
-    explorer = WorkerExplorer(Make(file=mood), CONFIG.answer_size, patience=QUICK)
+    explorer = WorkerExplorer(Make(file=mood), CONFIG.answer_size, timeouts=QUICK)
     recommender = AsyncRecommender(CATALOGUE, counts, Batcher(ListRetriever(), 64), explorer=explorer, serving=LIMITS)
     yield recommender, explorer, mood
     recommender.close()

@@ -26,7 +26,7 @@ from deeprec.recommender.phrases import PhraseEncoder
 from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.recommender.users import Histories
 from deeprec.recommender.worker.encoder import Away, EncoderProcess
-from deeprec.recommender.worker.explorer import SupervisionTimeouts, WorkerExplorer
+from deeprec.recommender.worker.explorer import PolicyTimeouts, WorkerExplorer
 from deeprec.recommender.worker.loop import Loop
 from deeprec.recommender.worker.texts import LoadText
 from deeprec.types import Catalogue, FloatArray, Policy
@@ -255,7 +255,7 @@ def _load_trm(place: Path, catalogue: Catalogue, embedder: CachedEmbedder) -> Tr
 
 
 def _explorer(bundle: Bundle, serving: ServingConfig, texts: KeptTexts, encoder: EncoderProcess) -> Explorer:
-    patience = SupervisionTimeouts(grace=serving.grace_ms / 1000, loading=LOADING_SECONDS)
+    timeouts = PolicyTimeouts(grace=serving.grace_ms / 1000, loading=LOADING_SECONDS)
     known = frozenset(bundle.catalogue.phrases)
 
     def vectors(phrases: Sequence[str]) -> tuple[tuple[str, ...], FloatArray] | None:
@@ -281,4 +281,4 @@ def _explorer(bundle: Bundle, serving: ServingConfig, texts: KeptTexts, encoder:
             one_more()
 
     make, size = BundleLoop(bundle, serving), bundle.explore.answer_size
-    return WorkerExplorer(make, size, most=serving.explorations, patience=patience, vectors=vectors, encode=encode)
+    return WorkerExplorer(make, size, most=serving.explorations, timeouts=timeouts, vectors=vectors, encode=encode)

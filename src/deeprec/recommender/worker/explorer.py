@@ -4,7 +4,7 @@ Contract: nothing waits on the policy but the future of whoever asked. A process
 replaced, after pauses that grow for as long as no exploration succeeds; what waited for it fails at once with
 ``Unavailable``, and so does what is asked until the next one has loaded. Stuck is a process that
 
-- has not ended an exploration ``SupervisionTimeouts.grace`` seconds after its deadline (those that it has not begun do
+- has not ended an exploration ``PolicyTimeouts.grace`` seconds after its deadline (those that it has not begun do
   not count while it is at others),
 - is idle and gives no sign of life, or
 - loads for too long.
@@ -17,14 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import count
 
 from deeprec.recommender.exploration import Exploration, OnStep, Step, Unavailable
 from deeprec.recommender.worker.loop import (
@@ -42,6 +39,7 @@ from deeprec.recommender.worker.loop import (
     run,
 )
 from deeprec.recommender.worker.process import WorkerProcess
+from deeprec.recommender.worker.supervision import Supervised, SupervisionTimeouts
 from deeprec.types import FloatArray, Query
 from deeprec.wire.reason import Reason, ReasonKind
 
@@ -56,27 +54,19 @@ def _away(sentence: str) -> Reason:
 
 
 _SHUT_DOWN = _away("the policy was shut down")
+_RESTARTING = _away("the policy is being restarted")
 _BUSY = Reason(kind=ReasonKind.BUSY, sentence="the policy is busy with other requests")
 _Process = WorkerProcess[Make, Message, Answer]
-_TICK = 0.1
-"""Seconds between two looks at what is overdue."""
 
 
 @dataclass(frozen=True)
-class SupervisionTimeouts:
-    """How long a process is waited for, in seconds."""
+class PolicyTimeouts(SupervisionTimeouts):
+    """Those of the policy's process; ``silence`` is that after a sign of life was asked for."""
 
     grace: float = 2.0
     """After a request's deadline."""
     heartbeat: float = 2.0
     """Between two signs of life of an idle process."""
-    silence: float = 10.0
-    """For a sign of life that was asked for."""
-    loading: float = 600.0
-    """For it to load."""
-    first_pause: float = 0.5
-    """Before it is replaced; doubled for each one in a row with which no exploration succeeded."""
-    longest_pause: float = 30.0
 
 
 @dataclass(eq=False)
@@ -89,14 +79,14 @@ class _Waiting:
     begun: bool = False
 
 
-class WorkerExplorer:
+class WorkerExplorer(Supervised[Make, Message, Answer]):
     """The policy in a supervised process, which is started at once.
 
     Args:
         make: loads what explores; called in the process, so it has to be picklable.
         answer_size: items in a valid answer.
         most: explorations waiting or running.
-        patience: when a process is given up.
+        timeouts: when a process is given up.
         vectors: of a preference's phrases, those that the process is told the vectors of.
         encode: calls back with the (texts, width) vectors of texts that the policy wrote, or with None; from any
             thread, and without waiting.
@@ -108,24 +98,18 @@ class WorkerExplorer:
         answer_size: int,
         *,
         most: int = 64,
-        patience: SupervisionTimeouts | None = None,
+        timeouts: PolicyTimeouts | None = None,
         vectors: Callable[[Sequence[str]], tuple[tuple[str, ...], FloatArray] | None] | None = None,
         encode: Encode | None = None,
     ) -> None:
+        self._timeouts = timeouts or PolicyTimeouts()
+        super().__init__(run, make, "policy", "the policy", self._timeouts)
         self._vectors, self._encode = vectors, encode
-        self._make, self._size, self._most, self._patience = make, answer_size, most, patience or SupervisionTimeouts()
-        self._lock = threading.Lock()
-        self._numbers = count()
+        self._size, self._most = answer_size, most
         self._waiting: dict[int, _Waiting] = {}
-        self._process: _Process | None = None
         self._unavailable: Reason | None = _away("the policy is being loaded")
-        self._outcome: str | None = None
-        """How the first load ended: empty in order, else why not."""
-        self._restarts = 0
-        self._useful = False
         self._pinged: float | None = None
-        self._closed = threading.Event()
-        threading.Thread(target=self._supervise, name="policy-supervisor", daemon=True).start()
+        self._supervise()
 
     @property
     def answer_size(self) -> int:
@@ -138,20 +122,9 @@ class WorkerExplorer:
         return self._unavailable is None
 
     @property
-    def restarts(self) -> int:
-        """Processes started after the first."""
-        return self._restarts
-
-    @property
     def waiting(self) -> int:
         """Explorations waiting or running."""
         return len(self._waiting)
-
-    @property
-    def pid(self) -> int | None:
-        """The process that is asked now; None while there is none."""
-        with self._lock:
-            return self._process.pid if self._process is not None and self._unavailable is None else None
 
     async def explore(self, user_id: str, query: Query, deadline: float, on_step: OnStep | None = None) -> Exploration:
         """Explore in the process; see ``Explorer``. A batch that fails is tried again, and tells its steps again."""
@@ -176,78 +149,31 @@ class WorkerExplorer:
         Raises:
             Unavailable: it could not, or not within ``timeout`` seconds.
         """
-        end = time.monotonic() + timeout
-        while self._outcome is None and time.monotonic() < end:
-            await asyncio.sleep(_TICK / 2)
-        if self._outcome != "":
-            raise Unavailable(_away(self._outcome or f"the policy did not load within {timeout:g} seconds"))
+        if why := await self._loading_ended(timeout):
+            raise Unavailable(_away(why))
 
-    def close(self) -> None:
-        """End the process, and what waits with Unavailable; returns at once."""
-        self._closed.set()
-        self._withdraw(_SHUT_DOWN)
-        with self._lock:
-            if self._process is not None:
-                self._process.kill()
+    def _begin(self) -> None:
+        self._pinged = None
 
-    # --------------------------------------------------------------------------------------------------- supervision
-
-    def _supervise(self) -> None:
-        pause = self._patience.first_pause
-        while not self._closed.is_set():
-            why = self._one_life()
-            if self._closed.is_set():
-                return
-            pause = self._patience.first_pause if self._useful else min(2 * pause, self._patience.longest_pause)
-            logger.error("%s; another process is started in %.1f s", why, pause)
-            self._closed.wait(pause)
-            self._restarts += 1
-
-    def _one_life(self) -> str:
-        """Start a process and stay with it; returns why it has ended, or had to."""
-        process = _Process(run, self._make, "policy")
-        with self._lock:
-            self._useful, self._pinged, self._process = False, None, process
-        born, why = time.monotonic(), None
-        try:
-            process.start(partial(self._on_answer, process))
-        except Exception as error:
-            why = f"the policy's process cannot be started: {error}"
-        while why is None and not self._closed.is_set():
-            ended = process.ended.wait(_TICK)
-            why = "the policy's process ended" if ended else self._overdue(process, born)
-        with self._lock:
-            self._process = None
-            self._outcome = why if self._outcome is None else self._outcome
-        self._withdraw(_away("the policy is being restarted"))
-        if not self._closed.is_set():
-            process.abort()
-        process.kill()
-        return why or _SHUT_DOWN.sentence
-
-    def _overdue(self, process: _Process, born: float) -> str | None:
-        """Why the process has to be given up; None for no reason. An idle one may be asked for a sign of life."""
-        now, patience = time.monotonic(), self._patience
-        with self._lock:
-            if self._unavailable is not None:
-                late = now - born > patience.loading
-                return f"the policy did not load within {patience.loading:g} seconds" if late else None
-            begun = [waiting for waiting in self._waiting.values() if waiting.begun]
-            if any(now > waiting.deadline + patience.grace for waiting in begun or self._waiting.values()):
-                return (
-                    f"the policy did not end an exploration within {patience.grace:g} s after its deadline; "
-                    f"raise serving.grace_ms if it is only slow"
-                )
-            if self._pinged is not None and process.sign > self._pinged:
-                self._pinged = None
-            if self._pinged is None and not self._waiting and now - process.sign > patience.heartbeat:
-                self._pinged = now
-                process.put(Ping())
-        silent = self._pinged is not None and now - self._pinged > patience.silence
+    def _overdue(self, process: _Process) -> str | None:
+        """An idle process may be asked for a sign of life."""
+        now, timeouts = time.monotonic(), self._timeouts
+        begun = [waiting for waiting in self._waiting.values() if waiting.begun]
+        if any(now > waiting.deadline + timeouts.grace for waiting in begun or self._waiting.values()):
+            return (
+                f"the policy did not end an exploration within {timeouts.grace:g} s after its deadline; "
+                f"raise serving.grace_ms if it is only slow"
+            )
+        if self._pinged is not None and process.sign > self._pinged:
+            self._pinged = None
+        if self._pinged is None and not self._waiting and now - process.sign > timeouts.heartbeat:
+            self._pinged = now
+            process.put(Ping())
+        silent = self._pinged is not None and now - self._pinged > timeouts.silence
         return "the policy's process gives no sign of life" if silent else None
 
-    def _withdraw(self, reason: Reason) -> None:
-        """From now on nothing is asked, and what waits has failed."""
+    def _withdraw(self) -> None:
+        reason = _SHUT_DOWN if self._closed.is_set() else _RESTARTING
         with self._lock:
             self._unavailable = reason
             waiting, self._waiting = list(self._waiting.values()), {}

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from deeprec.recommender.phrases import PhraseEncoder
-from deeprec.recommender.worker.encoder import Away, EncoderProcess, EncoderTimeouts
+from deeprec.recommender.worker.encoder import Away, EncoderProcess
+from deeprec.recommender.worker.supervision import SupervisionTimeouts
 from deeprec.types import FloatArray
 from tests.unit.recommender.encoders import FakeText
 
@@ -60,8 +61,8 @@ def kept() -> Kept:
 def make(kept: Kept) -> Iterator[Callable[..., EncoderProcess]]:
     made: list[EncoderProcess] = []
 
-    def make(encoder: FakeText | None = None, **patience: float) -> EncoderProcess:
-        quick = EncoderTimeouts(**{"first_pause": 0.05, **patience})
+    def make(encoder: FakeText | None = None, **timeouts: float) -> EncoderProcess:
+        quick = SupervisionTimeouts(**{"first_pause": 0.05, **timeouts})
         made.append(EncoderProcess(encoder or FakeText(), kept.keep, quick))
         return made[-1]
 

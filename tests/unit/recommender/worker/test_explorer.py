@@ -18,14 +18,14 @@ import psutil
 import pytest
 
 from deeprec.recommender.exploration import Exploration, Step, Unavailable
-from deeprec.recommender.worker.explorer import SupervisionTimeouts, WorkerExplorer
+from deeprec.recommender.worker.explorer import PolicyTimeouts, WorkerExplorer
 from deeprec.types import EndReason, Filter, Query
 from tests import forkserver
 from tests.unit.recommender.policies import CONFIG, Make
 
 pytestmark = pytest.mark.usefixtures("forked")
 
-QUICK = SupervisionTimeouts(grace=0.4, heartbeat=0.3, silence=1.0, loading=20.0, first_pause=0.05, longest_pause=0.2)
+QUICK = PolicyTimeouts(grace=0.4, heartbeat=0.3, silence=1.0, loading=20.0, first_pause=0.05, longest_pause=0.2)
 SECONDS = 60.0
 """A safety bound for what takes a moment."""
 
@@ -34,8 +34,8 @@ SECONDS = 60.0
 def explorers() -> Iterator[Callable[..., WorkerExplorer]]:
     made: list[WorkerExplorer] = []
 
-    def make(loop: Make, most: int = 64, patience: SupervisionTimeouts = QUICK, **other: Any) -> WorkerExplorer:
-        made.append(WorkerExplorer(loop, CONFIG.answer_size, most=most, patience=patience, **other))
+    def make(loop: Make, most: int = 64, timeouts: PolicyTimeouts = QUICK, **other: Any) -> WorkerExplorer:
+        made.append(WorkerExplorer(loop, CONFIG.answer_size, most=most, timeouts=timeouts, **other))
         return made[-1]
 
     yield make
@@ -135,7 +135,7 @@ def test_what_waits_together_is_explored_together(explorers: Any, tmp_path: Path
 
 def test_of_more_than_it_can_take_the_policy_serves_some_and_refuses_the_others(explorers: Any) -> None:
     """All together would take 12 s: none of them would be answered within the 5 s that they have."""
-    explorer = explorers(Make("crowded"), patience=SupervisionTimeouts())
+    explorer = explorers(Make("crowded"), timeouts=PolicyTimeouts())
 
     async def explore() -> list[Exploration | BaseException]:
         await explorer.loaded(SECONDS)
@@ -155,7 +155,7 @@ def test_of_more_than_it_can_take_the_policy_serves_some_and_refuses_the_others(
 
 
 def test_a_passed_deadline_ends_one_exploration_while_others_go_on(explorers: Any) -> None:
-    explorer = explorers(Make("slow"), patience=SupervisionTimeouts())
+    explorer = explorers(Make("slow"), timeouts=PolicyTimeouts())
 
     async def explore() -> list[Exploration]:
         await explorer.loaded(SECONDS)
@@ -254,7 +254,7 @@ def test_one_that_dies_on_its_own_is_replaced(explorers: Any) -> None:
 
 
 def test_a_batch_that_takes_its_time_is_not_stuck_for_those_that_wait(explorers: Any, tmp_path: Path) -> None:
-    explorer = explorers(Make("slow", batch=1), patience=SupervisionTimeouts(grace=0.05))
+    explorer = explorers(Make("slow", batch=1), timeouts=PolicyTimeouts(grace=0.05))
 
     async def explore() -> list[Any]:
         await explorer.loaded(SECONDS)
@@ -293,9 +293,7 @@ def test_one_that_does_not_load_is_tried_again(explorers: Any, tmp_path: Path, m
     file = tmp_path / "mood"
     file.write_text(mood)
     loading = 6.0 if mood == "never" else SECONDS
-    explorer = explorers(
-        Make(file=file), patience=SupervisionTimeouts(loading=loading, first_pause=0.05, longest_pause=0.1)
-    )
+    explorer = explorers(Make(file=file), timeouts=PolicyTimeouts(loading=loading, first_pause=0.05, longest_pause=0.1))
 
     async def explore() -> None:
         with pytest.raises(Unavailable, match="being loaded"):
