@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -100,14 +101,12 @@ def main() -> None:
         return
     bodies = requests(Bundle.load(arguments.bundle), arguments.features)
     port = free_port()
-    ticks = Path(f"/tmp/deeprec-ticks-{port}.json")
     command = [sys.executable, "-m", "benchmarks.serving_overload", str(arguments.bundle), "--serve", str(port)]
-    command += [str(ticks), *(["--features", str(arguments.features)] if arguments.features else [])]
-    try:
+    with tempfile.TemporaryDirectory() as scratch:
+        ticks = Path(scratch) / "ticks"
+        command += [str(ticks), *(["--features", str(arguments.features)] if arguments.features else [])]
         with serving(command, port) as (url, pid):
             figures = asyncio.run(_measured(url, pid, bodies, ticks, arguments))
-    finally:
-        ticks.unlink(missing_ok=True)
     for name, value in figures.items():
         print(f"{name:36} {value:.4f}" if isinstance(value, float) else f"{name:36} {value}")
     if arguments.out:
@@ -115,7 +114,7 @@ def main() -> None:
 
 
 async def _measured(url: str, pid: int, bodies: list[bytes], ticks: Path, arguments: argparse.Namespace) -> JsonDict:
-    callers = 32
+    callers, before = 32, memory(pid)
     while callers < MOST_CALLERS:
         found = await load(url, bodies, callers, min(5.0, arguments.seconds))
         if found.statuses[429] >= SHED * found.statuses.total():
@@ -124,11 +123,11 @@ async def _measured(url: str, pid: int, bodies: list[bytes], ticks: Path, argume
     counted, late = read(ticks)
     busy = await load(url, bodies, 2 * callers, arguments.seconds)
     counted_after, late_after = read(ticks)
-    before = memory(pid)
+    overloaded = memory(pid)
     one = [json.loads(body)["instances"][0] for body in bodies[:32]]
     large = [json.dumps({"instances": one}).encode()]
     flood = asyncio.create_task(load(url, large, arguments.clients, min(30.0, arguments.seconds)))
-    during = before
+    during = overloaded
     while not flood.done():
         await asyncio.sleep(0.5)
         during = max(during, memory(pid))
@@ -141,6 +140,7 @@ async def _measured(url: str, pid: int, bodies: list[bytes], ticks: Path, argume
         "shed": busy.statuses[429],
         "other statuses": busy.statuses.total() - busy.statuses[200] - busy.statuses[429],
         "MiB before": before,
+        "MiB at twice the callers": overloaded,
         "MiB at ten times the places, most": during,
         "bodies of 32 answered": flooded.statuses[200],
         "bodies of 32 shed": flooded.statuses[429],

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -265,20 +264,16 @@ def _explorer(bundle: Bundle, serving: ServingConfig, texts: KeptTexts, encoder:
 
     def encode(phrases: Sequence[str], tell: Callable[[FloatArray | None], None]) -> None:
         """Have the one encoder make what the policy wrote, and call back from its thread."""
-        asked = [encoder.encode(phrase) for phrase in phrases if not texts.knows(phrase)]
-        left, lock = [len(asked)], threading.Lock()
 
-        def one_more(_: object = None) -> None:
-            with lock:
-                left[0] -= 1
-                done = left[0] <= 0
-            if done:
+        def next_one(_: object = None) -> None:
+            missing = next(left, None)
+            if missing is not None:
+                encoder.encode(missing).add_done_callback(next_one)
+            else:
                 tell(texts.embed(phrases) if all(map(texts.knows, phrases)) else None)
 
-        for future in asked:
-            future.add_done_callback(one_more)
-        if not asked:
-            one_more()
+        left = iter([phrase for phrase in phrases if not texts.knows(phrase)])
+        next_one()
 
     make, size = BundleLoop(bundle, serving), bundle.explore.answer_size
     return WorkerExplorer(make, size, most=serving.explorations, timeouts=timeouts, vectors=vectors, encode=encode)

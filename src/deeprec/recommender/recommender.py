@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,24 +23,22 @@ from numpy.typing import NDArray
 from deeprec.config import ServingConfig
 from deeprec.recommender.batching import AsyncRetriever
 from deeprec.recommender.deadline import RequestClock
-from deeprec.recommender.exploration import Exploration, Explorer, OnStep, Unavailable
+from deeprec.recommender.exploration import Explorer
+from deeprec.recommender.explored import NOTHING, Explored, explore_for
 from deeprec.recommender.fallback import Fallback
 from deeprec.recommender.observer import AnsweredRequest, Observer
 from deeprec.recommender.outcome import (
     Answer,
     Permitted,
-    Recommended,
     Steps,
     calls_on_wire,
     items_on_wire,
     list_on_wire,
-    problem,
-    ranked,
 )
 from deeprec.recommender.phrases import PhraseEncoder
 from deeprec.recommender.reading import phrases
 from deeprec.recommender.users import Histories, User, Users
-from deeprec.types import Catalogue, EndReason, JsonDict, Query
+from deeprec.types import Catalogue, JsonDict, Query
 from deeprec.wire.reason import Reason, ReasonKind
 from deeprec.wire.recommendation import Milliseconds, Recommendation
 from deeprec.wire.request import RecommendRequest, TrmOnlyRequest, TrmRequest
@@ -50,25 +48,6 @@ logger = logging.getLogger(__name__)
 SHADOW = Reason(
     kind=ReasonKind.SHADOW, sentence="the policy runs in the shadow of the TRM, and its answer is only logged"
 )
-_FAILED = Reason(kind=ReasonKind.POLICY_FAILED, sentence="the policy failed")
-
-
-@dataclass(frozen=True, slots=True)
-class Explored:
-    """What became of an exploration: the answered items, or the reason why there are none."""
-
-    items: tuple[Recommended, ...] = ()
-    reason: Reason | None = None
-    exploration: Exploration | None = None
-
-    @property
-    def turns(self) -> tuple[float, ...]:
-        """Milliseconds of the policy's turns."""
-        return () if self.exploration is None else self.exploration.milliseconds
-
-
-NOTHING = Explored()
-"""No exploration was asked for."""
 
 
 class AsyncRecommender:
@@ -252,37 +231,7 @@ class AsyncRecommender:
         if self.explorer is None or not user.history:
             return None
         on_step = None if steps is None or self.serving.shadow else steps.policy
-        return asyncio.create_task(self._explore(self.explorer, user, query, permitted, clock, on_step))
-
-    async def _explore(
-        self,
-        explorer: Explorer,
-        user: User,
-        query: Query,
-        permitted: Permitted,
-        clock: RequestClock,
-        on_step: OnStep | None,
-    ) -> Explored:
-        """What became of the exploration. Whatever an explorer raises is a reason why there is no answer of it."""
-        late = Reason(kind=ReasonKind.LATE, sentence=f"the policy did not finish within {clock.deadline_ms} ms")
-        work = explorer.explore(user.user_id, query, clock.deadline, on_step)
-        try:
-            with clock.stage("policy"):
-                exploration = await asyncio.wait_for(work, clock.left)
-        except TimeoutError:
-            return Explored(reason=late)
-        except Unavailable as error:
-            return Explored(reason=error.reason if clock.left else late)
-        except Exception:
-            logger.exception("the policy failed")
-            return Explored(reason=_FAILED)
-        if exploration.trajectory.end is EndReason.DEADLINE:
-            return Explored((), late, exploration)
-        wrong = problem(exploration, permitted, explorer.answer_size)
-        if wrong is not None:
-            invalid = Reason(kind=ReasonKind.INVALID, sentence=f"the policy's answer is not valid ({wrong})")
-            return Explored((), invalid, exploration)
-        return Explored(ranked(exploration), None, exploration)
+        return asyncio.create_task(explore_for(self.explorer, user.user_id, query, permitted, clock, on_step))
 
     async def _choose(
         self,

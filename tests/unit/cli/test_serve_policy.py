@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from deeprec.bundle.bundle import Bundle
 from deeprec.bundle.shelf import Shelf
 from deeprec.cli import app
-from deeprec.errors import ArtifactError, PolicyError
+from deeprec.errors import ArtifactError, ConfigError, PolicyError
 from deeprec.explore.loading import fingerprint
 from deeprec.store import read_artifact
 
@@ -57,8 +57,16 @@ def test_keys_and_options_reach_vllm(bundle: Path) -> None:
 
 def test_port_0_is_a_free_one(bundle: Path) -> None:
     command = printed(bundle, "--port", 0)
-    with socket.create_server(("127.0.0.1", int(command[command.index("--port") + 1]))):
-        pass
+    port = int(command[command.index("--port") + 1])
+    with socket.create_server(("127.0.0.1", port)) as server:
+        assert server.getsockname()[1] == port > 0
+
+
+def test_a_port_in_use_is_refused_before_vllm_is_started(bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+            printed(bundle, "--port", port)
 
 
 def test_what_is_no_policy_is_refused_with_one_sentence(toy_trm: Path, tmp_path: Path) -> None:

@@ -49,8 +49,9 @@ def test_who_is_cancelled_keeps_no_place() -> None:
         turns = Turns(1)
         waiting = [asyncio.create_task(turns.wait()) for _ in range(4)]
         waiting[2].cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in ended].count(asyncio.CancelledError) == 1
         await asyncio.sleep(0)
-        await asyncio.wait_for(turns.wait(), 5)
+        assert await asyncio.wait_for(turns.wait(), 5) is None
 
     asyncio.run(main())

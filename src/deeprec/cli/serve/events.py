@@ -14,6 +14,7 @@ from deeprec.cli.serve.options import (
     PodOption,
     PortOption,
     SetOption,
+    end_with_pod,
     listen,
     read_serving,
     serve_on,
@@ -47,11 +48,7 @@ def serve(
         deeprec serve events --features /data/features --host 0.0.0.0 --port 9001
     """
     serving = read_serving(config, overrides, host=host, port=port)
-    if print_pod:
-        from deeprec.cli.serve.pod import pod
-
-        typer.echo(pod(serving), nl=False)
-        return
+    end_with_pod(serving, print_pod)
     bound = listen(serving)
 
     from deeprec.serving.events.model import events_service

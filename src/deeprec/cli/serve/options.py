@@ -52,6 +52,15 @@ def read_serving(config: str | None, overrides: list[str] | None, **options: Any
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})") from error
 
 
+def end_with_pod(serving: ServingConfig, wanted: bool) -> None:
+    """Where it is wanted, print what a pod that runs this server has to say, and end the command."""
+    if wanted:
+        from deeprec.cli.serve.pod import pod
+
+        typer.echo(pod(serving), nl=False)
+        raise typer.Exit
+
+
 def listen(serving: ServingConfig) -> list[socket.socket]:
     """The sockets of a server's ports, bound before anything is loaded, and the line that says where they are.
 

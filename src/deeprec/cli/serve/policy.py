@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import sys
 from typing import Annotated
 
@@ -53,18 +52,20 @@ def serve(
         deeprec serve policy runs/quickstart --print-command
     """
     from deeprec.explore.vllm_server import require_vllm, vllm_command
+    from deeprec.serving.http.address import bind, url
 
     serving = read_serving(config, overrides, host=host, port=port)
     engine = read_config(config, overrides).explore.engine
     if not print_command:
         require_vllm()
     place = part_at(bundle, "policy", serving.cache)
-    listening = serving.port or _free_port(serving.host)
+    with bind(serving.host, serving.port) as free:
+        listening = free.getsockname()[1]
     command = vllm_command(place, serving.host, listening, engine, options or ())
     if print_command:
         typer.echo(shlex.join(command))
         return
-    typer.echo(introduction(f"http://{serving.host}:{listening}"))
+    typer.echo(introduction(url(serving.host, listening)))
     sys.stdout.flush()
     os.execv(command[0], command)
 
@@ -80,9 +81,3 @@ def introduction(at: str) -> str:
             "",
         ]
     )
-
-
-def _free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as listener:
-        return int(listener.getsockname()[1])

@@ -15,6 +15,7 @@ from deeprec.cli.serve.options import (
     PodOption,
     PortOption,
     SetOption,
+    end_with_pod,
     listen,
     read_serving,
     serve_on,
@@ -88,11 +89,7 @@ def serve(
         shadow=shadow or None,
         **{"log.path": None if log is None else str(log)},
     )
-    if print_pod:
-        from deeprec.cli.serve.pod import pod
-
-        typer.echo(pod(serving), nl=False)
-        return
+    end_with_pod(serving, print_pod)
     from deeprec.bundle.opening import features_beside
 
     address = find_bundle(bundle)

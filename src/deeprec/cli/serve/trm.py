@@ -15,6 +15,7 @@ from deeprec.cli.serve.options import (
     PodOption,
     PortOption,
     SetOption,
+    end_with_pod,
     listen,
     read_serving,
     serve_on,
@@ -51,11 +52,7 @@ def serve(
         deeprec serve trm s3://models/shop --features /data/features --host 0.0.0.0 --set serving.batch=128
     """
     serving = read_serving(config, overrides, host=host, port=port, policy_url="", shadow=False)
-    if print_pod:
-        from deeprec.cli.serve.pod import pod
-
-        typer.echo(pod(serving), nl=False)
-        return
+    end_with_pod(serving, print_pod)
     from deeprec.bundle.opening import features_beside
 
     address = find_bundle(bundle)

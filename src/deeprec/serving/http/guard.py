@@ -27,6 +27,7 @@ from deeprec.recommender.deadline import arriving
 from deeprec.recommender.turns import Turns
 from deeprec.serving.http.address import is_loopback
 from deeprec.serving.http.admission import Admission
+from deeprec.serving.http.body import decode_json, places_of
 from deeprec.serving.http.tensors import LENGTH, joined
 from deeprec.serving.logs import REQUEST_ID, identified
 from deeprec.types import JsonDict
@@ -206,7 +207,7 @@ class Guard:
                 body = joined(body, length)
             except ValueError as error:
                 raise Refused(400, f"the body is no JSON with binary tensors behind it: {error}") from error
-        return body, _places(_checked_json(body))
+        return body, places_of(_checked_json(body))
 
     async def _whole(self, receive: Receive) -> bytes:
         body = bytearray()
@@ -272,37 +273,6 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def decode_json(text: str | bytes) -> Any:
-    """The value of a JSON text in UTF-8.
-
-    Stricter than ``json.loads``: no NaN or Infinity, no text that is not Unicode (a lone surrogate).
-
-    Raises:
-        ValueError: with one clause that says why not.
-    """
-    try:
-        if isinstance(text, bytes):
-            text = text.decode()
-        value = json.loads(text, parse_constant=_not_json)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise ValueError(str(error)[:200]) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 at byte {error.start}") from error
-    except UnicodeEncodeError as error:
-        raise ValueError("it holds half of a surrogate pair, which is no character") from error
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError("it holds a number that is too long or not finite") from error
-    return value
-
-
-def _not_json(constant: str) -> None:
-    raise ValueError(constant)
-
-
 def _checked_json(body: bytes) -> JsonDict:
     try:
         value = decode_json(body)
@@ -313,15 +283,6 @@ def _checked_json(body: bytes) -> JsonDict:
     if "specversion" in value:
         raise Refused(400, "CloudEvents are not accepted; send the V1 or V2 body itself")
     return value
-
-
-def _places(body: JsonDict) -> int:
-    """How many requests a body holds: V1's instances, V2's data; one where it has neither."""
-    held = body.get("instances")
-    inputs = body.get("inputs")
-    if isinstance(inputs, list) and inputs and isinstance(inputs[0], dict):
-        held = inputs[0].get("data")
-    return max(len(held), 1) if isinstance(held, list) else 1
 
 
 def _hosts(serving: ServingConfig) -> tuple[str, ...]:

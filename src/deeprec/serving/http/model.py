@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from deeprec.config import ServingConfig
 from deeprec.errors import RequestError
-from deeprec.serving.http.guard import decode_json
+from deeprec.serving.http.body import decode_json
 from deeprec.serving.http.kserve_server import command_line_hidden
 from deeprec.types import JsonDict
 

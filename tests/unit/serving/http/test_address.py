@@ -33,8 +33,9 @@ def test_all_addresses_are_both_families() -> None:
     with bound:
         bound.listen()
         port = bound.getsockname()[1]
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
-        socket.create_connection(("::1", port), timeout=5).close()
+        for address in ("127.0.0.1", "::1"):
+            with socket.create_connection((address, port), timeout=5) as called:
+                assert called.getpeername()[1] == port
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from deeprec.config import ServingConfig
 from deeprec.errors import RequestError
 from deeprec.serving.http import guard
 from deeprec.serving.http.admission import Admission
-from deeprec.serving.http.guard import Guard, decode_json
+from deeprec.serving.http.body import decode_json
+from deeprec.serving.http.guard import Guard
 
 JSON = [(b"content-type", b"application/json; charset=utf-8")]
 SERVING = ServingConfig(max_body_bytes=100, max_waiting=2, retry_after=3)
