@@ -22,8 +22,8 @@ from deeprec.types import Query, RetrievedItem, Retriever
 MOST_WAITING = 4096
 """Asked and not begun, those included whose callers have gone; beyond, a stuck model would fill the memory."""
 
-GO_ON = 2
-"""Callers of one batch that go on in one turn of the event loop; each then makes its answer."""
+TURN_SECONDS = 0.004
+"""Of one turn of the event loop, for callers of a batch that go on and make their answers."""
 
 Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")
@@ -150,7 +150,7 @@ class Batcher:
     def __init__(self, retriever: Retriever, most: int) -> None:
         self._retriever = retriever
         self._calls: MicroBatcher[tuple[Query, int], tuple[RetrievedItem, ...]] = MicroBatcher(self._all, most, "trm")
-        self._turns = Turns(GO_ON)
+        self._turns = Turns(TURN_SECONDS)
 
     async def retrieve(self, query: Query, k: int) -> tuple[RetrievedItem, ...]:
         """The best ``k`` items, best first; see ``types.Retriever``, whose errors it raises."""

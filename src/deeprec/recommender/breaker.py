@@ -29,13 +29,13 @@ class CircuitBreaker:
         name: str,
         failures: int = 5,
         pause: float = 1.0,
-        longest: float = 30.0,
+        longest: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._most, self._first, self._longest, self._clock = name, failures, pause, longest, clock
         self._failed = 0
         self._pause = pause
-        self._tried = 0.0
+        self._tried, self._trying = 0.0, False
         self.open = False
         """Whether it keeps callers away."""
 
@@ -45,21 +45,20 @@ class CircuitBreaker:
             return True
         if self._clock() - self._tried < self._pause:
             return False
-        self._tried = self._clock()
+        self._tried, self._trying = self._clock(), True
         return True
 
     def succeeded(self) -> None:
         """An answer came in time."""
         if self.open:
             logger.warning("%s answers again", self._name)
-        self.open, self._failed, self._pause = False, 0, self._first
+        self.open, self._trying, self._failed, self._pause = False, False, 0, self._first
 
     def failed(self) -> None:
-        """None did."""
+        """None did. Of those that were let through before it opened nothing more is learnt."""
         self._failed += 1
-        if self.open:
-            self._pause = min(2 * self._pause, self._longest)
-        elif self._failed >= self._most:
-            self.open = True
+        if self._trying:
+            self._pause, self._trying, self._tried = min(2 * self._pause, self._longest), False, self._clock()
+        elif not self.open and self._failed >= self._most:
+            self.open, self._tried = True, self._clock()
             logger.error("%s failed %d times in a row; it is asked now and then only", self._name, self._failed)
-        self._tried = self._clock()

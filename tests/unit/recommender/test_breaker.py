@@ -53,6 +53,17 @@ def test_one_at_a_time_tries_again_after_pauses_that_grow_to_a_limit() -> None:
     assert breaker.allows(), "the first pause is short again"
 
 
+def test_those_that_were_let_through_before_it_opened_do_not_make_its_pause_longer() -> None:
+    clock = Clock()
+    breaker = made(clock)
+    for _ in range(30):
+        assert breaker.allows()
+    for _ in range(30):
+        breaker.failed()
+    clock.now += 1.01
+    assert breaker.allows(), "thirty at once were one failure, and not thirty tries"
+
+
 def test_a_try_that_nobody_ends_is_followed_by_another() -> None:
     clock = Clock()
     breaker = made(clock)

@@ -42,12 +42,14 @@ Header = tuple[bytes, bytes]
 Count = Callable[[str, int, float], None]
 """Told of every request: its route as declared, its status, its seconds."""
 
-BEGIN = 4
-"""Requests that are begun in one turn of the event loop."""
+TURN_SECONDS = 0.004
+"""Of one turn of the event loop, for requests to begin."""
 BODY_SECONDS = 5.0
 """After this a body that is not whole is given up."""
 SEND_SECONDS = 10.0
 """After this a client that does not read its answer is given up."""
+LOOK_SECONDS = 0.1
+"""What is answered sooner is answered, whether or not the client is still there."""
 LINGER_SECONDS = 1.0
 """How long the rest of a refused body is read and thrown away, so that the client comes to read the answer."""
 GONE = 499
@@ -97,7 +99,7 @@ class Guard:
         self._count = count
         self._client_header = serving.client_header.lower().encode()
         self._hosts = _hosts(serving)
-        self._turns = Turns(BEGIN)
+        self._turns = Turns(TURN_SECONDS)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""
@@ -251,26 +253,31 @@ class _Answer:
 
 
 async def _while_there(work: Awaitable[None], receive: Receive) -> None:
-    """Await ``work`` for as long as the client is there.
+    """Await ``work`` for as long as the client is there; it is looked for once that takes longer than a moment.
 
     Raises:
         Abandoned: the client has gone; ``work`` was cancelled.
     """
-    working, going = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    looking: list[asyncio.Task[None]] = []
+
+    async def look() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        task.cancel()
+
+    handle = loop.call_later(LOOK_SECONDS, lambda: looking.append(loop.create_task(look())))
     try:
-        await asyncio.wait({working, going}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise Abandoned
+        await work
+    except asyncio.CancelledError:
+        if looking and looking[0].done() and not task.uncancel():
+            raise Abandoned from None
+        raise
     finally:
-        for task in (working, going):
-            task.cancel()
-        await asyncio.wait({working, going})
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        handle.cancel()
+        for one in looking:
+            one.cancel()
 
 
 def _checked_json(body: bytes) -> JsonDict:

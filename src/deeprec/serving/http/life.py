@@ -127,6 +127,7 @@ class Life:
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,  # who asks is the peer, or what serving.client_header says
                 backlog=BACKLOG,
                 timeout_graceful_shutdown=math.ceil(self._service.serving.answer_seconds),
             )

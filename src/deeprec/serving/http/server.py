@@ -14,10 +14,6 @@ from deeprec.serving.http.life import Life
 from deeprec.serving.http.service import Service
 from deeprec.serving.logs import set_up_logging
 
-SWITCH_SECONDS = 0.02
-"""How long a thread goes on in Python while another waits. Longer turns than CPython's own 5 ms kept more answers in
-time, and shorter ones fewer: 32 requests at once on two cores, a slow policy, ``benchmarks.serving_faults --http``."""
-
 
 def run(service: Service, bound: Sequence[socket.socket]) -> None:
     """Serve on the sockets, of the public and the admin port, until told to stop; then end this process.
@@ -27,7 +23,6 @@ def run(service: Service, bound: Sequence[socket.socket]) -> None:
     Raises:
         Exception: what ``start`` raised; the server has stopped.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
     set_up_logging(service.serving.log_format)
     life = Life(service, bound)
     life.take_signals()
