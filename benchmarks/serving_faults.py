@@ -155,14 +155,19 @@ class FaultyHistories:
         return self._histories.histories(user_ids)
 
 
-def make_faulty(mode: Path) -> None:
-    """From now on in this process, recommenders are loaded with a policy in the mode that the file names."""
+@contextmanager
+def faulty_policy(mode: Path) -> Iterator[None]:
+    """Within this block recommenders are loaded with a policy in the mode that the file names."""
     own = loading.WorkerExplorer
 
     def faulty(make: Make, *given: Any, **other: Any) -> Any:
         return own(FaultyMake(make, mode), *given, **other)
 
     loading.WorkerExplorer = faulty  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        loading.WorkerExplorer = own  # type: ignore[misc]
 
 
 # ------------------------------------------------------------------------------------------------------- the machine
@@ -470,8 +475,8 @@ def main() -> None:
     arguments = _arguments()
     serving = ServingConfig(deadline_ms=arguments.deadline_ms, port=arguments.port)
     if arguments.serve:
-        make_faulty(arguments.serve)
-        serve(str(arguments.bundle), serving, arguments.serve, arguments.features)
+        with faulty_policy(arguments.serve):
+            serve(str(arguments.bundle), serving, arguments.serve, arguments.features)
         return
     with tempfile.TemporaryDirectory() as scratch:
         mode = Path(scratch) / "mode"
@@ -488,8 +493,8 @@ def _measured(bundle: Bundle, serving: ServingConfig, mode: Path, arguments: arg
     import torch
 
     torch.set_num_threads(serving.threads)
-    make_faulty(mode)
-    return asyncio.run(within(bundle, serving, mode, arguments))
+    with faulty_policy(mode):
+        return asyncio.run(within(bundle, serving, mode, arguments))
 
 
 def _arguments() -> argparse.Namespace:

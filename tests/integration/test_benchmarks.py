@@ -24,6 +24,8 @@ from benchmarks import (
     trm_large,
     trm_training,
 )
+from deeprec.recommender import loading
+from deeprec.recommender.worker.explorer import WorkerExplorer
 from tests import forkserver
 from tests.integration.parts import make_run
 from tests.integration.taught import teach
@@ -199,6 +201,7 @@ def test_a_store_that_fails(taught_run: Path, tmp_path: Path, monkeypatch: pytes
         assert (found[mode]["wrong"], found[mode]["failed"]) == (0, {})
         assert found[mode]["not asked after"] > 0
         assert found[mode]["known again after"] > 0
+    assert vars(loading)["WorkerExplorer"] is WorkerExplorer, "only the measured recommender has a faulty policy"
 
 
 def test_serving_life(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
