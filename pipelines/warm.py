@@ -4,16 +4,12 @@ A process that imports these spends up to ten seconds before it does anything, a
 imports them once, beside the first tasks; once it is ``ready``, each further task is forked from it, and is otherwise a
 process of its own, in a session of its own. One task at a time.
 
-Only what starts no threads of its own may be imported before a fork, so neither Polars nor what imports it (a test
-looks at the threads). Linux only: elsewhere forking such a process is not safe.
+See ``deeprec.forking`` for what may be imported before a fork.
 """
 
 import atexit
 import contextlib
 import fcntl
-import gc
-import importlib
-import json
 import os
 import runpy
 import select
@@ -27,6 +23,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from deeprec.forking import ENVIRONMENT, import_all, receive, send
 
 PRELOADED = (
     "pydantic", "yaml", "numpy", "pandas", "pyarrow.parquet", "minio", "plotly.graph_objects", "faiss", "torch",
@@ -49,7 +47,7 @@ class Forked:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._status: int | None = None
-        self.pid = int(_read(connection)[0]["pid"])
+        self.pid = int(receive(connection)[0]["pid"])
 
     def poll(self) -> int | None:
         """The exit status, negative for a signal, or None while the process runs."""
@@ -67,7 +65,7 @@ class Forked:
             if not select.select([self._connection], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired("task", timeout or 0)
             try:
-                self._status = int(_read(self._connection)[0]["status"])
+                self._status = int(receive(self._connection)[0]["status"])
             except EOFError:  # the process it was forked from was killed
                 self._status = -signal.SIGKILL
         return self._status
@@ -83,7 +81,7 @@ class WarmProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env=dict(environment),
+                env={**ENVIRONMENT, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -95,7 +93,7 @@ class WarmProcess:
         """Whether everything is imported."""
         if not self._ready and select.select([self._connection], [], [], 0)[0]:
             with contextlib.suppress(EOFError, ConnectionError):
-                self._ready = bool(_read(self._connection)[0])
+                self._ready = bool(receive(self._connection)[0])
         return self._ready and self._process.poll() is None
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], stdin: int, output: int) -> Forked:
@@ -106,7 +104,7 @@ class WarmProcess:
         """
         wish = {"command": list(command), "environment": dict(environment), "directory": os.getcwd()}
         try:
-            _write(self._connection, wish, [stdin, output])
+            send(self._connection, wish, [stdin, output])
             return Forked(self._connection)
         except (EOFError, ConnectionError) as error:
             raise OSError("the process that tasks are forked from is gone") from error
@@ -118,26 +116,6 @@ class WarmProcess:
         self._process.wait()
 
 
-def _write(connection: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
-    content = json.dumps(message).encode()
-    socket.send_fds(connection, [len(content).to_bytes(8, "big")], list(fds))
-    connection.sendall(content)
-
-
-def _read(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """A message and the file descriptors that came with it; EOFError when the other end is gone."""
-    head, fds, _, _ = socket.recv_fds(connection, 8, 2)
-    content = b""
-    while len(head) == 8 and len(content) < int.from_bytes(head, "big"):
-        more = connection.recv(int.from_bytes(head, "big") - len(content))
-        if not more:
-            break
-        content += more
-    if not content:
-        raise EOFError("the other end is gone")
-    return json.loads(content), fds
-
-
 # What follows runs in the warm process and in what is forked from it.
 
 
@@ -145,24 +123,20 @@ def main() -> None:
     """Import everything, say so, and fork tasks until the runner is gone."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
-    for name in PRELOADED:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
+    import_all(PRELOADED)
     with contextlib.suppress(EOFError, ConnectionError):
-        _write(connection, {"ready": True})
+        send(connection, {"ready": True})
         while True:
-            wish, fds = _read(connection)
+            wish, fds = receive(connection)
             if not (pid := os.fork()):
                 connection.close()
                 _take(wish, fds)
                 _leave(_run(wish["command"]))
             for number in fds:
                 os.close(number)
-            _write(connection, {"pid": pid})
+            send(connection, {"pid": pid})
             _, status = os.waitpid(pid, 0)
-            _write(connection, {"status": os.waitstatus_to_exitcode(status)})
+            send(connection, {"status": os.waitstatus_to_exitcode(status)})
 
 
 def _take(wish: dict[str, Any], fds: Sequence[int]) -> None:

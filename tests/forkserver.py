@@ -38,7 +38,6 @@ import fcntl
 import gc
 import importlib
 import io
-import json
 import multiprocessing.util
 import os
 import runpy
@@ -56,6 +55,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from deeprec.forking import receive, send
 
 PRELOADED = (
     "typer", "rich.progress", "pydantic", "yaml", "numpy", "pandas", "pyarrow.parquet", "httpx", "fastapi", "uvicorn",
@@ -223,7 +224,7 @@ class Client:
             )  # fmt: skip
             theirs.close()
             try:
-                _read(ours)
+                receive(ours)
             except EOFError:
                 printed.seek(0)
                 raise RuntimeError(f"the fork server did not start:\n{printed.read().decode()}") from None
@@ -240,8 +241,8 @@ class Client:
             "env": {os.fsdecode(name): os.fsdecode(value) for name, value in env.items()},
         }  # fmt: skip
         with self._lock, _adopting():
-            _write(self._connection, wish, list(fds.values()))
-            answer, _ = _read(self._connection)
+            send(self._connection, wish, list(fds.values()))
+            answer, _ = receive(self._connection)
         if "error" in answer:
             raise OSError(answer["error"])
         pid = int(answer["pid"])
@@ -258,26 +259,6 @@ def _adopting() -> Iterator[None]:
         yield
     finally:
         libc.prctl(_SUBREAPER, 0, 0, 0, 0)
-
-
-def _write(connection: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
-    content = json.dumps(message).encode()
-    socket.send_fds(connection, [len(content).to_bytes(8, "big")], list(fds))
-    connection.sendall(content)
-
-
-def _read(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """A message and the file descriptors that came with it; EOFError when the other end is gone."""
-    head, fds, _, _ = socket.recv_fds(connection, 8, 64)
-    wanted, content = 8 + int.from_bytes(head, "big"), head
-    if len(head) < 8:
-        raise EOFError("the fork server is gone")
-    while len(content) < wanted:
-        more = connection.recv(wanted - len(content))
-        if not more:
-            raise EOFError("the fork server is gone")
-        content += more
-    return json.loads(content[8:]), fds
 
 
 # What follows runs in the fork server and in what is forked from it.
@@ -300,11 +281,11 @@ def _serve(connection: socket.socket) -> None:
         signal.signal(signum, signal.SIG_IGN)
     with suppress(EOFError, ConnectionError):
         while True:
-            wish, fds = _read(connection)
+            wish, fds = receive(connection)
             pid = _fork_orphan(connection, wish, fds)
             for number in fds:
                 os.close(number)
-            _write(connection, {"pid": pid} if pid else {"error": "the process could not be forked"})
+            send(connection, {"pid": pid} if pid else {"error": "the process could not be forked"})
     os._exit(0)
 
 
@@ -487,7 +468,7 @@ def main() -> None:
     _base_path[:] = [path for path in sys.path[1:] if path not in told]
     sys.modules["tests.forkserver"] = sys.modules["__main__"]
     _preload()
-    _write(connection, {})
+    send(connection, {})
     _serve(connection)
 
 

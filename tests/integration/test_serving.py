@@ -120,7 +120,11 @@ def test_v2_takes_and_gives_json_texts(served: Served) -> None:
 
 def _workers(server: ServerProcess) -> list[psutil.Process]:
     """The processes that a server has started to compute."""
-    return [one for one in psutil.Process(server.process.pid).children() if "spawn_main" in str(one.cmdline())]
+    return [
+        one
+        for one in psutil.Process(server.process.pid).children(recursive=True)
+        if one.name() in ("deeprec-policy", "deeprec-text")
+    ]
 
 
 def test_the_trm_is_served_without_a_policy(run: Path, tmp_path: Path) -> None:

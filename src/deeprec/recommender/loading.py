@@ -24,6 +24,7 @@ from deeprec.recommender.observer import Observer
 from deeprec.recommender.phrases import PhraseEncoder
 from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.recommender.users import Histories
+from deeprec.recommender.worker import fork_server
 from deeprec.recommender.worker.encoder import Away, EncoderProcess
 from deeprec.recommender.worker.explorer import PolicyTimeouts, WorkerExplorer
 from deeprec.recommender.worker.loop import Loop
@@ -66,7 +67,8 @@ def load_recommender(
 
     serving = serving or ServingConfig()
     texts = KeptTexts(bundle.text)
-    encoder = EncoderProcess(LoadText(bundle.text, serving.threads), texts.prime)
+    sentences = () if bundle.text.provider == "hashing" else fork_server.SENTENCES
+    encoder = EncoderProcess(LoadText(bundle.text, serving.threads), texts.prime, imports=sentences)
     explores = _explores(bundle.serve, serving, force_policy)
     explorer = _explorer(bundle, serving, texts, encoder) if explores else None
     try:
@@ -276,4 +278,12 @@ def _explorer(bundle: Bundle, serving: ServingConfig, texts: KeptTexts, encoder:
         next_one()
 
     make, size = BundleLoop(bundle, serving), bundle.explore.answer_size
-    return WorkerExplorer(make, size, most=serving.explorations, timeouts=timeouts, vectors=vectors, encode=encode)
+    return WorkerExplorer(
+        make,
+        size,
+        most=serving.explorations,
+        timeouts=timeouts,
+        vectors=vectors,
+        encode=encode,
+        imports=("torch",) if serving.policy_url else fork_server.TRANSFORMERS,
+    )

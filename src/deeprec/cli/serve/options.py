@@ -61,8 +61,10 @@ def end_with_pod(serving: ServingConfig, wanted: bool) -> None:
         raise typer.Exit
 
 
-def listen(serving: ServingConfig) -> list[socket.socket]:
+def listen(serving: ServingConfig, *, works: bool = False) -> list[socket.socket]:
     """The sockets of a server's ports, bound before anything is loaded, and the line that says where they are.
+
+    ``works``: it will have worker processes; from now on, beside this one, is imported what they load with.
 
     Raises:
         ConfigError: an address cannot be listened on.
@@ -73,6 +75,10 @@ def listen(serving: ServingConfig) -> list[socket.socket]:
     if serving.log_format == "text":
         first, *admin = (url(serving.host, one.getsockname()[1]) for one in bound)
         typer.echo(f"loading; {first} answers when it is ready" + "".join(f", its doors on {one}" for one in admin))
+    if works:
+        from deeprec.recommender.worker import fork_server
+
+        fork_server.hold(fork_server.TRANSFORMERS)
     return bound
 
 

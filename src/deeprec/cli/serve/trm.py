@@ -57,7 +57,7 @@ def serve(
 
     address = find_bundle(bundle)
     store = features if features is not None else features_beside(address)
-    bound = listen(serving)
+    bound = listen(serving, works=True)
 
     from deeprec.serving.http.bundle_server import trm_service
 

@@ -32,12 +32,17 @@ class EncoderProcess(Supervised[Make, Text, Answer]):
         make: loads the encoder; called in the process, so it has to be picklable.
         keep: is given texts with their (texts, width) vectors as they come.
         timeouts: when a process is given up; ``silence`` is that over one text.
+        imports: modules that it loads with.
     """
 
     def __init__(
-        self, make: Make, keep: Callable[[Sequence[str], FloatArray], None], timeouts: SupervisionTimeouts | None = None
+        self,
+        make: Make,
+        keep: Callable[[Sequence[str], FloatArray], None],
+        timeouts: SupervisionTimeouts | None = None,
+        imports: Sequence[str] = (),
     ) -> None:
-        super().__init__(run, make, "text", "the text encoder", timeouts or SupervisionTimeouts())
+        super().__init__(run, make, "text", "the text encoder", timeouts or SupervisionTimeouts(), imports)
         self._keep = keep
         self._asked: dict[int, tuple[str, Future[float], float]] = {}
         """Text, what waits for it, and since when."""

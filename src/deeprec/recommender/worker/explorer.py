@@ -90,6 +90,7 @@ class WorkerExplorer(Supervised[Make, Message, Answer]):
         vectors: of a preference's phrases, those that the process is told the vectors of.
         encode: calls back with the (texts, width) vectors of texts that the policy wrote, or with None; from any
             thread, and without waiting.
+        imports: modules that it loads with.
     """
 
     def __init__(
@@ -101,9 +102,10 @@ class WorkerExplorer(Supervised[Make, Message, Answer]):
         timeouts: PolicyTimeouts | None = None,
         vectors: Callable[[Sequence[str]], tuple[tuple[str, ...], FloatArray] | None] | None = None,
         encode: Encode | None = None,
+        imports: Sequence[str] = (),
     ) -> None:
         self._timeouts = timeouts or PolicyTimeouts()
-        super().__init__(run, make, "policy", "the policy", self._timeouts)
+        super().__init__(run, make, "policy", "the policy", self._timeouts, imports)
         self._vectors, self._encode = vectors, encode
         self._size, self._most = answer_size, most
         self._waiting: dict[int, _Waiting] = {}

@@ -1,13 +1,12 @@
 """A worker process, from both sides: what its parent holds, and how the process itself settles in.
 
 Its parent starts it, asks it, listens to it and ends it without ever waiting on it: a thread writes what is put and
-another reads what comes back, so that a process that neither reads nor writes holds up nobody. On Linux the process
-ends with the thread that started it, and so with its parent, however that ends.
+another reads what comes back, so that a process that neither reads nor writes holds up nobody. It ends with its parent,
+on Linux however that ends (``fork_server``).
 """
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -18,15 +17,16 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import spawn
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
+
+from deeprec.recommender.worker import fork_server
 
 _ABORT_SECONDS = 1.0
 """Time for a stuck process to write down where it is."""
-_PR_SET_PDEATHSIG = 1
 _starting = threading.Lock()
 
 Make = TypeVar("Make")
@@ -35,11 +35,11 @@ Answer = TypeVar("Answer")
 
 
 def settle_in(nice: int) -> None:
-    """In the process: leave signals to the parent, come after it where cores are scarce, and end with it.
+    """In the process: leave signals to the parent, and come after it where cores are scarce.
 
-    A signal to the whole group is not for this process: the parent answers what it has accepted first. On Linux even a
-    process that holds the interpreter's lock for ever ends with its parent. Libraries' locks between processes have no
-    names, as in forked ones: a name that is left when the process is killed would be reported when the parent ends.
+    A signal to the whole group is not for this process: the parent answers what it has accepted first. Libraries' locks
+    between processes have no names, as in forked ones: a name that is left when the process is killed would be reported
+    when the parent ends.
     """
     multiprocessing.set_start_method("fork", force=True)
     for told in (signal.SIGINT, signal.SIGTERM):
@@ -47,8 +47,13 @@ def settle_in(nice: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(nice)
     faulthandler.enable()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _ways(name: str) -> dict[str, Any]:
+    """What a process takes over from this one: module path, directory, arguments and, where it is needed, program."""
+    ways = spawn.get_preparation_data(name)
+    del ways["authkey"]
+    return ways
 
 
 @contextmanager
@@ -68,31 +73,34 @@ def _main_left_out(make: Any) -> Iterator[None]:
 
 
 class WorkerProcess(Generic[Make, Message, Answer]):
-    """Runs ``run(connection, make)`` in a new interpreter, once it is started.
+    """Runs ``run(connection, make)`` in a process with these modules imported, once it is started.
 
     Attributes:
         ended: set once nothing more comes back.
         sign: when something last came back, ``time.monotonic`` seconds.
     """
 
-    def __init__(self, run: Callable[[Connection, Make], None], make: Make, name: str) -> None:
-        self._run, self._make, self._name = run, make, name
-        self._process: SpawnProcess | None = None
+    def __init__(
+        self, run: Callable[[Connection, Make], None], make: Make, name: str, imports: Sequence[str] = ()
+    ) -> None:
+        self._run, self._make, self._name, self._imports = run, make, name, imports
+        self._process: fork_server.Started | None = None
         self._outgoing: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.ended, self.sign = threading.Event(), time.monotonic()
 
     def start(self, on_answer: Callable[[Answer], None]) -> None:
-        """Start it; ``on_answer`` is called with everything it says, from one thread."""
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=self._run, args=(theirs, self._make), name=f"deeprec-{self._name}", daemon=True
-        )
+        """Start it; ``on_answer`` is called with everything it says, from one thread.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        ours, theirs = multiprocessing.Pipe()
+        with theirs:
+            self._process = fork_server.start(self._name, self._imports, theirs.fileno())
         with _starting, _main_left_out(self._make):
-            process.start()
-        theirs.close()
-        self._process = process
-        reading = threading.Thread(target=self._read, args=(process, ours, on_answer), daemon=True)
+            ours.send(_ways(f"deeprec-{self._name}"))
+        ours.send((self._run, self._make))
+        reading = threading.Thread(target=self._read, args=(ours, on_answer), daemon=True)
         reading.name = f"{self._name}-answers"
         reading.start()
         threading.Thread(target=self._write, args=(ours,), name=f"{self._name}-asked", daemon=True).start()
@@ -108,26 +116,24 @@ class WorkerProcess(Generic[Make, Message, Answer]):
 
     def abort(self) -> None:
         """Let it write the traces of its threads to its standard error, if it still can, and end it."""
-        if self.pid is not None and not self.ended.is_set():
-            with suppress(OSError):
-                os.kill(self.pid, signal.SIGABRT)
+        if self._process is not None and not self.ended.is_set():
+            self._process.send_signal(signal.SIGABRT)
             self.ended.wait(_ABORT_SECONDS)
         self.kill()
 
     def kill(self) -> None:
         """End it now; returns at once."""
         if self._process is not None:
-            self._process.kill()
+            self._process.send_signal(signal.SIGKILL)
         self._outgoing.put(None)
 
-    def _read(self, process: SpawnProcess, connection: Connection, on_answer: Callable[[Answer], None]) -> None:
+    def _read(self, connection: Connection, on_answer: Callable[[Answer], None]) -> None:
         with suppress(EOFError, OSError):
             while True:
                 answer = connection.recv()
                 self.sign = time.monotonic()
                 on_answer(answer)
         self.ended.set()
-        process.join()
 
     def _write(self, connection: Connection) -> None:
         with suppress(OSError):

@@ -1,8 +1,7 @@
 """A process that is replaced when it dies, is stuck or cannot load: what the policy and the text encoder share.
 
 Contract: one thread starts a process, stays with it, and starts the next, after pauses that grow for as long as none
-was of use. On Linux a process ends with the thread that started it, so that thread lives as long as what it supervises.
-What waits on a process fails as soon as that has to be given up.
+was of use. What waits on a process fails as soon as that has to be given up.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from typing import Generic, TypeVar
 
+from deeprec.recommender.worker import fork_server
 from deeprec.recommender.worker.process import WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class Supervised(ABC, Generic[Make, Message, Answer]):
         name: of the process.
         says: what the process is to people, as a sentence's subject.
         timeouts: when it is given up.
+        imports: modules that it loads with.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class Supervised(ABC, Generic[Make, Message, Answer]):
         name: str,
         says: str,
         timeouts: SupervisionTimeouts,
+        imports: Sequence[str],
     ) -> None:
-        self._start = partial(WorkerProcess[Make, Message, Answer], run, make, name)
+        fork_server.hold(imports)
+        self._start = partial(WorkerProcess[Make, Message, Answer], run, make, name, imports)
         self._name, self._says, self._waits = name, says, timeouts
         self._lock = threading.Lock()
         self._numbers = count()
@@ -92,11 +95,15 @@ class Supervised(ABC, Generic[Make, Message, Answer]):
 
     def close(self) -> None:
         """End the process, and what waits for it; returns at once."""
-        self._closed.set()
+        with self._lock:
+            if self._closed.is_set():
+                return
+            self._closed.set()
         self._withdraw()
         with self._lock:
             if self._process is not None:
                 self._process.kill()
+        fork_server.release()
 
     @abstractmethod
     def _on_answer(self, process: WorkerProcess[Make, Message, Answer], answer: Answer) -> None:

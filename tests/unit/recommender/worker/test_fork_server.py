@@ -1,0 +1,147 @@
+"""Where worker processes come from: one process that imports, forks of it, and their common end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from deeprec.recommender.worker import fork_server
+from deeprec.recommender.worker.process import WorkerProcess
+from tests.unit.pipelines.test_warm import QUIET_THREADS
+
+SECONDS = 60.0
+
+pytestmark = [
+    pytest.mark.skipif(not fork_server.FORKS, reason="processes are forked on Linux only"),
+    pytest.mark.usefixtures("forked"),
+]
+
+
+def tell(connection: Connection, asked: str) -> None:
+    """A worker that answers one question and waits for the end."""
+    answers: dict[str, Callable[[], Any]] = {
+        "parent": os.getppid,
+        "torch": lambda: "torch" in sys.modules,
+        "sum": _sum,
+        "name": lambda: psutil.Process().name(),
+    }
+    connection.send(answers[asked]())
+    connection.recv()
+
+
+def _sum() -> float:
+    import torch
+
+    torch.set_num_threads(2)
+    ones = torch.ones(600, 600)
+    return float((ones @ ones).sum())
+
+
+@pytest.fixture
+def ask() -> Iterator[Callable[..., Any]]:
+    """Asks a new worker one question; the workers stay until the end of the test."""
+    workers: list[WorkerProcess[Any, Any, Any]] = []
+
+    def asked(question: str, imports: tuple[str, ...] = ()) -> Any:
+        heard: list[Any] = []
+        workers.append(WorkerProcess(tell, question, "test", imports))
+        workers[-1].start(heard.append)
+        until(lambda: bool(heard))
+        return heard[0]
+
+    fork_server.hold()
+    yield asked
+    for worker in workers:
+        worker.kill()
+    fork_server.release()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_workers_are_forked_from_one_process_with_what_was_imported(
+    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As users have it, and not forked from that of the tests: it has no thread that a fork would lose."""
+    monkeypatch.setenv("DEEPREC_TEST_FORK", "0")
+    assert ask("torch", fork_server.SENTENCES) is True
+    assert ask("sum") == 600.0**3, "torch works on several threads after a fork"
+    [server] = {ask("parent") for _ in range(2)}
+    assert server != os.getpid()
+    assert ask("name") == "deeprec-test"
+    threads = {path.joinpath("comm").read_text().strip() for path in Path(f"/proc/{server}/task").iterdir()}
+    assert threads - QUIET_THREADS == {"deeprec-forks"}
+
+
+def test_a_server_that_is_killed_takes_its_workers_along_and_is_replaced(ask: Callable[..., Any]) -> None:
+    first = psutil.Process(ask("parent"))
+    [worker] = first.children()
+    first.kill()
+    until(lambda: not worker.is_running())
+    assert ask("parent") != first.pid
+
+
+def test_the_last_who_lets_go_of_it_ends_it(ask: Callable[..., Any]) -> None:
+    server = psutil.Process(ask("parent"))
+    fork_server.hold()
+    fork_server.release()
+    assert server.is_running()
+    fork_server.release()
+    until(lambda: not server.is_running())
+    with pytest.raises(OSError, match="shut down"):
+        ask("parent")
+    fork_server.hold()
+
+
+def test_letting_go_waits_for_no_import(
+    ask: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "takes_its_time.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fork_server.hold(["takes_its_time"])
+    began = time.monotonic()
+    fork_server.release()
+    fork_server.release()
+    assert time.monotonic() - began < 30
+    fork_server.hold()
+
+
+def test_a_signal_to_the_whole_group_is_not_for_it(ask: Callable[..., Any]) -> None:
+    server = psutil.Process(ask("parent"))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        server.send_signal(number)
+    assert ask("parent") == server.pid
+
+
+def test_where_processes_cannot_be_forked_each_is_an_interpreter_of_its_own(
+    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork_server, "FORKS", False)
+    assert ask("sum") == 600.0**3
+
+
+def test_a_worker_that_raises_says_where(capfd: pytest.CaptureFixture[str]) -> None:
+    fork_server.hold()
+    ours, theirs = multiprocessing.Pipe()
+    with theirs:
+        fork_server.start("test", (), theirs.fileno())
+    ours.send({})
+    ours.send((int, "no number"))
+    with pytest.raises(EOFError):
+        ours.recv()
+    fork_server.release()
+    assert "TypeError" in capfd.readouterr().err
