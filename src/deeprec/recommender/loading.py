@@ -11,6 +11,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,10 +68,15 @@ def load_recommender(
 
     serving = serving or ServingConfig()
     texts = KeptTexts(bundle.text)
+
+    def encode(text: str) -> Future[float]:
+        return encoder.encode(text)
+
+    # the policy first: it begins to load while what the text encoder loads with is still imported
+    explores = _explores(bundle.serve, serving, force_policy)
+    explorer = _explorer(bundle, serving, texts, encode) if explores else None
     sentences = () if bundle.text.provider == "hashing" else fork_server.SENTENCES
     encoder = EncoderProcess(LoadText(bundle.text, serving.threads), texts.prime, imports=sentences)
-    explores = _explores(bundle.serve, serving, force_policy)
-    explorer = _explorer(bundle, serving, texts, encoder) if explores else None
     try:
         trm = _load_trm(bundle.part("trm"), bundle.catalogue, texts)
     except BaseException:
@@ -255,7 +261,9 @@ def _load_trm(place: Path, catalogue: Catalogue, embedder: CachedEmbedder) -> Tr
         raise ArtifactError(f"cannot serve the TRM {place}: {error}") from error
 
 
-def _explorer(bundle: Bundle, serving: ServingConfig, texts: KeptTexts, encoder: EncoderProcess) -> Explorer:
+def _explorer(
+    bundle: Bundle, serving: ServingConfig, texts: KeptTexts, encode_one: Callable[[str], Future[float]]
+) -> Explorer:
     timeouts = PolicyTimeouts(grace=serving.grace_ms / 1000, loading=LOADING_SECONDS)
     known = frozenset(bundle.catalogue.phrases)
 
@@ -270,7 +278,7 @@ def _explorer(bundle: Bundle, serving: ServingConfig, texts: KeptTexts, encoder:
         def next_one(_: object = None) -> None:
             missing = next(left, None)
             if missing is not None:
-                encoder.encode(missing).add_done_callback(next_one)
+                encode_one(missing).add_done_callback(next_one)
             else:
                 tell(texts.embed(phrases) if all(map(texts.knows, phrases)) else None)
 

@@ -65,7 +65,7 @@ class Supervised(ABC, Generic[Make, Message, Answer]):
         timeouts: SupervisionTimeouts,
         imports: Sequence[str],
     ) -> None:
-        fork_server.hold(imports)
+        fork_server.hold()
         self._start = partial(WorkerProcess[Make, Message, Answer], run, make, name, imports)
         self._name, self._says, self._waits = name, says, timeouts
         self._lock = threading.Lock()
