@@ -89,7 +89,7 @@ def _running() -> _ForkServer:
 
 def _command(call: str) -> list[str]:
     code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import be, serve; {call}"
-    return [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code]  # type: ignore[attr-defined]
+    return [sys.executable, "-c", code]
 
 
 class _ForkServer:
