@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deeprec.errors import FeatureError
-from deeprec.features.feast_import import feature_store
+from deeprec.features.feast_import import online_only
 from deeprec.features.history import UserHistory
 from deeprec.features.settings import ONLINE, REGISTRY, SETTINGS, Publication, online_kind, read_publication
 
@@ -169,7 +169,7 @@ def _open(path: Path, needed: Sequence[str | Path]) -> Any:
     if missing:
         raise FeatureError(f"{path} lacks {', '.join(missing)}; publish the features again")
     try:
-        store = feature_store()(repo_path=str(path))
+        store = online_only(path)
         store.get_feature_view("user_history")
         store.get_feature_view("item_attributes")
     except Exception as error:
