@@ -28,7 +28,7 @@ from deeprec.forking import ENVIRONMENT, import_all, receive, send
 
 PRELOADED = (
     "pydantic", "yaml", "numpy", "pandas", "pyarrow.parquet", "minio", "plotly.graph_objects", "faiss", "torch",
-    "transformers.models.qwen2.modeling_qwen2", "datasets", "trl.trainer.grpo_trainer", "sentence_transformers",
+    "transformers.models.qwen2.modeling_qwen2", "datasets", "trl.trainer.grpo_trainer",
     "feast", "great_expectations", "kfp.dsl.executor_main",
 )  # fmt: skip
 """What a forked task has already imported; what is not installed is left out."""

@@ -64,7 +64,7 @@ def load_recommender(
     Raises:
         ArtifactError: a model cannot be read, or the text encoder here is not the one the bundle was made with.
     """
-    from deeprec.trm.text import KeptTexts
+    from deeprec.trm.text import KeptTexts, loads_with
 
     serving = serving or ServingConfig()
     texts = KeptTexts(bundle.text)
@@ -75,8 +75,7 @@ def load_recommender(
     # the policy first: it begins to load while what the text encoder loads with is still imported
     explores = _explores(bundle.serve, serving, force_policy)
     explorer = _explorer(bundle, serving, texts, encode) if explores else None
-    sentences = () if bundle.text.provider == "hashing" else fork_server.SENTENCES
-    encoder = EncoderProcess(LoadText(bundle.text, serving.threads), texts.prime, imports=sentences)
+    encoder = EncoderProcess(LoadText(bundle.text, serving.threads), texts.prime, imports=loads_with(bundle.text))
     try:
         trm = _load_trm(bundle.part("trm"), bundle.catalogue, texts)
     except BaseException:

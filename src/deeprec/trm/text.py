@@ -22,6 +22,7 @@ from deeprec.config import TextConfig
 from deeprec.errors import TrmError
 from deeprec.store import MANIFEST, config_digest, file_digest
 from deeprec.trm.kept import Kept
+from deeprec.trm.pooled import PooledEncoder, is_pooled
 from deeprec.types import ANYTHING, FloatArray, Item
 
 CACHE_ENTRIES = 50_000
@@ -123,20 +124,22 @@ class SentenceEmbedder(CachedEmbedder):
         return int(self.embed([ANYTHING]).shape[1])
 
     def _encode(self, texts: list[str]) -> FloatArray:
-        vectors = self._model().encode(
+        model = self._model()
+        if isinstance(model, PooledEncoder):
+            return model.encode(texts, BATCH)
+        vectors = model.encode(
             texts, batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True, normalize_embeddings=True
         )
         return np.asarray(vectors, dtype=np.float32)
 
     def _model(self) -> Any:
         if self._loaded is None:
-            from sentence_transformers import SentenceTransformer
             from transformers.utils import logging
 
             shown = logging.is_progress_bar_enabled()
             logging.disable_progress_bar()
             try:
-                self._loaded = SentenceTransformer(str(encoder_directory(self._text)))
+                self._loaded = _read_encoder(encoder_directory(self._text))
             except TrmError:
                 raise
             except Exception as error:
@@ -205,6 +208,26 @@ class KeptTexts(CachedEmbedder):
 def load_embedder(text: TextConfig) -> CachedEmbedder:
     """The encoder a configuration names; what it needs is looked for when it is first asked."""
     return HashingEmbedder(text.width) if text.provider == "hashing" else SentenceEmbedder(text)
+
+
+def loads_with(text: TextConfig) -> tuple[str, ...]:
+    """The modules that the encoder is loaded with, which take seconds to import; none for hashing.
+
+    Raises:
+        TrmError: see ``encoder_directory``.
+    """
+    if text.provider == "hashing":
+        return ()
+    common = ("torch", "transformers.models.bert.modeling_bert")
+    return common if is_pooled(encoder_directory(text)) else (*common, "sentence_transformers")
+
+
+def _read_encoder(place: Path) -> Any:
+    if is_pooled(place):
+        return PooledEncoder(place)
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(place))
 
 
 def encoder_directory(text: TextConfig) -> Path:

@@ -27,8 +27,7 @@ from deeprec.forking import ENVIRONMENT, import_all, receive, send
 
 FORKS = sys.platform == "linux"
 TRANSFORMERS = ("torch", "transformers.models.qwen2.modeling_qwen2")
-"""What a policy in this process and every text encoder but hashing load with."""
-SENTENCES = (*TRANSFORMERS, "sentence_transformers")
+"""What a policy that is a Qwen2 loads with, and most of what any text encoder but hashing does."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 _lock = threading.Lock()

@@ -78,7 +78,7 @@ def test_workers_are_forked_from_one_process_with_what_was_imported(
 ) -> None:
     """As users have it, and not forked from that of the tests: it has no thread that a fork would lose."""
     monkeypatch.setenv("DEEPREC_TEST_FORK", "0")
-    assert ask("torch", fork_server.SENTENCES) is True
+    assert ask("torch", (*fork_server.TRANSFORMERS, "sentence_transformers")) is True
     assert ask("sum") == 600.0**3, "torch works on several threads after a fork"
     [server] = {ask("parent") for _ in range(2)}
     assert server != os.getpid()
