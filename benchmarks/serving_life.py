@@ -64,7 +64,7 @@ def until(process: psutil.Process, url: str) -> float:
     """
     began = process.create_time()
     while time.time() - began < START_SECONDS:
-        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+        if has_ended(process):
             raise SystemExit("the server ended before it was ready; start it by hand to see why")
         try:
             if httpx.get(url, timeout=5).status_code == 200:
@@ -75,11 +75,19 @@ def until(process: psutil.Process, url: str) -> float:
     raise SystemExit(f"{url} did not answer within {START_SECONDS:g} s")
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it has, its parent having been told or not."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def end(process: psutil.Process) -> float:
     """Seconds from SIGTERM to the end."""
     began = time.perf_counter()
     process.send_signal(signal.SIGTERM)
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+    while not has_ended(process):
         time.sleep(0.005)
         if time.perf_counter() - began > START_SECONDS:
             raise SystemExit("SIGTERM did not end the server")
