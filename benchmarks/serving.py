@@ -9,6 +9,10 @@ request. Of the TRM the row ``first time`` comes before the others and asks once
 what it has encoded, so one that comes back without new items costs less, and one of the store was encoded before the
 server was ready (``--set serving.prepare=0``: was not).
 
+``--beside CHECKOUT BUNDLE FEATURES`` instead compares with another checkout and a bundle of its own: both servers run,
+and are asked in turn, ``--rounds`` times, ``--at-once`` (its first) requests at a time; this machine's speed drifts, so
+no other comparison holds. The table has both rates and their ratio, median, lowest and highest.
+
 ``--soak MINUTES`` instead keeps the recommender under steady load (``--rate`` requests per second) and prints memory of
 all its processes and latency by minute: neither may grow.
 """
@@ -18,14 +22,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,10 +180,15 @@ def count(tally: Tally, milliseconds: float, status: int, answer: bytes) -> None
 
 
 @contextmanager
-def serving(command: Sequence[str], port: int) -> Iterator[tuple[str, int]]:
+def serving(
+    command: Sequence[str], port: int, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, int]]:
     """A server from its readiness to its end: address and process id."""
     url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
+    ):
         try:
             end = time.monotonic() + START_SECONDS
             while not _ready(url):
@@ -242,7 +253,9 @@ def main() -> None:
         "trm": ([*program, "trm", *place, *options], "deeprec-trm"),
         "recommender": (recommender, "deeprec"),
     }
-    if arguments.soak:
+    if arguments.beside:
+        figures = {name: _beside(name, *servers[name], port, bodies, arguments) for name in ("trm", "recommender")}
+    elif arguments.soak:
         figures = _soak(recommender, port, bodies, arguments)
     else:
         figures = {name: _measure(name, *server, port, bodies, arguments) for name, server in servers.items()}
@@ -264,6 +277,37 @@ def _measure(
             rows[str(at_once)] = tally.figures() | {"MiB": memory(pid)}
             _print(name, f"{at_once:3} at once", rows[str(at_once)])
     return rows
+
+
+def _beside(
+    name: str, command: Sequence[str], model: str, port: int, bodies: Sequence[bytes], arguments: argparse.Namespace
+) -> JsonDict:
+    checkout, bundle, features = arguments.beside
+    other_port, path = free_port(), f"/v1/models/{model}:predict"
+    other = [*command[:4], name, bundle, "--features", features, "--port", str(other_port)]
+    if name == "recommender":
+        other += ["--policy", "--deadline-ms", str(arguments.deadline_ms)]
+    place = {**os.environ, "PYTHONPATH": os.pathsep.join([f"{checkout}/src", checkout])}
+    there = requests(Bundle.load(arguments.bundle), Path(features))
+    rows: list[tuple[float, float]] = []
+    with serving(command, port) as (url, _), serving(other, other_port, place) as (other_url, _):
+        asyncio.run(once(url, path, bodies, FIRST_AT_ONCE))
+        asyncio.run(once(other_url, path, there, FIRST_AT_ONCE))
+        for _ in range(arguments.rounds):
+            at_once, seconds = arguments.at_once[0], arguments.seconds
+            pair = [
+                asyncio.run(load(at, path, asked, at_once, seconds)).figures()["per second"]
+                for at, asked in ((url, bodies), (other_url, there))
+            ]
+            rows.append((pair[0], pair[1]))
+    ratios = sorted(own / theirs for own, theirs in rows)
+    own, theirs = (statistics.median(row[side] for row in rows) for side in (0, 1))
+    print(
+        f"{name:12} {arguments.at_once[0]:3} at once  {own:7.1f} requests/s, beside {theirs:7.1f}: "
+        f"median {statistics.median(ratios):.3f}, lowest {ratios[0]:.3f}, highest {ratios[-1]:.3f}",
+        flush=True,
+    )
+    return {"rates": rows, "ratios": ratios}
 
 
 def _print(name: str, what: str, row: JsonDict) -> None:
@@ -304,6 +348,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 8, 32], help="requests under way at a time")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each row")
     parser.add_argument("--deadline-ms", type=int, default=1000, help="of the recommender")
+    parser.add_argument(
+        "--beside", nargs=3, metavar=("CHECKOUT", "BUNDLE", "FEATURES"), help="another checkout, and what it serves"
+    )
+    parser.add_argument("--rounds", type=int, default=8, help="of --beside")
     parser.add_argument("--soak", type=int, default=0, metavar="MINUTES", help="steady load instead; 30 for the figure")
     parser.add_argument("--rate", type=float, default=20.0, help="requests per second of --soak")
     parser.add_argument("--set", action="append", help="serving.KEY=VALUE of both servers; repeatable")

@@ -186,6 +186,15 @@ def test_serving(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert 0 < row["p50"] <= row["p99"] <= row["worst"]
 
 
+def test_serving_beside_another_checkout(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (str(small_run / "bundle"), "--features", str(small_run / "features"))
+    beside = (str(ROOT), str(small_run / "bundle"), str(small_run / "features"))
+    few = ("--at-once", "2", "--seconds", "1", "--rounds", "1")
+    found = figures(serving, monkeypatch, tmp_path, *arguments, *few, "--beside", *beside)
+    assert list(found) == ["trm", "recommender"]
+    assert all(rows["rates"][0][0] > 0 and len(rows["ratios"]) == 1 for rows in found.values())
+
+
 @pytest.fixture
 def taught_run(built_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """A run whose policy answers. Read it, never write into it."""
