@@ -8,25 +8,46 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 
 
 class Turns:
     """Lets callers go on while those before them have not taken ``seconds`` of this turn of the event loop.
 
-    The others go on in the turns after it. What a caller does until it next waits for something counts.
+    The others go on in the turns after it, in order, one in each; until then they cost nothing. What a caller does
+    until it next waits for something counts.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._began: float | None = None
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Callers that are to go on."""
+        return len(self._queue)
 
     async def wait(self) -> None:
         """Return in a turn of the event loop in which there is time."""
-        while self._began is not None and time.monotonic() - self._began > self._seconds:
-            await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
         if self._began is None:
             self._began = time.monotonic()
-            asyncio.get_running_loop().call_soon(self._next)
+            loop.call_soon(self._next)
+            return
+        if not self._queue and time.monotonic() - self._began <= self._seconds:
+            return
+        future = loop.create_future()
+        self._queue.append(future)
+        await future
 
     def _next(self) -> None:
+        """A turn has ended; let the next caller go on in the one that begins."""
+        while self._queue:
+            future = self._queue.popleft()
+            if not future.done():  # a caller that was cancelled is
+                future.set_result(None)
+                self._began = time.monotonic()
+                asyncio.get_running_loop().call_soon(self._next)
+                return
         self._began = None

@@ -107,25 +107,27 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
-        await self._turns.wait()
+        late = self._admission.full_for(self._turns.waiting)
+        if not _is_free(scope):
+            await self._turns.wait()
         with (
             identified(_header(scope, REQUEST_ID.encode())) as name,
             arriving(began, self._client(scope), name),
         ):
             answer = _Answer(send, self._admission, name)
             try:
-                await self._answer(scope, receive, answer)
+                await self._answer(scope, receive, answer, late)
             except Abandoned:
                 answer.status = answer.status or GONE
             finally:
                 if self._count is not None:
                     self._count(_route(scope), answer.status or 500, time.monotonic() - began)
 
-    async def _answer(self, scope: Message, receive: Receive, answer: _Answer) -> None:
+    async def _answer(self, scope: Message, receive: Receive, answer: _Answer, late: bool) -> None:
         """The edge of the server: whatever is raised behind it is logged here, and a client reads a sentence."""
         try:
             self._check(scope)
-            ticket = self._enter(scope)
+            ticket = self._enter(scope, late)
             try:
                 await self._pass_on(scope, receive, answer, ticket)
             finally:
@@ -176,10 +178,9 @@ class Guard:
         if b"model_version" in scope.get("query_string", b"") and path.startswith("/v2/models/"):
             raise Refused(404, "a model has one version here; leave out model_version", unread=True)
 
-    def _enter(self, scope: Message) -> int:
-        counted = scope["method"] == "POST" or _FREE.fullmatch(scope["path"]) is None
+    def _enter(self, scope: Message, late: bool) -> int:
         try:
-            return self._admission.enter(counted)
+            return self._admission.enter(not _is_free(scope), late)
         except Overloaded as full:
             raise self._full(full, unread=not 0 <= _declared(scope) <= self._most) from full
 
@@ -250,6 +251,11 @@ class _Answer:
                 await self._send(message)
         except TimeoutError as error:
             raise Abandoned from error
+
+
+def _is_free(scope: Message) -> bool:
+    """Whether a request costs next to nothing, and so waits for nobody and takes no place."""
+    return scope["method"] != "POST" and _FREE.fullmatch(scope["path"]) is not None
 
 
 async def _while_there(work: Awaitable[None], receive: Receive) -> None:

@@ -346,6 +346,25 @@ def test_beyond_its_places_a_server_refuses_before_it_reads() -> None:
     assert together(work) == [1]
 
 
+def test_what_waits_for_its_turn_counts_and_keeps_no_probe_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred arrive together, and each begins in a turn of its own: one is answered at once, two have places."""
+    monkeypatch.setattr(guard, "TURN_SECONDS", 0.0)
+
+    async def work(door: Guard, places: Admission, done: asyncio.Event) -> None:
+        clients, probe = [Client() for _ in range(100)], Client()
+        done.set()
+        calls = [asyncio.ensure_future(door(scope(), client.receive, client.send)) for client in clients]
+        asked = asyncio.ensure_future(door(scope("/metrics", [], "GET"), probe.receive, probe.send))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert asked.done()
+        assert not calls[-1].done()
+        await asyncio.gather(*calls)
+        assert [client.status for client in clients] == [200, 200, 200, *[429] * 97]
+
+    assert together(work) == [1] * 97
+
+
 def test_a_refused_client_whose_body_may_be_long_has_to_connect_anew() -> None:
     async def work(door: Guard, places: Admission, done: asyncio.Event) -> None:
         held = [places.enter(True), places.enter(True)]
