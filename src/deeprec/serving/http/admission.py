@@ -38,18 +38,12 @@ class Admission:
         self.closing = False
         """Whether the server was told to stop: it answers, and is not ready."""
 
-    def full_for(self, before: int) -> bool:
-        """Whether the places are taken, or will be by the ``before`` bodies that came first and are still to enter."""
-        return self.waiting + before >= self._most
-
-    def enter(self, counted: bool, late: bool = False) -> int:
-        """Admit a body and return its ticket; a ``counted`` one takes a place, unless it came too ``late`` for one.
+    def enter(self, counted: bool) -> int:
+        """Admit a body and return its ticket; a ``counted`` one takes a place.
 
         Raises:
             Overloaded: there is no place left.
         """
-        if counted and late:
-            raise self._shed()
         if counted:
             self._take(1)
         self._next += 1
@@ -80,10 +74,7 @@ class Admission:
 
     def _take(self, places: int) -> None:
         if self.waiting + places > self._most:
-            raise self._shed()
+            if self._on_shed is not None:
+                self._on_shed()
+            raise Overloaded(f"this server is answering {self.waiting} requests, of the {self._most} that it takes")
         self.waiting += places
-
-    def _shed(self) -> Overloaded:
-        if self._on_shed is not None:
-            self._on_shed()
-        return Overloaded(f"this server is answering {self.waiting} requests, of the {self._most} that it takes")

@@ -107,31 +107,38 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
-        late = self._admission.full_for(self._turns.waiting)
-        if not _is_free(scope):
-            await self._turns.wait()
+        entered = self._enter(scope)
+        try:
+            if not _is_free(scope):
+                await self._turns.wait()
+            await self._begun(scope, receive, send, began, entered)
+        finally:
+            if isinstance(entered, int):
+                self._admission.leave(entered)
+
+    async def _begun(
+        self, scope: Message, receive: Receive, send: Send, began: float, entered: int | Overloaded
+    ) -> None:
         with (
             identified(_header(scope, REQUEST_ID.encode())) as name,
             arriving(began, self._client(scope), name),
         ):
             answer = _Answer(send, self._admission, name)
             try:
-                await self._answer(scope, receive, answer, late)
+                await self._answer(scope, receive, answer, entered)
             except Abandoned:
                 answer.status = answer.status or GONE
             finally:
                 if self._count is not None:
                     self._count(_route(scope), answer.status or 500, time.monotonic() - began)
 
-    async def _answer(self, scope: Message, receive: Receive, answer: _Answer, late: bool) -> None:
+    async def _answer(self, scope: Message, receive: Receive, answer: _Answer, entered: int | Overloaded) -> None:
         """The edge of the server: whatever is raised behind it is logged here, and a client reads a sentence."""
         try:
             self._check(scope)
-            ticket = self._enter(scope, late)
-            try:
-                await self._pass_on(scope, receive, answer, ticket)
-            finally:
-                self._admission.leave(ticket)
+            if isinstance(entered, Overloaded):
+                raise self._full(entered, unread=not 0 <= _declared(scope) <= self._most) from entered
+            await self._pass_on(scope, receive, answer, entered)
         except Refused as refused:
             await _refuse(answer, receive, refused)
         except RequestError as error:
@@ -178,11 +185,12 @@ class Guard:
         if b"model_version" in scope.get("query_string", b"") and path.startswith("/v2/models/"):
             raise Refused(404, "a model has one version here; leave out model_version", unread=True)
 
-    def _enter(self, scope: Message, late: bool) -> int:
+    def _enter(self, scope: Message) -> int | Overloaded:
+        """A ticket, or why there is none: also who has no place is answered in a turn of the event loop."""
         try:
-            return self._admission.enter(not _is_free(scope), late)
+            return self._admission.enter(not _is_free(scope))
         except Overloaded as full:
-            raise self._full(full, unread=not 0 <= _declared(scope) <= self._most) from full
+            return full
 
     def _full(self, full: Overloaded, *, unread: bool) -> Refused:
         sentence = f"{full}; try again in {self._retry_after.decode()} s"

@@ -347,7 +347,7 @@ def test_beyond_its_places_a_server_refuses_before_it_reads() -> None:
 
 
 def test_what_waits_for_its_turn_counts_and_keeps_no_probe_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred arrive together, and each begins in a turn of its own: one is answered at once, two have places."""
+    """A hundred arrive together, and each begins in a turn of its own: the first at once, two more have places."""
     monkeypatch.setattr(guard, "TURN_SECONDS", 0.0)
 
     async def work(door: Guard, places: Admission, done: asyncio.Event) -> None:
