@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deeprec.errors import FeatureError
-from deeprec.features.feast_import import online_only
+from deeprec.features.feast_import import feature_store, online_only
 from deeprec.features.history import UserHistory
 from deeprec.features.settings import ONLINE, REGISTRY, SETTINGS, Publication, online_kind, read_publication
 
@@ -141,7 +141,7 @@ class Version:
         """
         if self._remote:
             with self._refusing("removed"):
-                self._feast.teardown()
+                feature_store()(repo_path=str(self.path)).teardown()  # which asks the offline store too
 
     def _read(self, view: str, key: str, ids: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
