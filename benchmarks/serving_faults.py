@@ -235,7 +235,7 @@ def draw_known(catalogue: Catalogue, generator: random.Random, users: Sequence[s
 
 def is_wrong(answer: JsonDict, asked: JsonDict, catalogue: Catalogue, had: AbstractSet[str] = frozenset()) -> bool:
     """Whether an answer holds what it must not; ``had`` counts where the answer knows the user."""
-    request = read_request(RecommendRequest, asked, ServingConfig(), catalogue)
+    request = read_request(RecommendRequest, asked, ServingConfig())
     found = [item["id"] for item in answer["items"]]
     masks = [filter_mask(catalogue, condition) for condition in request.conditions]
     barred = set(request.exclude) | set(request.history or ()) | (had if answer["user_known"] else set())
@@ -390,7 +390,7 @@ async def within(bundle: Bundle, serving: ServingConfig, mode: Path, arguments: 
         read = recommender.catalogue
 
         async def ask(asked: JsonDict) -> JsonDict:
-            return (await recommender.recommend(read_request(RecommendRequest, asked, serving, read))).raw
+            return (await recommender.recommend(read_request(RecommendRequest, asked, serving))).raw
 
         return await measure(ask, read, mode, arguments)
     finally:

@@ -77,7 +77,7 @@ def test_python(servers: dict[str, str], number: int, taught: Path, tmp_path: Pa
     if number == 2:
         assert lines[1] == "1 ()"
         assert re.match(r"1 \S", lines[2]), "a new user's first event has made the policy explore"
-        assert lines[-1].startswith("400 history names items that are not in the catalogue: 'no-such-item'")
+        assert lines[-1].startswith("400 k is 100000, but this server answers at most")
 
 
 @pytest.mark.parametrize("number", range(len(blocks("js"))))

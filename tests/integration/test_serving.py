@@ -108,6 +108,25 @@ def test_filters_hold(served: Served) -> None:
         assert all(int(served.data.catalogue[item["id"]].attributes["year"] or 0) >= middle for item in found)
 
 
+def test_items_that_the_catalogue_does_not_have_are_ignored_and_named(served: Served) -> None:
+    known = served.data.catalogue.items[0].item_id
+    for model in ("deeprec", "deeprec-trm"):
+        request = {"history": ["gone", known, "lost", "gone"], "k": 3}
+        mixed, gone = (
+            httpx.post(f"{served.url}/v1/models/{model}:predict", json={"instances": [one]}, timeout=30).json()
+            for one in (request, {**request, "history": ["gone"]})
+        )
+        [answer], [nothing] = mixed["predictions"], gone["predictions"]
+        assert answer["ignored"] == ["gone", "lost"]
+        assert answer["path"] in ("policy", "trm")
+        assert known not in [item["id"] for item in answer["items"]]
+        assert (nothing["path"], nothing["ignored"], nothing["reason"]["kind"]) == (
+            "popularity",
+            ["gone"],
+            "no_history",
+        )
+
+
 def test_v2_takes_and_gives_json_texts(served: Served) -> None:
     texts = [json.dumps({"user_id": "nobody", "k": k}) for k in (1, 2)]
     body = {"inputs": [{"name": "request", "shape": [2], "datatype": "BYTES", "data": texts}]}
@@ -211,7 +230,7 @@ INFER = "/v2/models/deeprec/infer"
         (PREDICT, b" " * 300_000, JSON, 413, "larger than"),
         (PREDICT, b"{}", JSON, 400, "instances"),
         (PREDICT, b'{"instances": []}', JSON, 400, "from 1 to"),
-        (PREDICT, b'{"instances": [{"history": ["no-such-item"]}]}', JSON, 400, "no-such-item"),
+        (PREDICT, b'{"instances": [{"history": [1.5]}]}', JSON, 400, "history.0: give a string, not the number 1.5"),
         (PREDICT, b'{"instances": [{"user": "1"}]}', JSON, 400, "unknown field 'user'"),
         (PREDICT, b'{"instances": [{"user_id": "1", "k": 100000}]}', JSON, 400, "at most"),
         (PREDICT, b'{"instances": [{"user_id": "1", "filters": [{"column": "x", "value": 1}]}]}', JSON, 400, "'x'"),

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 
 from deeprec.client import questions
-from deeprec.client.exchange import Call, Exchange, Reply, Send, unreachable
+from deeprec.client.exchange import Call, Exchange, Reply, Send, is_here, unreachable
 from deeprec.client.stream import Step, StepReader
 from deeprec.errors import ClientError
 from deeprec.retrying import keep_asking, keep_asking_async
@@ -23,6 +23,7 @@ from deeprec.wire.questions import RecommendQuestion, TrmOnlyQuestion
 from deeprec.wire.recommendation import Recommendation
 
 Answer = TypeVar("Answer")
+Connections = TypeVar("Connections", httpx.Client, httpx.AsyncClient)
 
 TIMEOUT, CONNECT_SECONDS = 10.0, 5.0
 CONNECTIONS = 100
@@ -50,12 +51,17 @@ class _Server:
     def _broken(self, error: httpx.TransportError) -> ClientError:
         return unreachable(error, f"{self.url}{questions.EXPLORE}", self.timeout)
 
-
-def _settings(connections: int | None, headers: Mapping[str, str] | None) -> dict[str, Any]:
-    limits = httpx.Limits(
-        max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=IDLE_SECONDS
-    )
-    return {"limits": limits, "headers": {"Content-Type": "application/json", **(headers or {})}}
+    def _connections(self, kind: type[Connections], most: int | None, headers: Mapping[str, str] | None) -> Connections:
+        """At most so many; by the environment's proxies, unless the server is on this machine."""
+        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=IDLE_SECONDS)
+        told = {"Content-Type": "application/json", **(headers or {})}
+        try:
+            return kind(limits=limits, headers=told, trust_env=not is_here(self.url))
+        except (ImportError, ValueError) as error:
+            raise ClientError(
+                f"the environment's proxy cannot be used ({error}); correct HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, add "
+                f"the server's host to NO_PROXY, or, for a SOCKS proxy, install httpx[socks]"
+            ) from error
 
 
 class Client(_Server):
@@ -82,7 +88,7 @@ class Client(_Server):
         name: str = questions.NAME,
     ) -> None:
         super().__init__(url, timeout, name)
-        self._http = httpx.Client(**_settings(None, headers))
+        self._http = self._connections(httpx.Client, None, headers)
 
     def __enter__(self) -> Self:
         return self
@@ -166,7 +172,7 @@ class AsyncClient(_Server):
         name: str = questions.NAME,
     ) -> None:
         super().__init__(url, timeout, name)
-        self._http = httpx.AsyncClient(**_settings(connections, headers))
+        self._http = self._connections(httpx.AsyncClient, connections, headers)
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,8 +7,10 @@ events are told apart by their ids.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -137,6 +139,8 @@ def refusal(reply: httpx.Response, address: str) -> ClientError:
     sentence = _sentence(reply)
     kind = ServerBusy if reply.status_code in BUSY else RequestRefused if reply.is_client_error else ServerFailed
     message = f"{address} answered with status {reply.status_code}: {sentence}"
+    if _own_sentence(reply) is None and (cure := _by_proxy(address)):
+        message = f"{message}; {cure}"
     return kind(message, status=reply.status_code, sentence=sentence)
 
 
@@ -144,9 +148,28 @@ def unreachable(error: httpx.TransportError, address: str, given: float) -> Clie
     """The error for an exchange that ended without an answer."""
     what = f"{type(error).__name__} {error}".strip()
     waited = f" within {given:.3g} seconds" if isinstance(error, httpx.TimeoutException) else ""
-    return ServerUnreachable(
-        f"{address} gave no answer{waited} ({what}); check the address and that the server is up", sentence=what
-    )
+    cure = _by_proxy(address) or "check the address and that the server is up"
+    return ServerUnreachable(f"{address} gave no answer{waited} ({what}); {cure}", sentence=what)
+
+
+def is_here(address: str) -> bool:
+    """Whether an address is this machine's own, which no proxy is asked for."""
+    host = httpx.URL(address).host
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _by_proxy(address: str) -> str:
+    """What to do about the proxy that an address is asked by; empty where there is none."""
+    at = httpx.URL(address)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(at.scheme, proxies.get("all"))
+    if not proxy or is_here(address) or urllib.request.proxy_bypass(at.host):
+        return ""
+    shown = httpx.URL(proxy).copy_with(userinfo=b"")
+    return f"it was asked by the proxy {shown} of the environment: add {at.host} to NO_PROXY where none is wanted"
 
 
 def encode(body: Any) -> bytes:
@@ -158,12 +181,17 @@ def encode(body: Any) -> bytes:
 
 
 def _sentence(reply: httpx.Response) -> str:
-    """The server's own sentence: ``{"error": sentence}``, or what of another server's answer can be shown."""
+    """The server's own sentence, or what of another server's answer can be shown."""
+    return _own_sentence(reply) or _shown(reply) or reply.reason_phrase
+
+
+def _own_sentence(reply: httpx.Response) -> str | None:
+    """That of ``{"error": sentence}``, as our servers answer."""
     try:
         said = reply.json()["error"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return _shown(reply) or reply.reason_phrase
-    return said if isinstance(said, str) else _shown(reply)
+        return None
+    return said if isinstance(said, str) else None
 
 
 def _shown(reply: httpx.Response) -> str:

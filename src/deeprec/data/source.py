@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from deeprec.errors import DataError
+from deeprec.wire.ids import MAX_ID
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,23 @@ def as_ratings(column: pl.Series, path: Path) -> pl.Series:
 
 
 def as_ids(column: pl.Series) -> pl.Series:
-    """Ids as strings, null where blank."""
+    """Ids as strings, null where blank; whole numbers of a column of floats as their digits.
+
+    Raises:
+        DataError: one is longer than servers take.
+    """
     text = column.cast(pl.String).str.strip_chars()
-    return text.set(text == "", None)
+    if column.dtype.is_float():
+        text = text.str.strip_suffix(".0")
+    text = text.set(text == "", None)
+    long = text.str.len_chars() > MAX_ID
+    if long.any():
+        first = text.filter(long)[0]
+        raise DataError(
+            f"{long.sum()} values of {column.name} are longer than {MAX_ID} characters, which is the most that servers "
+            f"take of an id (the first begins with {first[:40]!r}); give shorter ids"
+        )
+    return text
 
 
 def as_years(column: pl.Series) -> pl.Series:

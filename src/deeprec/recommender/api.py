@@ -140,7 +140,7 @@ class Recommender:
             raw = request_json(question)
         except ValueError as error:
             raise RequestError(f"filters: {error}") from error
-        return read_request(kind, raw, self._recommender.serving, self._recommender.catalogue)
+        return read_request(kind, raw, self._recommender.serving)
 
     async def _asked(self, ask: Callable[[Request], Awaitable[Recommendation]], request: Request) -> Recommendation:
         """The answer, once the text encoder has loaded where that is needed; without one new phrases are left out."""

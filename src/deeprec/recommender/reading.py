@@ -1,26 +1,39 @@
-"""Reading requests: decoded JSON to what ``wire`` says a request is, or a sentence that says what is wrong with it."""
+"""Reading requests: decoded JSON to what ``wire`` says a request is, or a sentence that says what is wrong with it.
+
+Sentences speak of JSON, since whoever reads them may not write Python.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from deeprec.errors import RequestError
 from deeprec.explore.protocol import neutralise, split_phrases
-from deeprec.types import Catalogue
 from deeprec.wire.request import Limits, TrmRequest
 
-NAMED_UNKNOWN = 3
-"""Unknown item ids named in an error at most."""
+_WANTED = {
+    "tuple_type": "a list",
+    "string_type": "a string",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "model_type": "an object",
+}
+"""What JSON is to be given, by the kind of mistake."""
+_MEMBERS = ("constrained-str", "str", "int", "float")
+"""Steps of a mistake's place that are no JSON: the members of a union."""
+_NAMES = {list: "a list", dict: "an object", str: "a string", bool: "a boolean", type(None): "null"}
 RequestType = TypeVar("RequestType", bound=TrmRequest)
 
 
-def read_request(kind: type[RequestType], raw: Any, limits: Limits, catalogue: Catalogue) -> RequestType:
-    """Check decoded JSON against a request type, the server's limits and the catalogue.
+def read_request(kind: type[RequestType], raw: Any, limits: Limits) -> RequestType:
+    """Check decoded JSON against a request type and the server's limits.
 
     Raises:
-        RequestError: naming every mistake; up to three unknown item ids of the history.
+        RequestError: naming every mistake.
     """
     if not isinstance(raw, dict):
         raise RequestError(f'a request must be a JSON object such as {{"user_id": "1", "k": 10}}, not {_name(raw)}')
@@ -30,11 +43,6 @@ def read_request(kind: type[RequestType], raw: Any, limits: Limits, catalogue: C
         raise RequestError(mistakes(error)) from error
     if request.user_id is None and request.history is None and not phrases(request):
         raise RequestError("name a user_id, or give a history (item ids, oldest first; may be []), or a preference")
-    unknown = [item_id for item_id in dict.fromkeys(request.history or ()) if item_id not in catalogue]
-    if unknown:
-        named = ", ".join(repr(item_id[:40]) for item_id in unknown[:NAMED_UNKNOWN])
-        more = f" and {len(unknown) - NAMED_UNKNOWN} more" if len(unknown) > NAMED_UNKNOWN else ""
-        raise RequestError(f"history names items that are not in the catalogue: {named}{more}; leave them out")
     return request
 
 
@@ -45,17 +53,33 @@ def phrases(request: TrmRequest) -> tuple[str, ...]:
 
 def mistakes(error: ValidationError) -> str:
     """One sentence that names what is wrong with a request, the first five mistakes at most."""
-    return "; ".join(_describe(item) for item in error.errors()[:5])
+    found: dict[str, list[Any]] = {}
+    for item in error.errors():
+        place = [str(part) for part in item["loc"] if part not in _MEMBERS]
+        found.setdefault(".".join(place)[:60], []).append(item)
+    return "; ".join(_describe(where, items) for where, items in list(found.items())[:5])
 
 
-def _describe(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"])[:60]
-    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+def _describe(where: str, items: Sequence[Any]) -> str:
+    """What is wrong at one place; of a value that may be of several kinds there is a mistake for each."""
+    first = items[0]
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown field {where!r}; remove it or correct its spelling"
-    message = item["msg"].removeprefix("Value error, ")
+    kinds = list(dict.fromkeys(_WANTED[item["type"]] for item in items if item["type"] in _WANTED))
+    if len(kinds) > 1 and "a number" in kinds:
+        kinds.remove("a whole number")
+    if kinds and len(items) == sum(item["type"] in _WANTED for item in items):
+        message = f"give {' or '.join(kinds)}, not {_name(first['input'])}"
+    elif first["type"] in ("missing", "missing_argument"):
+        message = "is missing"
+    elif first["type"] == "too_long":
+        message = f"has {first['ctx']['actual_length']} elements, but at most {first['ctx']['max_length']} are taken"
+    else:
+        message = items[-1]["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 
 
 def _name(raw: Any) -> str:
-    names = {list: "a list", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
-    return names.get(type(raw), type(raw).__name__)
+    if isinstance(raw, int | float) and not isinstance(raw, bool):
+        return f"the number {raw!r:.30}"
+    return _NAMES.get(type(raw), type(raw).__name__)

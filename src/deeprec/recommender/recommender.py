@@ -152,7 +152,7 @@ class AsyncRecommender:
         """
         clock = RequestClock(self.serving.deadline_ms)
         try:
-            user, query, permitted, left_out = await self._prepared(request, clock, request.allow_seen)
+            user, query, permitted, without = await self._prepared(request, clock, request.allow_seen)
         except TimeoutError:
             return self._unfiltered("deeprec-trm", request, clock)
         asked = self._ask(query, permitted, request.k, user, clock, None)
@@ -161,7 +161,7 @@ class AsyncRecommender:
         finally:
             asked.cancel()
         self._tell("deeprec-trm", request, clock, clock.passed, answer, answer, NOTHING)
-        return self._response(answer, user, clock, **left_out)
+        return self._response(answer, user, clock, **without)
 
     async def recommend(
         self, request: RecommendRequest, on_step: Callable[[JsonDict], None] | None = None
@@ -177,7 +177,7 @@ class AsyncRecommender:
         """
         clock = RequestClock(request.deadline_ms or self.serving.deadline_ms)
         try:
-            user, query, permitted, left_out = await self._prepared(request, clock)
+            user, query, permitted, without = await self._prepared(request, clock)
         except TimeoutError:
             return self._unfiltered("deeprec", request, clock)
         steps = None if on_step is None else Steps(on_step, self.catalogue)
@@ -198,12 +198,12 @@ class AsyncRecommender:
         else:
             self._tell("deeprec", request, clock, clock.passed, answer, floor, explored)
         if not request.explain:
-            return self._response(answer, user, clock, **left_out)
+            return self._response(answer, user, clock, **without)
         return self._response(
             answer,
             user,
             clock,
-            **left_out,
+            **without,
             calls=calls_on_wire(answer.exploration, self.catalogue),
             trm=() if floor is None else list_on_wire(floor, self.catalogue),
         )
@@ -268,7 +268,8 @@ class AsyncRecommender:
     async def _prepared(
         self, request: TrmRequest, clock: RequestClock, allow_seen: bool = False
     ) -> tuple[User, Query, Permitted, dict[str, tuple[str, ...]]]:
-        """Who asks, what is asked of the models, what may be answered, and as ``left_out`` the phrases that are not.
+        """Who asks, what is asked of the models, what may be answered, and what of the request plays no part in it: the
+        phrases ``left_out`` and the items ``ignored``.
 
         The user is looked up, new phrases encoded and the filters applied side by side, each in its own share of the
         time.
@@ -296,7 +297,8 @@ class AsyncRecommender:
         )
         left_out = tuple(phrase for phrase in told if phrase not in kept)
         permitted = Permitted(self.catalogue, query.exclude, mask)
-        return user, query, permitted, {"left_out": left_out} if left_out else {}
+        without = {"left_out": left_out, "ignored": user.ignored}
+        return user, query, permitted, {name: found for name, found in without.items() if found}
 
     async def _encoded(self, told: tuple[str, ...], clock: RequestClock) -> tuple[str, ...]:
         """Those of a request's phrases that the TRM can be asked with now."""

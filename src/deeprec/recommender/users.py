@@ -29,6 +29,7 @@ def _note(kind: ReasonKind, sentence: str) -> Reason:
 
 _EMPTY = _note(ReasonKind.NO_HISTORY, "the request's history is empty")
 _NOBODY = _note(ReasonKind.NO_HISTORY, "the request names no user and gives no history")
+_NO_KNOWN = _note(ReasonKind.NO_HISTORY, "the request's history holds no catalogue item")
 _NO_ITEM = _note(ReasonKind.NO_HISTORY, "the user's history holds no catalogue item")
 _NO_STORE = _note(ReasonKind.UNKNOWN_USER, "this server has no feature store, so users are unknown; give a history")
 _UNKNOWN = _note(ReasonKind.UNKNOWN_USER, "the user is unknown")
@@ -54,7 +55,8 @@ class Histories(Protocol):
 class User:
     """The history that models read (catalogue items only), everything had, and where it came from.
 
-    ``note`` says why there is no history, should there be none.
+    ``note`` says why there is no history, should there be none; ``ignored`` are items that a request named and the
+    catalogue does not have.
     """
 
     user_id: str
@@ -62,6 +64,7 @@ class User:
     had: frozenset[str] = frozenset()
     known: bool = False
     note: Reason | None = None
+    ignored: tuple[str, ...] = ()
 
 
 class Users:
@@ -90,7 +93,7 @@ class Users:
         """The user of a request. A store that fails, whatever it raises, or is late is a note, not an error."""
         name = request.user_id or "unknown"
         if request.history is not None:
-            return User(name, request.history, frozenset(request.history), note=_EMPTY)
+            return self._told(name, request.history)
         if request.user_id is None:
             return User(name, note=_NOBODY)
         if self._store is None:
@@ -114,6 +117,13 @@ class Users:
             return User(name, note=_UNKNOWN)
         usable = tuple(item_id for item_id in history if item_id in self._catalogue)
         return User(name, usable, frozenset(history), known=True, note=_NO_ITEM)
+
+    def _told(self, name: str, history: tuple[str, ...]) -> User:
+        usable = tuple(item_id for item_id in history if item_id in self._catalogue)
+        if len(usable) == len(history):
+            return User(name, usable, frozenset(history), note=_EMPTY)
+        ignored = tuple(item_id for item_id in dict.fromkeys(history) if item_id not in self._catalogue)
+        return User(name, usable, frozenset(history), note=_NO_KNOWN, ignored=ignored)
 
     @property
     def waiting(self) -> int:

@@ -130,14 +130,16 @@ def _values(cell: Cell, column: str) -> set[str | float]:
     if cell is None:
         return set()
     if isinstance(cell, str) and column != "title":
-        return {_plain(piece.strip()) for piece in cell.split("|")}
+        return {_plain(piece) for piece in cell.split("|")}
     return {_plain(cell)}
 
 
 def _plain(value: str | float) -> str | float:
-    """Numbers written as text compare as numbers."""
+    """Numbers written as text compare as numbers, other text without its case and the blanks around it."""
     number = _number(value)
-    return value if number is None else number
+    if number is not None:
+        return number
+    return value.strip().casefold() if isinstance(value, str) else value
 
 
 def _number(value: Cell) -> float | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from deeprec.wire.ids import Id
 
@@ -14,13 +16,34 @@ MAX_EVENTS = 500
 _LATEST = 2**53
 
 
-def _plain(text: str) -> str:
-    if text != text.strip():
-        raise ValueError("has white space around it, which no id of a dataset has; remove it")
-    return text
+def _seconds(value: Any) -> Any:
+    """Unix seconds of a time as ISO 8601 has it, UTC where it names no zone; whole floats as integers."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, str):
+        return value
+    try:
+        if "-" not in value:
+            raise ValueError
+        moment = datetime.fromisoformat(value.strip())
+    except ValueError:
+        raise ValueError("give Unix seconds, or ISO 8601 such as 2026-11-29T20:19:26Z") from None
+    return math.floor((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-PlainId = Annotated[Id, AfterValidator(_plain)]
+Timestamp = Annotated[
+    int,
+    Field(strict=True, ge=-_LATEST, le=_LATEST),
+    BeforeValidator(_seconds),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": -_LATEST, "maximum": _LATEST},
+                {"type": "string", "format": "date-time"},
+            ]
+        }
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +55,15 @@ class Event:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    event_id: PlainId
+    event_id: Id
     """The caller's own id of this event, for example a UUID."""
-    user_id: PlainId
+    user_id: Id
     """Who: known or new."""
-    item_id: PlainId
+    item_id: Id
     """What: an item of the catalogue."""
-    timestamp: Annotated[int | None, Field(strict=True, ge=-_LATEST, le=_LATEST)] = None
-    """When, in the dataset's unit (Unix seconds, or a position); now where it is left out."""
+    timestamp: Timestamp | None = None
+    """When: Unix seconds or ISO 8601, or a position where the dataset's timestamps are an order; now where it is left
+    out."""
     rating: Annotated[float | None, Field(strict=True, allow_inf_nan=False)] = None
     """Kept for the next training."""
     event: Annotated[str | None, Field(min_length=1, max_length=100)] = None

@@ -1,4 +1,7 @@
-"""Ids of users, items and events on the wire: text, or a JSON integer that is taken as its digits."""
+"""Ids of users, items and events on the wire: text, or a whole number that is taken as its digits.
+
+Blanks around an id are no part of it, as in an imported dataset.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,10 @@ MAX_ID = 200
 
 
 def _text(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        value = int(value)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

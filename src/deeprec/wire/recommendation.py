@@ -90,6 +90,8 @@ class Recommendation(Answered):
     milliseconds: Milliseconds
     left_out: tuple[str, ...] = ()
     """Phrases of the preference that could not be encoded in their share of the time; absent when there are none."""
+    ignored: tuple[str, ...] = ()
+    """Items of the request's history that the catalogue does not have; absent when there are none."""
     calls: tuple[TrmCall, ...] = ()
     """The policy's calls of the TRM."""
     trm: tuple[TrmItem, ...] = ()

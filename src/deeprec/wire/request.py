@@ -1,7 +1,7 @@
 """What the servers may be asked: the shape of requests to ``deeprec`` and ``deeprec-trm``.
 
-Unknown fields are refused, so that a misspelt one is never ignored. Sizes are bounded by a server's ``Limits`` where
-they are given as the context of validation.
+Unknown fields are refused, so that a misspelt one is never ignored; ``null`` is what is not given. Sizes are bounded by
+a server's ``Limits`` where they are given as the context of validation.
 """
 
 from __future__ import annotations
@@ -9,7 +9,18 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from deeprec.types import MAX_PHRASES, Filter
 from deeprec.wire.ids import Id
@@ -57,7 +68,29 @@ Phrases = Annotated[
 ]
 
 
-class FilterInput(BaseModel):
+class Given(BaseModel):
+    """Base of what is asked: ``null`` is what is not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, raw: Any) -> Any:
+        return {name: value for name, value in raw.items() if value is not None} if isinstance(raw, dict) else raw
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """What need not be given may be null."""
+        schema = handler(core)
+        found = handler.resolve_ref_schema(schema)
+        for name, field in found.get("properties", {}).items():
+            kinds = field.get("anyOf", [])
+            if name in found.get("required", ()) or {"type": "null"} in kinds:
+                continue
+            told = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+            found["properties"][name] = {"anyOf": [*(kinds or [field]), {"type": "null"}], **told}
+        return schema
+
+
+class FilterInput(Given):
     """One condition on an item attribute, for example ``{"column": "year", "operator": ">=", "value": 1990}``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -77,7 +110,7 @@ class FilterInput(BaseModel):
         return Filter(self.column, self.operator, self.value)
 
 
-class TrmRequest(BaseModel):
+class TrmRequest(Given):
     """A request to ``deeprec-trm``; also the common part of every request.
 
     Give ``history`` (item ids, oldest first), or ``user_id`` to read it from the feature store, or neither with a

@@ -414,3 +414,48 @@ def test_a_malformed_body_ends_the_delivery_and_none_is_the_servers_to_refuse(ca
     with ScriptedServer(400) as server, pytest.raises(RequestRefused, match="scripted 400"):
         call(server.url, "send", [])
     assert server.bodies == [{"events": []}]
+
+
+@pytest.fixture
+def without_proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_a_server_on_this_machine_is_asked_by_no_proxy(
+    without_proxies: pytest.MonkeyPatch, kind: str, proxy: str
+) -> None:
+    without_proxies.setenv("ALL_PROXY", proxy)
+    with ScriptedServer(predicted()) as server:
+        assert _call(kind, server.url, "recommend", user_id="1").bundle == "abc"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_proxy_that_cannot_be_used_is_named_with_the_cure(without_proxies: pytest.MonkeyPatch, kind: str) -> None:
+    url = "http://recommender.example:8080"
+    without_proxies.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(ServerUnreachable, match=r"proxy http://127\.0\.0\.1:9 .* add recommender\.example to NO_PROXY"):
+        _call(kind, url, "recommend", user_id="1", settings={"timeout": 0.3})
+    without_proxies.setenv("HTTP_PROXY", "socks5://127.0.0.1:9")
+    with pytest.raises(ClientError, match=r"the environment's proxy cannot be used .* install httpx\[socks\]"):
+        _call(kind, url, "recommend", user_id="1")
+    without_proxies.setenv("HTTP_PROXY", "gopher://127.0.0.1:9")
+    with pytest.raises(ClientError, match="the environment's proxy cannot be used"):
+        _call(kind, url, "recommend", user_id="1")
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_an_answer_that_a_proxy_gave_is_told_from_a_server_s(without_proxies: pytest.MonkeyPatch, kind: str) -> None:
+    """The scripted server stands for the proxy."""
+    url = "http://recommender.example:8080"
+    denied, refused = PlainTextResponse("<html>Access denied</html>", 403), JSONResponse({"error": "k: too many"}, 400)
+    with ScriptedServer(denied, refused) as proxy:
+        without_proxies.setenv("HTTP_PROXY", proxy.url)
+        with pytest.raises(RequestRefused, match=r"Access denied.*add recommender\.example to NO_PROXY"):
+            _call(kind, url, "recommend", user_id="1")
+        with pytest.raises(RequestRefused, match=r"k: too many$"):
+            _call(kind, url, "recommend", user_id="1")

@@ -562,6 +562,18 @@ def test_filters_that_cannot_hold_are_refused(made: Any, column: str, value: str
         recommend(made(), history=[], filters=[{"column": column, "operator": ">=", "value": value}])
 
 
+def test_items_of_a_history_that_the_catalogue_does_not_have_are_ignored_and_named(made: Any) -> None:
+    recommender = made(FakeExplorer())
+    known = recommend(recommender, history=["i1"], k=2)
+    mixed = recommend(recommender, history=["gone", "i1", "lost", "gone"], k=2)
+    assert mixed["ignored"] == ["gone", "lost"]
+    assert "ignored" not in known
+    assert (ids(mixed), mixed["path"]) == (ids(known), "policy")
+    unknown = recommend(recommender, history=["gone"], k=2)
+    assert (unknown["path"], unknown["ignored"], unknown["reason"]["kind"]) == ("popularity", ["gone"], "no_history")
+    assert unknown["reason"]["sentence"] == "the request's history holds no catalogue item"
+
+
 def test_phrases_that_are_not_encoded_in_their_time_are_left_out_and_named(made: Any) -> None:
     class Never:
         available = True

@@ -23,6 +23,9 @@ CATALOGUE = Catalogue(
     [
         (Filter("genres", "=", "Comedy"), [True, False, False]),
         (Filter("genres", "=", "Com"), [False, False, False]),
+        (Filter("genres", "=", " COMEDY "), [True, False, False]),
+        (Filter("genres", "!=", "comedy"), [False, True, True]),
+        (Filter("title", "=", "up"), [False, True, False]),
         (Filter("genres", "!=", "Comedy"), [False, True, True]),
         (Filter("year", ">=", 1990), [True, True, False]),
         (Filter("year", "<=", "1990"), [True, False, False]),

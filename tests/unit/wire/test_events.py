@@ -16,7 +16,23 @@ READ = TypeAdapter(Event)
 
 def test_ids_may_be_integers_and_what_is_left_out_is_none() -> None:
     assert READ.validate_python(EVENT) == Event("e1", "7", "i1")
+    assert READ.validate_python({**EVENT, "item_id": " i1 "}) == Event("e1", "7", "i1")
     assert READ.validate_python({**EVENT, "timestamp": -5, "rating": 4, "event": "play"}).timestamp == -5
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        1_796_000_000,
+        1_796_000_000.0,
+        "2026-11-30T00:53:20Z",
+        "2026-11-30T00:53:20.900+00:00",
+        "2026-11-30 01:53:20+01:00",
+        "2026-11-30T00:53:20",
+    ],
+)
+def test_a_time_may_be_written_in_several_ways(written: Any) -> None:
+    assert READ.validate_python({**EVENT, "timestamp": written}).timestamp == 1_796_000_000
 
 
 @pytest.mark.parametrize(
@@ -25,8 +41,13 @@ def test_ids_may_be_integers_and_what_is_left_out_is_none() -> None:
         ({"event_id": ""}, "event_id"),
         ({"user_id": True}, "user_id"),
         ({"item_id": "x" * (MAX_ID + 1)}, "item_id"),
-        ({"item_id": " i1"}, "item_id"),
+        ({"item_id": " "}, "item_id"),
         ({"timestamp": "1"}, "timestamp"),
+        ({"timestamp": "20261129"}, "timestamp"),
+        ({"timestamp": "yesterday"}, "timestamp"),
+        ({"timestamp": "2026-02-30"}, "timestamp"),
+        ({"timestamp": 1.5}, "timestamp"),
+        ({"timestamp": True}, "timestamp"),
         ({"timestamp": 2**60}, "timestamp"),
         ({"rating": float("nan")}, "rating"),
         ({"event": ""}, "event"),

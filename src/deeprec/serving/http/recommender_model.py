@@ -33,7 +33,7 @@ class _BundleModel(JsonModel):
     def read(self, raw: Any) -> tuple[AsyncRecommender, TrmRequest]:
         """The recommender that serves now, and the request; see ``JsonModel.read``."""
         recommender = self._served()
-        return recommender, read_request(self.REQUEST, raw, self.serving, recommender.catalogue)
+        return recommender, read_request(self.REQUEST, raw, self.serving)
 
 
 class RecommenderModel(_BundleModel):

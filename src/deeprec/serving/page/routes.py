@@ -161,7 +161,7 @@ def _add_exploration(pages: APIRouter, sources: Sources) -> None:
     async def explore(request: Request) -> StreamingResponse:
         recommender = sources.served()
         raw = await request.json()
-        asked = read_request(RecommendRequest, raw, recommender.serving, recommender.catalogue)
+        asked = read_request(RecommendRequest, raw, recommender.serving)
         return StreamingResponse(
             _events(recommender, asked.model_copy(update={"explain": True})),
             media_type="text/event-stream",
