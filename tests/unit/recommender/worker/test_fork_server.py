@@ -47,6 +47,13 @@ def _sum() -> float:
     return float((ones @ ones).sum())
 
 
+@pytest.fixture(autouse=True)
+def own_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is held when a test begins, whatever others of this process have left open."""
+    monkeypatch.setattr(fork_server, "_held", 0)
+    monkeypatch.setattr(fork_server, "_server", None)
+
+
 @pytest.fixture
 def ask() -> Iterator[Callable[..., Any]]:
     """Asks a new worker one question; the workers stay until the end of the test."""
