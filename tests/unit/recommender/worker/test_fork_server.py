@@ -96,7 +96,7 @@ def test_workers_are_forked_from_one_process_with_what_was_imported(
 
 def test_a_server_that_is_killed_takes_its_workers_along_and_is_replaced(ask: Callable[..., Any]) -> None:
     first = psutil.Process(ask("parent"))
-    [worker] = first.children()
+    [worker] = [one for one in first.children() if one.name() == "deeprec-test"]
     first.kill()
     until(lambda: not worker.is_running())
     assert ask("parent") != first.pid
