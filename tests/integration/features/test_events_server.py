@@ -41,7 +41,7 @@ def test_the_server_writes_histories_until_it_is_told_to_stop(place: Any, tmp_pa
         assert statuses == ["duplicate", "accepted"]
         tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": ['{"event_id": "e5", "user_id": "u2"}']}
         answer = post(server, "/v2/models/deeprec-events/infer", {"inputs": [tensor]})
-        assert (answer.status_code, answer.json()) == (400, {"error": "item_id: Field required"})
+        assert (answer.status_code, answer.json()) == (400, {"error": "item_id: is missing"})
 
         lines = [line for line in server.printed.splitlines() if line.startswith("  curl ")]
         assert len(lines) == 3
