@@ -177,8 +177,8 @@ def test_an_address_cannot_smuggle_markup_or_a_wrong_request(site: Site, visit: 
     hostile = (
         "#explore?history=<img src=x onerror=window.attacked=1>&history=i7&preference=<b>&k=-1&filter=[1,2]&filter={"
     )
-    page = visit(f"{site.url}/{hostile}", allowed="400")
-    expect(page.locator("#problem")).to_contain_text("History names items that are not in the catalogue")
+    page = visit(f"{site.url}/{hostile}")
+    answered(page)
     expect(page.locator("#history .title").first).to_contain_text("(not in the catalogue)")
     assert page.evaluate("window.attacked") is None
     assert page.locator("main img, main b, .filter").count() == 0
