@@ -22,9 +22,9 @@ ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 def import_all(names: Iterable[str]) -> None:
-    """Import modules for the forks to have; what is not installed is left out."""
+    """Import modules for the forks to have; one that cannot be imported is left out, and whoever needs it says why."""
     for name in names:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):
             importlib.import_module(name)
     gc.collect()
     gc.freeze()

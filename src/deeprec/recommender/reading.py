@@ -25,6 +25,7 @@ _WANTED = {
 """What JSON is to be given, by the kind of mistake."""
 _MEMBERS = ("constrained-str", "str", "int", "float")
 """Steps of a mistake's place that are no JSON: the members of a union."""
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _NAMES = {list: "a list", dict: "an object", str: "a string", bool: "a boolean", type(None): "null"}
 RequestType = TypeVar("RequestType", bound=TrmRequest)
 
@@ -55,7 +56,8 @@ def mistakes(error: ValidationError) -> str:
     """One sentence that names what is wrong with a request, the first five mistakes at most."""
     found: dict[str, list[Any]] = {}
     for item in error.errors():
-        place = [str(part) for part in item["loc"] if part not in _MEMBERS]
+        named = item["type"] in _UNKNOWN
+        place = [str(part) for part in item["loc"] if named or part not in _MEMBERS]
         found.setdefault(".".join(place)[:60], []).append(item)
     return "; ".join(_describe(where, items) for where, items in list(found.items())[:5])
 
@@ -63,7 +65,7 @@ def mistakes(error: ValidationError) -> str:
 def _describe(where: str, items: Sequence[Any]) -> str:
     """What is wrong at one place; of a value that may be of several kinds there is a mistake for each."""
     first = items[0]
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in _UNKNOWN:
         return f"unknown field {where!r}; remove it or correct its spelling"
     kinds = list(dict.fromkeys(_WANTED[item["type"]] for item in items if item["type"] in _WANTED))
     if len(kinds) > 1 and "a number" in kinds:

@@ -23,11 +23,6 @@ class Turns:
         self._began: float | None = None
         self._queue: deque[asyncio.Future[None]] = deque()
 
-    @property
-    def waiting(self) -> int:
-        """Callers that are to go on."""
-        return len(self._queue)
-
     async def wait(self) -> None:
         """Return in a turn of the event loop in which there is time."""
         loop = asyncio.get_running_loop()

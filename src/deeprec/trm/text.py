@@ -213,13 +213,15 @@ def load_embedder(text: TextConfig) -> CachedEmbedder:
 def loads_with(text: TextConfig) -> tuple[str, ...]:
     """The modules that the encoder is loaded with, which take seconds to import; none for hashing.
 
-    Raises:
-        TrmError: see ``encoder_directory``.
+    Where its files cannot be had, whoever loads it says so.
     """
     if text.provider == "hashing":
         return ()
     common = ("torch", "transformers.models.bert.modeling_bert")
-    return common if is_pooled(encoder_directory(text)) else (*common, "sentence_transformers")
+    try:
+        return common if is_pooled(encoder_directory(text)) else (*common, "sentence_transformers")
+    except TrmError:
+        return common
 
 
 def _read_encoder(place: Path) -> Any:

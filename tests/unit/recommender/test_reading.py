@@ -66,6 +66,8 @@ def test_filters_become_conditions() -> None:
         ({"user_id": True}, "user_id"),
         ({"user_id": "x" * 201}, "user_id"),
         ({"user_id": "1", "usr": 1}, "unknown field 'usr'"),
+        ({"user_id": "1", "int": 1}, "unknown field 'int'"),
+        ({"user_id": "1", "filters": [{"column": "year", "value": 1, "str": 1}]}, "unknown field 'filters.0.str'"),
         ({"user_id": "1", "k": 0}, "k:"),
         ({"user_id": "1", "k": "10"}, "k:"),
         ({"user_id": "1", "k": 21}, "at most 20 items"),

@@ -49,6 +49,12 @@ def test_the_packaged_encoder_imports_no_more_than_it_needs() -> None:
     assert loads_with(TextConfig(provider="hashing")) == ()
 
 
+def test_an_encoder_that_is_not_there_is_told_by_who_loads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("offline")))
+    assert "torch" in loads_with(TextConfig(provider="sentence-transformers", model="nobody/nothing"))
+
+
 @pytest.mark.parametrize(
     ("file", "change"),
     [

@@ -119,11 +119,13 @@ class _ForkServer:
             with self._asking:
                 with self._sending:
                     send(self._connection, {"import": list(imports), "name": name}, [fd])
-                found, [process] = receive(self._connection)
+                found, descriptors = receive(self._connection)
         except EOFError as error:
             self.end()
             raise OSError("the process that it is forked from is gone") from error
-        return _Forked(found["pid"], process)
+        if "error" in found:
+            raise OSError(found["error"])
+        return _Forked(found["pid"], descriptors[0])
 
     def end(self) -> None:
         """End it, and with it what was forked from it; whoever waits for a fork is told."""
@@ -178,7 +180,12 @@ def serve(fd: int) -> None:
 
 def _fork(connection: socket.socket, name: str, fd: int) -> None:
     server = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:  # no process or memory left: those that run go on
+        os.close(fd)
+        send(connection, {"error": str(error)})
+        return
     if pid == 0:
         connection.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

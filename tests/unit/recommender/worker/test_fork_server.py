@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from deeprec.forking import receive
 from deeprec.recommender.worker import fork_server
 from deeprec.recommender.worker.process import WorkerProcess
 from tests.unit.pipelines.test_warm import QUIET_THREADS
@@ -125,6 +127,31 @@ def test_letting_go_waits_for_no_import(
     fork_server.release()
     assert time.monotonic() - began < 30
     fork_server.hold()
+
+
+def test_what_cannot_be_imported_is_left_to_the_worker(
+    ask: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "breaks_on_import.py").write_text("raise OSError('libcudart.so is missing')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert ask("name", ("breaks_on_import", "no_such_module")) == "deeprec-test"
+
+
+def test_a_fork_that_fails_is_an_answer_and_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's own code, in this process: a real one would need a machine without memory."""
+    ours, theirs = socket.socketpair()
+    held, passed = os.pipe()
+
+    def fail() -> int:
+        raise BlockingIOError("no process left")
+
+    monkeypatch.setattr(os, "fork", fail)
+    with ours, theirs:
+        fork_server._fork(theirs, "test", held)
+        assert receive(ours) == ({"error": "no process left"}, [])
+    os.close(passed)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(held)
 
 
 def test_a_signal_to_the_whole_group_is_not_for_it(ask: Callable[..., Any]) -> None:
