@@ -1,12 +1,11 @@
-"""Live history in both online stores: ``python -m benchmarks.feature_store``.
+"""Live history in both feature places: ``python -m benchmarks.feature_store``.
 
-A generated dataset is published to SQLite and to a Redis server that this starts (skipped where ``redis-server`` is not
-installed). Of each: the milliseconds of one user's history, of one event until it can be read, of 100 events of as many
-users in one body; reads per second of several threads beside one; and a soak: reads with a write after every twentieth.
-
-Of the soak, what the last thousand reads took over what the first thousand took, and the last hundred writes over the
-first, as latency and as processor time of this process; and what a read of the soaked reader takes over one of a reader
-opened after the soak, in turns. All are 1 where nothing slows down; the first also sees what else the machine does.
+A generated dataset is published to a directory, and to a PostgreSQL and a Redis server that this starts (skipped where
+they are not installed). Of each place: milliseconds of one user's history and of one event until it can be read, in
+the middle and of the slowest hundredth; histories read and events accepted per second by one caller and by several at
+once, and in bodies of a hundred; what an event of a user with a long history takes over one with a short one, in turns,
+and the last hundred of one user's many events over its first hundred: both are 1 where accepting does not depend on
+what is there. Of the cluster, beside them, Feast's own calls for the same: reading one view, writing one whole row.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import socket
 import statistics
@@ -23,156 +23,197 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from deeprec.config import DataConfig, FeaturesConfig, SampleConfig
-from deeprec.data.dataset import read_dataset
-from deeprec.data.ingest import ingest
+from benchmarks.postgres import PostgresServer, find_postgres
+from deeprec.config import FeaturesConfig
+from deeprec.data.dataset import write_dataset
 from deeprec.features.events import EventWriter
-from deeprec.features.online import HistoryStore
-from deeprec.features.store import publish
+from deeprec.features.place import FeaturePlace
+from deeprec.features.places import open_place
+from deeprec.features.publication import PublishedFeatures
+from deeprec.features.publish import publish
 from deeprec.wire.events import Event
 
-BETWEEN = 20
-"""Reads for one write in the soak."""
 BODY = 100
 THREADS = 8
-
-
-class Spent(NamedTuple):
-    """What a call took: seconds on the clock, and of the processor."""
-
-    seconds: float
-    processor: float
+SHORT, START = 10, 1_000_000_000
+Figures = dict[str, float]
 
 
 def main() -> None:
-    """Measure each store, print its figures."""
+    """Measure each place, print its figures."""
     arguments = _arguments()
-    figures: dict[str, dict[str, float]] = {}
+    figures: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as scratch:
         dataset = Path(scratch) / "dataset"
-        sample = SampleConfig(users=arguments.users, items=arguments.items, mean_history=arguments.length)
-        ingest(DataConfig(sample=sample), 0, dataset)
-        for online in arguments.stores:
-            if online == "redis" and shutil.which("redis-server") is None:
-                print("redis: skipped, there is no redis-server on the PATH")
+        _write(dataset, arguments.users, arguments.length)
+        for kind in arguments.places:
+            if kind == "cluster" and (shutil.which("redis-server") is None or find_postgres() is None):
+                print("cluster: skipped, there is no redis-server or no PostgreSQL here")
                 continue
-            with _address(online, Path(scratch)) as address:
-                features = FeaturesConfig(path=f"{scratch}/{online}", online=online, redis=address)
-                publish(dataset, features, Path(scratch) / f"{online}-published")
-                figures[online] = measure(Path(features.path), dataset, arguments.reads)
-            _print(online, figures[online], arguments.reads)
+            with _place(kind, Path(scratch)) as features:
+                publish(dataset, features, Path(scratch) / f"{kind}-published")
+                place = open_place(features)
+                figures[kind] = measure(place, arguments.users, arguments.length, arguments.calls)
+                place.close()
+            print(f"{kind}, histories of {SHORT} to {arguments.length:,} items")
+            for name, value in figures[kind].items():
+                print(f"  {name:46} {value:10.2f}")
     if arguments.out:
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(features: Path, dataset: Path, reads: int) -> dict[str, float]:
-    """The figures of one store: milliseconds, reads per second, and ratios."""
-    data = read_dataset(dataset)
-    users, items = list(data.sequences), [item.item_id for item in data.catalogue.items]
-    store, writer = HistoryStore(features), EventWriter(features)
-    events = iter(range(10**9))
+def measure(place: FeaturePlace, users: int, length: int, calls: int) -> Figures:
+    """The figures of one place: milliseconds, calls per second, and ratios."""
+    published, writer = place.newest(), EventWriter(place)
+    numbers = iter(range(10**9))
 
     def read(number: int) -> None:
-        assert store.history(users[number % len(users)])
+        assert published.history(f"u{number % users}")
 
-    def write(size: int = 1) -> None:
-        body = [
-            Event(str(n), users[n * 7 % len(users)], items[n * 13 % len(items)])
-            for n in (next(events) for _ in range(size))
-        ]
+    def write(*user_ids: str) -> None:
+        body = [Event(f"e{next(numbers)}", user, f"i{next(numbers) % length}") for user in user_ids]
         assert all(outcome.status == "accepted" for outcome in writer.write(body))
 
+    def bodies(number: int) -> None:
+        write(*(f"u{(number * BODY + one) % users}" for one in range(BODY)))
+
     read(0)
-    write()
-    figures = {
-        "read ms": _median(_spent(read, n) for n in range(500)) * 1e3,
-        "write ms": _median(_spent(write) for _ in range(50)) * 1e3,
-        f"write {BODY} ms": _median(_spent(write, BODY) for _ in range(5)) * 1e3,
-        "reads/s, 1 thread": _rate(read, 1),
-        f"reads/s, {THREADS} threads": _rate(read, THREADS),
-    }
-    read_spent, write_spent = [], []
-    for number in range(reads):
-        read_spent.append(_spent(read, number))
-        if number % BETWEEN == 0:
-            write_spent.append(_spent(write))
-    fresh = HistoryStore(features)
-    fresh.history(users[0])
-    turns = [(_spent(read, n), _spent(fresh.history, users[n % len(users)])) for n in range(1000)]
-    writer.close()
+    write("u0")
+    reads = [_spent(read, number) for number in range(calls)]
+    events = [_spent(write, f"u{number % users}") for number in range(calls // 4)]
+    turns = [(_spent(write, "long"), _spent(write, "short")) for _ in range(calls // 8)]
+    many = [_spent(write, "busy") for _ in range(calls)]
+    some = min(100, len(many) // 2)
     return {
-        **figures,
-        **_last_over_first("1000 reads", read_spent, 1000),
-        **_last_over_first("100 writes", write_spent, 100),
-        "soaked over fresh reader": _median(soaked for soaked, _ in turns) / _median(new for _, new in turns),
+        "read ms": statistics.median(reads) * 1e3,
+        "read ms, p99": _p99(reads) * 1e3,
+        "reads/s": _rate(read, 1, calls),
+        f"reads/s, {THREADS} threads": _rate(read, THREADS, calls),
+        "event ms": statistics.median(events) * 1e3,
+        "event ms, p99": _p99(events) * 1e3,
+        "events/s": _rate(lambda number: write(f"u{number % users}"), 1, calls // 4),
+        f"events/s, {THREADS} threads": _rate(lambda number: write(f"u{number % users}"), THREADS, calls // 2),
+        f"events/s, {BODY} in a body": BODY * _rate(bodies, 1, max(calls // 100, 3)),
+        f"event of a history of {length:,} over of {SHORT}": _ratio(long / short for long, short in turns),
+        f"last {some} of {len(many):,} events of one user over first": statistics.median(many[-some:])
+        / statistics.median(many[:some]),
+        **(_feast(published, length, calls) if hasattr(published, "_rows") else {}),
     }
 
 
-def _spent(work: Callable[..., object], *given: object) -> Spent:
-    processor, start = time.process_time(), time.perf_counter()
+def _feast(published: PublishedFeatures, length: int, calls: int) -> Figures:
+    """Feast's own calls: one view of one user read, one whole row of the longest history written."""
+    import pandas as pd
+
+    from deeprec.feature_repo import definitions  # type: ignore[import-not-found]
+
+    store: Any = published._rows._published  # type: ignore[attr-defined]
+    view, now = definitions.history_view(published.publication.name), datetime.now(UTC)
+    row = {
+        "user_id": ["written"],
+        "item_ids": [[f"i{n}" for n in range(length)]],
+        "timestamps": [list(range(length))],
+        "interactions": [length],
+        "logged": [0],
+        "event_timestamp": pd.to_datetime([now], utc=True),
+        "created": pd.to_datetime([now], utc=True),
+    }
+    frame = pd.DataFrame(row)
+
+    def read(number: int) -> None:
+        store.get_online_features([f"{view}:item_ids"], [{"user_id": f"u{number}"}]).to_dict()
+
+    reads = [_spent(read, number) for number in range(calls // 4)]
+    writes = [_spent(store.write_to_online_store, view, frame) for _ in range(max(calls // 40, 3))]
+    return {
+        "Feast: read ms": statistics.median(reads) * 1e3,
+        "Feast: reads/s": _rate(read, 1, calls // 4),
+        "Feast: whole row written, ms": statistics.median(writes) * 1e3,
+    }
+
+
+def _spent(work: Callable[..., object], *given: object) -> float:
+    start = time.perf_counter()
     work(*given)
-    return Spent(time.perf_counter() - start, time.process_time() - processor)
+    return time.perf_counter() - start
 
 
-def _median(spent: Iterable[Spent]) -> float:
-    return statistics.median(one.seconds for one in spent)
+def _p99(spent: list[float]) -> float:
+    return sorted(spent)[int(0.99 * (len(spent) - 1))]
 
 
-def _rate(read: Callable[[int], None], threads: int, reads: int = 2000) -> float:
+def _ratio(turns: Iterable[float]) -> float:
+    return statistics.median(turns)
+
+
+def _rate(work: Callable[[int], None], threads: int, calls: int) -> float:
     with ThreadPoolExecutor(threads) as pool:
-        return reads / _spent(lambda: list(pool.map(read, range(reads)))).seconds
+        return calls / _spent(lambda: list(pool.map(work, range(calls))))
 
 
-def _last_over_first(what: str, spent: list[Spent], most: int) -> dict[str, float]:
-    count = min(most, len(spent) // 2)
-    first, last = spent[:count], spent[-count:]
-    processor = statistics.median(one.processor for one in last) / statistics.median(one.processor for one in first)
-    return {f"last over first {what}": _median(last) / _median(first), f"the same, processor time ({what})": processor}
+def _write(dataset: Path, users: int, length: int) -> None:
+    """Users with random histories, one with a short and one with a long one."""
+    import polars as pl
 
-
-def _print(online: str, figures: dict[str, float], reads: int) -> None:
-    print(f"{online}, soak of {reads:,} reads and {-(-reads // BETWEEN):,} writes")
-    for name, value in figures.items():
-        print(f"  {name:42} {value:10.2f}")
+    chosen, items = random.Random(0), [f"i{number}" for number in range(length)]
+    histories = {f"u{number}": chosen.sample(items, chosen.randint(SHORT, min(length, 300))) for number in range(users)}
+    histories |= {"short": items[:SHORT], "long": items, "busy": items[:SHORT]}
+    rows = [(user, item, START + n) for user, history in histories.items() for n, item in enumerate(history)]
+    interactions = pl.DataFrame(rows, schema={"user_id": str, "item_id": str, "timestamp": pl.Int64}, orient="row")
+    titles = pl.DataFrame({"item_id": items, "title": [f"Title {item}" for item in items]})
+    write_dataset(
+        dataset,
+        interactions,
+        titles,
+        source="benchmark",
+        time_unit="seconds",
+        text_columns=(),
+        year_column=None,
+        policy_positions=1,
+        repeats="all",
+    )
 
 
 @contextmanager
-def _address(online: str, scratch: Path) -> Iterator[str]:
-    """The address of a server that ends with the context; empty for a store that needs none."""
-    if online != "redis":
-        yield ""
+def _place(kind: str, scratch: Path) -> Iterator[FeaturesConfig]:
+    """A place; its servers end with the context."""
+    if kind == "directory":
+        yield FeaturesConfig(path=f"{scratch}/directory")
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(scratch)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ))
+    redis = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ))
+    postgres = PostgresServer()
     try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
+        config = FeaturesConfig(
+            place="cluster", database=postgres.make(), redis=f"127.0.0.1:{port}", offline=f"{scratch}/offline"
+        )
+        place = open_place(config)
+        place.migrate()
+        place.close()
+        yield config
     finally:
-        process.kill()
-        process.wait()
+        redis.kill()
+        redis.wait()
+        postgres.close()
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python -m benchmarks.feature_store --reads 20000 --out feature_store.json",
+        epilog="example:\n  python -m benchmarks.feature_store --calls 4000 --out feature_store.json",
     )
-    parser.add_argument("--stores", nargs="+", choices=("sqlite", "redis"), default=["sqlite", "redis"])
+    parser.add_argument("--places", nargs="+", choices=("directory", "cluster"), default=["directory", "cluster"])
     parser.add_argument("--users", type=int, default=2000, help="users of the generated dataset")
-    parser.add_argument("--items", type=int, default=1000, help="its items")
-    parser.add_argument("--length", type=int, default=150, help="mean length of a history")
-    parser.add_argument("--reads", type=int, default=20_000, help="reads of the soak")
+    parser.add_argument("--length", type=int, default=5000, help="items of the longest history")
+    parser.add_argument("--calls", type=int, default=2000, help="reads; events and the rest in proportion")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     return parser.parse_args()
 

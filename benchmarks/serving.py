@@ -223,14 +223,24 @@ def memory(pid: int) -> float:
     return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 2**20
 
 
+def _users(features: Path) -> list[str]:
+    """The users of a feature place in a directory, this version's or one that version 0.1 wrote."""
+    before = features / "current" / "offline" / "user_history.parquet"
+    if before.exists():
+        import polars as pl
+
+        return pl.read_parquet(before, columns=["user_id"])["user_id"].to_list()
+    from deeprec.features.directory import DirectoryPlace
+
+    return [user.user_id for user in DirectoryPlace(features).newest().find("", limit=10**6)]
+
+
 def requests(bundle: Bundle, features: Path | None) -> list[bytes]:
     """Bodies that name the users of the feature store in random order, or give random histories; all differ."""
     generator = random.Random(0)
     if features is not None:
-        from deeprec.features.users import UserDirectory
-
-        users = UserDirectory(features).find("", limit=10**6)
-        asked: list[JsonDict] = [{"user_id": user.user_id, "k": 10} for user in users]
+        users = _users(features)
+        asked: list[JsonDict] = [{"user_id": user, "k": 10} for user in users]
         generator.shuffle(asked)
     else:
         ids = [item.item_id for item in bundle.catalogue.items]

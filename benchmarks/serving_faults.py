@@ -154,6 +154,9 @@ class FaultyHistories:
             raise FeatureError("no such store")
         return self._histories.histories(user_ids)
 
+    def find(self, text: str, limit: int) -> Sequence[Any]:
+        return self._histories.find(text, limit)
+
 
 @contextmanager
 def faulty_policy(mode: Path) -> Iterator[None]:
@@ -341,11 +344,11 @@ async def measure(ask: Ask, catalogue: Catalogue, mode: Path, arguments: argpars
 
 def users_of(features: Path) -> dict[str, AbstractSet[str]]:
     """What each user of a feature store has had."""
-    from deeprec.features.online import HistoryStore
-    from deeprec.features.users import UserDirectory
+    from deeprec.features.directory import DirectoryPlace
 
-    users = [user.user_id for user in UserDirectory(features).find("", limit=1000)]
-    histories = HistoryStore(features).histories(users)
+    published = DirectoryPlace(features).newest()
+    users = [user.user_id for user in published.find("", limit=1000)]
+    histories = published.histories(users)
     return {user_id: set(history or ()) for user_id, history in zip(users, histories, strict=True)}
 
 
@@ -453,20 +456,26 @@ def server(mode: Path, arguments: argparse.Namespace) -> Iterator[str]:
 def _histories(mode: Path, features: Path | None) -> FaultyHistories | None:
     if features is None:
         return None
-    from deeprec.features.online import HistoryStore
+    from deeprec.features.directory import DirectoryPlace
 
-    return FaultyHistories(HistoryStore(features), mode)
+    return FaultyHistories(DirectoryPlace(features).newest(), mode)
 
 
 def serve(bundle: str, serving: ServingConfig, mode: Path, features: Path | None) -> None:
     """Be the server."""
+    from deeprec.features.directory import DirectoryPlace
     from deeprec.serving.http import bundle_server
     from deeprec.serving.http.address import bind
     from deeprec.serving.http.server import run
 
-    own = bundle_server.HistoryStore
-    bundle_server.HistoryStore = lambda place: FaultyHistories(own(place), mode)  # type: ignore[assignment,misc]
-    service = bundle_server.recommender_service(bundle, serving, features, force_policy=True)
+    own = bundle_server.load_recommender
+
+    def faulty(loaded: Bundle, histories: Histories | None = None, *given: Any, **other: Any) -> Any:
+        return own(loaded, None if histories is None else FaultyHistories(histories, mode), *given, **other)
+
+    bundle_server.load_recommender = faulty  # type: ignore[assignment]
+    place = None if features is None else DirectoryPlace(features)
+    service = bundle_server.recommender_service(bundle, serving, place, force_policy=True)
     run(service, [bind(serving.host, serving.port)])
 
 

@@ -9,17 +9,25 @@ from deeprec.components import IMAGE
 def ingest(
     data: dict,
     data_version: str,
+    features: dict,
     seed: int,
     dataset: dsl.Output[dsl.Dataset],
 ):
-    """Write the dataset. ``data_version`` names the source's contents, so that a change of them is not served stale."""
+    """Write the dataset, without users who were forgotten in the feature place.
+
+    ``data_version`` names the source's contents, so that a change of them is not served stale.
+    """
     from pathlib import Path
 
     from deeprec.components.boundary import reported
 
     with reported():
-        from deeprec.config import DataConfig
-        from deeprec.data.ingest import ingest as run
+        from functools import partial
 
-        report = run(DataConfig.model_validate(data), seed, Path(dataset.path))
+        from deeprec.config import DataConfig, FeaturesConfig
+        from deeprec.data.ingest import ingest as run
+        from deeprec.features.places import forgotten_in
+
+        forgotten = partial(forgotten_in, FeaturesConfig.model_validate(features))
+        report = run(DataConfig.model_validate(data), seed, Path(dataset.path), forgotten)
         print("\n".join(report.lines), flush=True)

@@ -26,7 +26,7 @@ def publish_bundle(
 
     with reported():
         from deeprec.bundle.publish import publish
-        from deeprec.bundle.shelf import deliver
+        from deeprec.bundle.shelf import deliver, sweep_features
         from deeprec.checks.gate import Verdict, require
         from deeprec.config import BundleConfig, ExploreConfig, TextConfig
 
@@ -35,4 +35,5 @@ def publish_bundle(
         sections = TextConfig.model_validate(text), ExploreConfig.model_validate(explore)
         publish(*inputs, *sections, Verdict.from_json(gate), Path(bundle.path))
         found = deliver(Path(bundle.path), BundleConfig.model_validate(settings))
+        sweep_features(inputs[-1], BundleConfig.model_validate(settings))
         Path(version).write_text(found, encoding="utf-8")

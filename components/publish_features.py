@@ -21,7 +21,7 @@ def publish_features(
     with reported():
         from deeprec.checks.gate import require
         from deeprec.config import FeaturesConfig
-        from deeprec.features.store import publish
+        from deeprec.features.publish import publish
 
         require(gate)
         counts = publish(Path(dataset.path), FeaturesConfig.model_validate(features), Path(published.path))

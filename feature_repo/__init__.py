@@ -1,1 +1,1 @@
-"""The Feast repository: ``feature_store.yaml`` and ``definitions``, instantiated by ``deeprec.features``."""
+"""The Feast repository: ``definitions``, applied by ``deeprec.features``."""

@@ -23,6 +23,7 @@ from kfp import dsl
 
 from deeprec.config import Config
 from deeprec.errors import CheckFailed, ConfigError, DataError, PipelineError
+from deeprec.features.places import forgotten_digest
 from deeprec.pipelines import training
 from deeprec.pipelines.local import TaskResult, run_pipeline
 from deeprec.pipelines.progress import Progress
@@ -85,7 +86,8 @@ def resolve(config: Config, workdir: Path) -> Config:
     A bundle that is promoted goes to ``workdir/shelf`` where no shelf is named.
     """
     tree = config.model_dump()
-    tree["features"]["path"] = os.path.abspath(tree["features"]["path"] or workdir / "features")
+    if config.features.place == "directory":
+        tree["features"]["path"] = os.path.abspath(tree["features"]["path"] or workdir / "features")
     if tree["data"]["path"] and "://" not in tree["data"]["path"]:
         tree["data"]["path"] = os.path.abspath(os.path.expanduser(tree["data"]["path"]))
     shelf = tree["bundle"]["uri"] or (str(workdir / "shelf") if tree["bundle"]["promote"] else "")
@@ -116,6 +118,12 @@ def environment(config: Config) -> dict[str, str]:
 
 
 def _data_version(config: Config) -> str:
+    """What changes with the source's contents, or when somebody is forgotten in the feature place."""
+    forgotten = forgotten_digest(config.features)
+    return "-".join(part for part in (_source_version(config), forgotten) if part)
+
+
+def _source_version(config: Config) -> str:
     if config.data.source == "sample" or "://" in config.data.path:
         return ""
     path = Path(config.data.path)

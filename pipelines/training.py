@@ -88,7 +88,7 @@ def build(settings: PipelineConfig, *, in_turn: bool = False) -> Any:
         bundle: dict,
         seed: int,
     ):
-        ingested = place("ingest", ingest(data=data, data_version=data_version, seed=seed))
+        ingested = place("ingest", ingest(data=data, data_version=data_version, features=features, seed=seed))
         dataset = ingested.outputs["dataset"]
         checked = place("check-data", check_data(checks=checks, dataset=dataset))
         published = place(

@@ -47,7 +47,7 @@ SLOW = (
 """What takes minutes, the longest first: marked ``slow``, together with the tests that are marked so by hand."""
 HEAVY = (
     "integration/", "browser/", "unit/cli/test_policy.py", "unit/docs/test_readme.py",
-    "unit/evaluation/test_browser.py", "unit/features/test_store.py", "unit/features/test_users.py",
+    "unit/evaluation/test_browser.py",
     "unit/pipelines/test_local.py", "unit/pipelines/test_warm.py", "unit/policy/test_generation.py",
     "unit/policy/test_launch.py", "unit/policy/test_leak.py",
     "unit/policy/test_lora.py", "unit/policy/test_processes.py", "unit/policy/test_resume.py",
@@ -224,13 +224,16 @@ def make_bundle(toy_trm: Path, sample_dataset: Path) -> Callable[..., Path]:
     from deeprec.policy.tiny import build_tokenizer
     from deeprec.store import write_artifact
 
-    def make(out: Path, titles: Sequence[str], serve: str = "policy", trm: Path = toy_trm) -> Path:
+    def make(
+        out: Path, titles: Sequence[str], serve: str = "policy", trm: Path = toy_trm, publication: str = "f00d"
+    ) -> Path:
         places = {name: out.parent / f"{out.name}-run" / name for name in ("policy", "evaluation", "features")}
         explore = ExploreConfig(prompt="compact")
         for name, place in places.items():
             parents = [sample_dataset, toy_trm] if name == "policy" else [sample_dataset]
             with write_artifact(place, name, parents=parents) as work:
                 (work / "metrics.json").write_text(json.dumps({"verdict": {"serve": serve}}))
+                (work / "record.json").write_text(json.dumps({"publication": publication}))
                 if name == "policy":
                     build_tokenizer(titles, ["comedy"], [], MARKUP, ["History:\n1. "], explore).save_pretrained(work)
         text, passed = TextConfig(provider="hashing", width=32), Verdict("evaluation", True, "passed", ())

@@ -29,7 +29,7 @@ KINDS = ("dataset", "trm", "policy", "evaluation", "published")
 def make_run(place: Path) -> Path:
     """``place`` as a run's directory with ``bundle`` and ``features``; the policy is untrained: no valid answer."""
     from deeprec.data.ingest import ingest
-    from deeprec.features.store import publish as publish_features
+    from deeprec.features.publish import publish as publish_features
     from deeprec.policy.build import build_policy
     from deeprec.trm.training import train
 
@@ -49,13 +49,13 @@ def make_run(place: Path) -> Path:
     return place
 
 
-def make_bundle(run: Path, out: Path, *, serve: str = "policy", **explore: Any) -> Path:
-    """A bundle of the run's parts at ``out``; another ``explore`` gives it another version."""
+def make_bundle(run: Path, out: Path, *, serve: str = "policy", published: Path | None = None, **explore: Any) -> Path:
+    """A bundle of the run's parts at ``out``; another ``explore`` or ``published`` gives it another version."""
     from deeprec.bundle.publish import publish
 
     verdict = Verdict("evaluation", serve == "policy", "evaluation: passed, 0 of 0 checks", ())
-    parts = [run / kind for kind in KINDS]
-    publish(*parts, TEXT, EXPLORE.model_copy(update=explore), verdict, out)
+    parts = [run / kind for kind in KINDS[:-1]]
+    publish(*parts, published or run / KINDS[-1], TEXT, EXPLORE.model_copy(update=explore), verdict, out)
     return out
 
 

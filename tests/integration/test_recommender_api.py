@@ -16,6 +16,7 @@ from deeprec.bundle.shelf import Shelf
 from deeprec.client import Client, Recommendation
 from deeprec.config import ServingConfig
 from deeprec.errors import ArtifactError, ConfigError, FeatureError, RequestError
+from deeprec.features.directory import DirectoryPlace
 from deeprec.recommender import Recommender
 from tests import forkserver
 from tests.integration.rooms import PATIENCE_MS
@@ -111,8 +112,11 @@ def test_what_cannot_be_opened_is_said(taught: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ArtifactError):
         Recommender.open(tmp_path)
-    with pytest.raises(FeatureError):
+    with pytest.raises(FeatureError, match="no feature store at"):
         Recommender.open(taught / "bundle", features=tmp_path / "nothing")
+    DirectoryPlace(tmp_path / "empty").prepare()
+    with pytest.raises(FeatureError, match=r"has no publication '\w+'; name the place that the bundle was made with"):
+        Recommender.open(taught / "bundle", features=tmp_path / "empty")
 
 
 def test_closing_ends_the_policys_process_and_a_second_time_does_nothing(taught: Path) -> None:

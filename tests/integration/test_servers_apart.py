@@ -23,6 +23,7 @@ from deeprec.errors import PolicyError
 from deeprec.explore.loading import load_policy, open_policy
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.rollout import rollout
+from deeprec.features.directory import DirectoryPlace
 from deeprec.serving.http.bundle_server import recommender_service, trm_service
 from deeprec.serving.http.service import Service
 from deeprec.trm.retriever import TrmRetriever
@@ -131,7 +132,9 @@ def test_a_recommender_with_a_policy_server_and_what_its_loss_means(
         url = running_policy.enter_context(serving_policy(bundle.part("policy"), ("another", "ours")))
         serving = ServingConfig(policy_url=url, policy_model="ours")
         features = taught / "features"
-        recommender = running.enter_context(hosted(lambda: recommender_service(place, serving, features)))
+        recommender = running.enter_context(
+            hosted(lambda: recommender_service(place, serving, DirectoryPlace(features)))
+        )
         user = here[0].user_id
         until(lambda: recommend(recommender.url, user_id=user).path == "policy", "the policy is not asked")
         for one in here[:4]:

@@ -19,6 +19,7 @@ import pytest
 from deeprec.config import ServingConfig
 from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.errors import ArtifactError
+from deeprec.features.directory import DirectoryPlace
 from deeprec.recommender import loading
 from deeprec.serving.http.bundle_server import recommender_service
 from deeprec.serving.http.service import Service
@@ -177,7 +178,7 @@ def test_the_recommender_stays_ready_without_its_policy(run: Path, monkeypatch: 
 
     def make() -> Service:
         serving, features = ServingConfig(policy_url="http://127.0.0.1:9"), run / "features"
-        return recommender_service(str(run / "bundle"), serving, features)
+        return recommender_service(str(run / "bundle"), serving, DirectoryPlace(features))
 
     with forkserver.routed(), hosted(make) as server:
         user = next(iter(read_dataset(run / "dataset").sequences))

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from deeprec.config import ServingConfig
+from deeprec.features.directory import DirectoryPlace
 from deeprec.serving.http.bundle_server import recommender_service, trm_service
 from deeprec.serving.http.service import Service
 from tests import forkserver
@@ -23,7 +24,9 @@ DOORS = {"page": PAGE, "users": ("/v1/users",), "history": ("/v1/history?user_id
 @contextmanager
 def recommender(run: Path, **serving: object) -> Iterator[Hosted]:
     def make() -> Service:
-        return recommender_service(str(run / "bundle"), ServingConfig(prepare=0, **serving), run / "features")
+        return recommender_service(
+            str(run / "bundle"), ServingConfig(prepare=0, **serving), DirectoryPlace(run / "features")
+        )
 
     with forkserver.routed(), hosted(make) as server:
         yield server
@@ -59,7 +62,7 @@ def test_a_door_that_is_shut_is_not_there(small_run: Path) -> None:
 def test_each_door_is_a_switch_of_its_own(small_run: Path) -> None:
     for name, paths in DOORS.items():
         service = recommender_service(
-            str(small_run / "bundle"), ServingConfig(doors={name: False}), small_run / "features"
+            str(small_run / "bundle"), ServingConfig(doors={name: False}), DirectoryPlace(small_run / "features")
         )
         from deeprec.serving.http.application import application
 
@@ -73,7 +76,7 @@ def test_on_an_admin_port_the_doors_are_not_on_the_public_one(small_run: Path) -
     from deeprec.serving.http.application import application
 
     serving = ServingConfig(admin_port=0)
-    service = recommender_service(str(small_run / "bundle"), serving, small_run / "features")
+    service = recommender_service(str(small_run / "bundle"), serving, DirectoryPlace(small_run / "features"))
     assert service.admin is not None
     public, admin = application(service, service.public), application(service, service.admin)
     inner = {"/v1/users", "/v1/history", "/metrics", "/v1/events", "/v1/explore", *PAGE}
@@ -96,7 +99,7 @@ def test_events_ask_for_the_token_in_the_file(small_run: Path, tmp_path: Path) -
 
     def make() -> Service:
         serving = ServingConfig(prepare=0, events_token=str(token), origins=("https://shop.example",))
-        return recommender_service(str(small_run / "bundle"), serving, features)
+        return recommender_service(str(small_run / "bundle"), serving, DirectoryPlace(features))
 
     with forkserver.routed(), hosted(make) as server:
         for path in ("/v1/events", "/v1/models/deeprec-events:predict"):

@@ -25,6 +25,7 @@ from schemathesis import GenerationMode
 from deeprec.bundle.bundle import Bundle
 from deeprec.bundle.publish import extend_bundle
 from deeprec.config import ServingConfig
+from deeprec.features.directory import DirectoryPlace
 from deeprec.serving.http.bundle_server import recommender_service
 from deeprec.serving.http.service import Service
 from deeprec.types import Item
@@ -52,7 +53,7 @@ def server(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     address, serving = str(place / "bundle"), ServingConfig(deadline_ms=50)
 
     def make() -> Service:
-        return recommender_service(address, serving, features, force_policy=True)
+        return recommender_service(address, serving, DirectoryPlace(features), force_policy=True)
 
     with forkserver.routed(), hosted(make) as running:
         yield running

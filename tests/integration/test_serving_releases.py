@@ -201,3 +201,38 @@ def test_a_server_follows_what_is_live_in_object_storage(small_run: Path, place:
         answer = httpx.post(f"{server.url}/v1/models/deeprec-trm:predict", json=body, timeout=60)
         assert answer.json()["predictions"][0]["bundle"] == version(place / "two")
         assert server.stop() == 0
+
+
+def test_promoting_is_the_only_turn_of_what_histories_are_read(small_run: Path, tmp_path: Path) -> None:
+    """Two bundles of two publications in one place: a server reads its bundle's, and events are in both."""
+    from deeprec.bundle.bundle import Bundle
+    from deeprec.bundle.shelf import Shelf
+    from deeprec.config import FeaturesConfig
+    from deeprec.features.publish import publish
+
+    features, short = tmp_path / "features", tmp_path / "published"
+    shutil.copytree(small_run / "features", features)
+    publish(small_run / "dataset", FeaturesConfig(path=str(features), history_length=2), short)
+    shelf = Shelf.make(tmp_path / "shelf")
+    whole = shelf.push(Bundle.load(make_bundle(small_run, tmp_path / "one", serve="trm"))).version
+    cut = shelf.push(Bundle.load(make_bundle(small_run, tmp_path / "two", serve="trm", published=short))).version
+    assert whole != cut
+    shelf.promote(whole)
+    command = deeprec("serve", "recommender", shelf.address, "--features", features, *QUICK)
+
+    def had(server: ServerProcess) -> int:
+        return int(httpx.get(f"{server.url}/v1/history", params={"user_id": "u01"}, timeout=60).json()["interactions"])
+
+    with started(command, tmp_path / "log") as server:
+        before = had(server)
+        assert before > 3
+        item = Bundle.load(tmp_path / "one").catalogue.items[0].item_id
+        body = {"events": [{"event_id": "e1", "user_id": "new", "item_id": item}]}
+        assert httpx.post(f"{server.url}/v1/events", json=body, timeout=60).json()["accepted"] == 1
+        shelf.promote(cut)
+        asyncio.run(becomes(lambda: had(server) == 2, lambda: server.printed))
+        answer = httpx.get(f"{server.url}/v1/history", params={"user_id": "new"}, timeout=60).json()
+        assert answer["interactions"] == 1
+        shelf.rollback()
+        asyncio.run(becomes(lambda: had(server) == before, lambda: server.printed))
+        assert server.stop() == 0

@@ -155,6 +155,20 @@ def test_a_policy_server_fetches_its_part_alone(bundles: tuple[Bundle, Bundle], 
     assert not (tmp_path / PARTS / parts["trm"]).exists()
 
 
+def test_a_policy_is_evaluated_from_a_shelf_in_object_storage(
+    bundles: tuple[Bundle, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy and the TRM are fetched; what is asked for then is the dataset."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shelf = Shelf.make("s3://models/evaluated")
+    shelf.promote(shelf.push(bundles[0]).version)
+    for options in ((), ("--dataset", tmp_path / "absent", "--trm", shelf.address)):
+        result = CliRunner().invoke(app, ["policy", "evaluate", shelf.address, *map(str, options)])
+        assert "--dataset is missing" in str(result.exception) or "absent" in str(result.exception)
+    fetched = {path.name for path in (tmp_path / "deeprec" / PARTS).iterdir()}
+    assert fetched == {bundles[0].info["parts"][name] for name in ("policy", "trm")}
+
+
 class Careless(BaseHTTPRequestHandler):
     """An S3 server that takes every write, whatever its condition."""
 

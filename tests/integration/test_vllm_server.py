@@ -30,6 +30,7 @@ from deeprec.explore.loading import fingerprint, load_policy, open_policy
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.rollout import rollout
 from deeprec.explore.vllm_engine import RULE_ARGUMENT
+from deeprec.features.directory import DirectoryPlace
 from deeprec.serving.http.bundle_server import recommender_service
 from deeprec.serving.http.service import Service
 from deeprec.store import read_artifact
@@ -207,7 +208,9 @@ def test_another_policy_is_refused(server: str, run: Path) -> None:
 
 def test_a_recommender_answers_by_it(server: str, run: Path, here: list[Trajectory]) -> None:
     def make() -> Service:
-        return recommender_service(str(run / "bundle"), ServingConfig(policy_url=server), run / "features")
+        return recommender_service(
+            str(run / "bundle"), ServingConfig(policy_url=server), DirectoryPlace(run / "features")
+        )
 
     with forkserver.routed(), hosted(make) as recommender, Client(recommender.url, timeout=60) as client:
 

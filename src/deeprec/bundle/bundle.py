@@ -41,7 +41,7 @@ from deeprec.trm.artifact import fits_policy_of
 from deeprec.types import Catalogue, JsonDict
 
 KIND = "bundle"
-SCHEMA = 2
+SCHEMA = 3
 BUNDLE, EXPLORE, TEXT, METRICS, POPULARITY = (
     "bundle.json", "explore.json", "text.json", "metrics.json", "popularity.safetensors"
 )  # fmt: skip
@@ -118,6 +118,11 @@ class Bundle:
             raise ArtifactError(f"bundle {self.version} was opened without its {name}; open it with that part")
         return self.parts[held]
 
+    @property
+    def publication(self) -> str:
+        """The publication of features that it was made with, and that a server of it reads."""
+        return str(self.info["publication"])
+
     def popular(self, count: int) -> tuple[str, ...]:
         """Ids of the ``count`` most popular items, the most popular first."""
         rows = (-self.counts).argsort(kind="stable")[:count]
@@ -162,10 +167,11 @@ def read_info(index: Path, address: str) -> JsonDict:
     )
 
 
-def version_of(index: Path, parts: Mapping[str, Manifest], serve: Served) -> str:
+def version_of(index: Path, parts: Mapping[str, Manifest], serve: Served, publication: str) -> str:
     """Sixteen hexadecimal digits over everything that decides an answer."""
     deciding = {
         "serve": serve,
+        "publication": publication,
         "text": read_json(index / TEXT)["identity"],
         "files": {name: file_digest(index / name) for name in (FILE, POPULARITY, EXPLORE)},
         "parts": {

@@ -58,6 +58,7 @@ def publish(
     """
     from deeprec.data.dataset import read_dataset
     from deeprec.data.splits import everything_sequences, interaction_counts, trm_sequences
+    from deeprec.features.publish import RECORD
     from deeprec.trm.text import encoder_directory
 
     kinds = {"dataset": dataset, "trm": trm, "policy": policy, "evaluation": evaluation, "features": features}
@@ -91,6 +92,7 @@ def publish(
             "refit": refit,
             "gate": verdict.reason,
             "example_user": next(iter(data.sequences), None),
+            "publication": str(read_json(features / RECORD)["publication"]),
             "parents": {kind: manifest.digest for kind, manifest in parents.items()},
         }
         write_info(work, info)
@@ -137,7 +139,7 @@ def write_info(work: Path, info: Mapping[str, Any], parts: Mapping[str, Path] | 
     whole = {
         **info,
         "schema": SCHEMA,
-        "version": version_of(work, manifests, info["serve"]),
+        "version": version_of(work, manifests, info["serve"], info["publication"]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "parts": {name: part_digest(name, manifest) for name, manifest in manifests.items()},
     }

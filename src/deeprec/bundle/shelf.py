@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import re
 import shutil
 import socket
@@ -28,10 +29,21 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from deeprec.bundle.bundle import BUNDLE, INDEX, KIND, METRICS, VERSION_DIGITS, Bundle, Part, Served, is_needed
+from deeprec.bundle.bundle import (
+    BUNDLE,
+    INDEX,
+    KIND,
+    METRICS,
+    VERSION_DIGITS,
+    Bundle,
+    Part,
+    Served,
+    is_needed,
+    read_json,
+)
 from deeprec.bundle.publish import write_info
 from deeprec.config import BundleConfig
-from deeprec.errors import ArtifactError, StoreError
+from deeprec.errors import ArtifactError, FeatureError, StoreError
 from deeprec.objects import LocalObjects, MovedError, Objects, open_objects
 from deeprec.store import MANIFEST, Manifest, parse_manifest, read_artifact, write_artifact
 from deeprec.types import JsonDict
@@ -45,6 +57,8 @@ KEPT_MOVES = 200
 ATTEMPTS = 50
 """Of setting ``candidate`` while others do."""
 VERSION = re.compile(rf"[0-9a-f]{{{VERSION_DIGITS}}}")
+logger = logging.getLogger(__name__)
+
 Pointer = Literal["candidate", "live"]
 POINTERS: tuple[Pointer, ...] = ("candidate", "live")
 
@@ -140,6 +154,16 @@ class Shelf:
             info, metrics = (self._json(f"{version}/{file}") for file in (BUNDLE, METRICS))
             shelved.append(Shelved(version, info, metrics, pointers))
         return sorted(shelved, key=lambda one: str(one.info.get("created")), reverse=True)
+
+    def publications(self) -> tuple[set[str], set[str]]:
+        """The publications of features that bundles here were made with: those in use, and all.
+
+        In use are those of ``live``, ``candidate``, and what ``live`` named before, which a rollback goes back to.
+        """
+        moves = self.moves("live")
+        pointed = {self.pointer("live"), self.pointer("candidate"), *(move.before for move in moves[-1:])}
+        named = {shelved.version: str(shelved.info.get("publication", "")) for shelved in self.versions()}
+        return {name for version, name in named.items() if version in pointed}, set(named.values())
 
     def check(self, version: str) -> None:
         """
@@ -347,6 +371,35 @@ def deliver(bundle: Path, settings: BundleConfig) -> str:
     if settings.promote:
         shelf.promote(opened.version)
     return opened.version
+
+
+def sweep_features(published: Path, settings: BundleConfig) -> list[str]:
+    """Remove publications of features that older bundles of the shelf were made with and none in use names.
+
+    Publications that no bundle of this shelf names stay: others may use the same place.
+
+    Args:
+        published: the run's artifact ``features``, which says where they are.
+
+    Returns:
+        The names of those that were removed. What cannot be removed is logged and left to the next run.
+    """
+    from deeprec.config import FeaturesConfig
+    from deeprec.features.places import open_place
+    from deeprec.features.publish import RECORD
+
+    if not settings.uri:
+        return []
+    used, named = Shelf(settings.uri).publications()
+    place = open_place(FeaturesConfig.model_validate(read_json(published / RECORD)["features"]))
+    try:
+        others = {one.name for one in place.publications()} - named
+        return place.sweep({*used, *others})
+    except (FeatureError, StoreError) as error:
+        logger.warning("publications that nobody uses are left: %s", error)
+        return []
+    finally:
+        place.close()
 
 
 def _write_index(bundle: Bundle, serve: Served | None, index: Path) -> str:

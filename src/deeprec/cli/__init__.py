@@ -1,4 +1,4 @@
-"""The command line: ``deeprec run | data | trm | policy | explore | evaluate | bundle | serve | pipeline``.
+"""The command line: ``deeprec run | data | features | trm | policy | explore | evaluate | bundle | serve | pipeline``.
 
 Errors of ours are translated here, once: one red line on standard error, and the error's exit status (2 for bad input,
 1 for a failed gate or task). Commands import what they need when they run, so that ``deeprec --help`` is quick.
@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from deeprec.cli import bundle, data, evaluate, explore, pipeline, policy, run, serve, trm
+from deeprec.cli import bundle, data, evaluate, explore, features, pipeline, policy, run, serve, trm
 from deeprec.errors import DeepRecError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 run.register(app)
 app.add_typer(data.app, name="data")
+app.add_typer(features.app, name="features")
 app.add_typer(trm.app, name="trm")
 app.add_typer(policy.app, name="policy")
 explore.register(app)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deeprec.cli.features import PLACE_HELP
 from deeprec.cli.profiles import pair
 
 if TYPE_CHECKING:
@@ -99,18 +100,55 @@ def inspect(
 
 @app.command()
 def events(
-    features: Annotated[Path, typer.Argument(help="Directory of a feature store whose servers have accepted events.")],
+    features: Annotated[str, typer.Argument(help=PLACE_HELP)],
     out: Annotated[Path, typer.Argument(help="File to write, .parquet.")],
 ) -> None:
-    """Write the events that a feature store has accepted as a table of interactions, which `import table` reads.
+    """Write the events that a feature place has accepted as a table of interactions, which `import table` reads.
 
     Columns: user_id, item_id, timestamp, rating, event, event_id, in the order in which they were accepted.
 
-    Example: `deeprec data events runs/shop/features shop/events.parquet`
+    Examples: `deeprec data events runs/shop/features shop/events.parquet`, `deeprec data events cluster.yaml
+    events.parquet`
     """
+    from deeprec.cli.places import place_at
     from deeprec.features.log import write_table
 
-    typer.echo(f"events: {write_table(features, out):,} in {out}")
+    place = place_at(features)
+    place.check()
+    typer.echo(f"events: {write_table(place.log, out):,} in {out}")
+    place.close()
+
+
+@app.command()
+def forget(
+    user: Annotated[str, typer.Argument(help="The user's id.")],
+    features: Annotated[str, typer.Option("--features", help=PLACE_HELP)],
+    log: Annotated[
+        list[Path] | None, typer.Option("--log", help="Directory of a request log; repeatable, one for each server's.")
+    ] = None,
+    shelf: Annotated[
+        list[str] | None, typer.Option("--shelf", help="A shelf whose bundles are looked through; repeatable.")
+    ] = None,
+    run: Annotated[
+        list[Path] | None, typer.Option("--run", help="Directory of a run, which is looked through; repeatable.")
+    ] = None,
+) -> None:
+    """Forget a user: accepted events, published histories, the request logs' rows, and every later training.
+
+    The user's id stays as a keyed hash alone, by which later trainings with this place leave the user out. What has
+    been trained is not changed: the command names what still holds the user, so that it can be removed. Beside a place
+    in a run's directory, that run and its shelf are looked through.
+
+    Examples:
+
+    `deeprec data forget u0042 --features runs/shop/features --log /var/log/deeprec`
+
+    `deeprec data forget u0042 --features cluster.yaml --shelf s3://models/shop --log /logs/a --log /logs/b`
+    """
+    from deeprec.cli.forgetting import forget_user
+
+    for line in forget_user(user, features, log or (), shelf or (), run or ()):
+        typer.echo(line)
 
 
 def _kind(place: Path) -> str:

@@ -105,14 +105,17 @@ def _later(rows: pl.DataFrame, events: Path, log: Path, k: int, window_hours: fl
 def _events(place: Path) -> pl.DataFrame:
     """The events in files, or those that a feature store has accepted."""
     from deeprec.evaluation.later import read_events
-    from deeprec.features.log import EVENTS, write_table
-    from deeprec.features.online import CURRENT
+    from deeprec.features.directory import EVENTS, DirectoryPlace
+    from deeprec.features.log import write_table
 
-    if not ((place / CURRENT).is_symlink() or (place / EVENTS).is_dir()):
+    if not (place / EVENTS).is_file():
         return read_events(place)
+    store = DirectoryPlace(place)
+    store.check()
     with tempfile.TemporaryDirectory(prefix="deeprec-events-") as work:
         table = Path(work) / "events.parquet"
-        write_table(place, table)
+        write_table(store.log, table)
+        store.close()
         return read_events(table)
 
 

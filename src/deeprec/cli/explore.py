@@ -141,16 +141,20 @@ def _of_user(loaded: Bundle, user: str, dataset: Path | None, features: Path | N
         sequences = read_dataset(dataset).sequences
         place, history, example = str(dataset), sequences.get(user), next(iter(sequences), None)
     else:
-        from deeprec.bundle.opening import features_beside
-        from deeprec.features.online import HistoryStore
+        from deeprec.cli.places import find_features
+        from deeprec.cli.profiles import read_config
+        from deeprec.features.places import open_place
 
-        store = features or features_beside(address)
+        store = find_features(read_config(None, None), features, address)
         if store is None:
             raise ConfigError(
                 f"{address} has no feature store beside it; name one with --features, a dataset with --dataset, or "
                 f"give a --history"
             )
-        place, history, example = str(store), HistoryStore(store).history(user), loaded.info.get("example_user")
+        opened = open_place(store)
+        history = opened.open(loaded.publication).history(user)
+        place, example = opened.name, loaded.info.get("example_user")
+        opened.close()
     if history is None:
         named = f", for example {example}" if example else ""
         raise DataError(f"{place} has no user {user!r}; name one it has{named}, or give a --history")

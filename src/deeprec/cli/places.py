@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from deeprec.config import Config, ExploreConfig, TextConfig
+from deeprec.config import Config, ExploreConfig, FeaturesConfig, TextConfig
 from deeprec.errors import ArtifactError, ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from deeprec.features.place import FeaturePlace
 
 RUNS = Path("runs")
 RUN_HELP = "Directory of a run, such as runs/quickstart: what is not named is taken from it."
@@ -30,6 +33,36 @@ def find_bundle(place: str | None) -> str:
             raise ConfigError(f"there is no run with a bundle in {RUNS}/; make one with deeprec run, or name a bundle")
         place = str(found[-1].parent.parent)
     return locate(place)
+
+
+def find_features(config: Config, named: Path | None = None, beside: str | None = None) -> FeaturesConfig | None:
+    """The feature place of a command: the directory ``named``, else the section ``features`` where it names a place.
+
+    Else the directory beside the bundle at the address ``beside``; None where there is none.
+    """
+    if named is not None:
+        return FeaturesConfig(path=str(named))
+    if config.features.place == "cluster" or config.features.path:
+        return config.features
+    from deeprec.bundle.opening import features_beside
+
+    found = None if beside is None else features_beside(beside)
+    return None if found is None else FeaturesConfig(path=str(found))
+
+
+def place_at(named: str) -> FeaturePlace:
+    """The feature place in a directory, or that a configuration file's section ``features`` names.
+
+    Raises:
+        ConfigError: the file names none, or cannot be read.
+    """
+    from deeprec.features.places import open_place
+
+    if not named.endswith((".yaml", ".yml")):
+        return open_place(FeaturesConfig(path=named))
+    from deeprec.cli.profiles import read_config
+
+    return open_place(read_config(named, None).features)
 
 
 @dataclass(frozen=True)

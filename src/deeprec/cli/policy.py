@@ -32,7 +32,9 @@ app = typer.Typer(
 app.command()(trainjob)
 Run = Annotated[Path | None, typer.Option("--run", help=RUN_HELP)]
 Data = Annotated[Path | None, typer.Option("--dataset", help="Directory of the dataset.")]
-Trm = Annotated[Path | None, typer.Option("--trm", help="Directory of a TRM trained `--for-policy`, or of a bundle.")]
+Trm = Annotated[
+    str | None, typer.Option("--trm", help="A TRM trained `--for-policy`: its directory, a bundle's, or SHELF@VERSION.")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Directory to write; must not exist yet.")]
 Settings = Annotated[
     str | None,
@@ -169,7 +171,8 @@ def train(
 @app.command()
 def evaluate(
     policy: Annotated[
-        Path | None, typer.Argument(help="Directory of a policy or of a bundle. Default: the run's stage 2.")
+        str | None,
+        typer.Argument(help="A policy's directory, a bundle's or a run's, or SHELF@VERSION. Default: --run's stage 2."),
     ] = None,
     dataset: Data = None,
     trm: Trm = None,
@@ -205,7 +208,7 @@ def evaluate(
     from deeprec.evaluation.single import Split, evaluate_policy
 
     shop = Workshop.open(run)
-    place = part_at(shop.place("stage2", policy, "POLICY"), "policy")
+    place = part_at(policy or shop.place("stage2", None, "POLICY"), "policy")
     settings = shop.config(config, override, place)
     where = _world(shop, dataset, trm)
     found = evaluate_policy(
@@ -271,9 +274,9 @@ def trajectories(
 # ------------------------------------------------------------------------------------------------------------ parts
 
 
-def _world(shop: Workshop, dataset: Path | None, trm: Path | None) -> tuple[Path, Path]:
+def _world(shop: Workshop, dataset: Path | None, trm: str | None) -> tuple[Path, Path]:
     """The dataset and the TRM."""
-    return shop.place("dataset", dataset, "--dataset"), part_at(shop.place("trm", trm, "--trm"), "trm")
+    return shop.place("dataset", dataset, "--dataset"), part_at(trm or shop.place("trm", None, "--trm"), "trm")
 
 
 def _required(named: Path | None, option: str, what: str) -> Path:

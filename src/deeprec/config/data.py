@@ -39,6 +39,8 @@ class DataConfig(Section):
     """Catalogue columns whose values describe an item; several values in one cell are joined by ``|``."""
     year_column: str | None = "year"
     """Catalogue column with a year, turned into a decade phrase; MovieLens titles give it. None or "": no decades."""
+    repeats: Literal["first", "last"] = "first"
+    """Which of a user's interactions with one item is kept, here and of the events that servers accept."""
     min_rating: float = 0.0
     """Interactions rated below this are dropped; 0 keeps all."""
     min_user_interactions: Positive = 5
@@ -86,28 +88,33 @@ class ChecksConfig(Section):
 class FeaturesConfig(Section):
     """The feature store."""
 
+    place: Literal["directory", "cluster"] = "directory"
+    """``directory``: SQLite files in ``path``, for one machine; ``cluster``: Feast, PostgreSQL and Redis, for many."""
     path: str = ""
-    """Directory of the feature repository with its offline files, the log of accepted events and, for ``sqlite``, the
-    online store; `deeprec run` fills it with ``WORKDIR/features``."""
+    """``directory`` only; `deeprec run` fills it with ``WORKDIR/features``."""
+    database: str = ""
+    """``cluster`` only: ``postgresql://USER:PASSWORD@HOST:PORT/NAME``, for the log of accepted events and Feast's
+    registry. Like ``redis`` it may name variables, ``${DATABASE_URL}``, or be ``file:/path``: they are read where the
+    place is opened, so that a password is written nowhere."""
+    redis: str = ""
+    """``cluster`` only, the online store: ``host:port``, then parameters of the connection:
+    ``redis:6379,db=1,password=${REDIS_PASSWORD}``."""
+    offline: str = ""
+    """``cluster`` only: where the published tables lie as Parquet, a directory or ``s3://bucket/prefix``."""
     history_length: Positive = 100_000
     """Online histories keep this many newest items; the default is longer than any real history, so none is cut."""
-    online: Literal["sqlite", "redis"] = "sqlite"
-    """Where servers read: ``sqlite``, a file in ``path``; ``redis``, the server that ``redis`` names."""
-    redis: str = ""
-    """``redis`` only: ``host:port``, then parameters of the connection: ``redis:6379,db=1,password=${REDIS_PASSWORD}``.
-    Variables of the environment are read where the store is opened, so that a password is written nowhere."""
 
     @model_validator(mode="after")
-    def _address_where_needed(self) -> Self:
-        address = self.redis.partition(",")[0]
-        if self.online == "sqlite" and self.redis:
+    def _addresses_of_the_place(self) -> Self:
+        if self.place == "cluster":
+            if missing := [name for name in ("database", "redis", "offline") if not getattr(self, name)]:
+                raise ValueError(f"place is 'cluster', but {missing[0]} is empty; set features.{missing[0]}")
+            return self
+        if foreign := [name for name in ("database", "redis", "offline") if getattr(self, name)]:
             raise ValueError(
-                f"redis is {address!r}, but online is 'sqlite', which has no server; set features.online=redis, or "
-                f"leave features.redis out"
+                f"{foreign[0]} is set, but place is 'directory', which has none; set features.place=cluster, or leave "
+                f"features.{foreign[0]} out"
             )
-        host, _, port = address.rpartition(":")
-        if self.online == "redis" and not (host and port.isdecimal() and 0 < int(port) < 65536):
-            raise ValueError(f"redis is {address!r}, but online is 'redis'; set features.redis to its host:port")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -97,7 +98,11 @@ def _describe(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "configuration"
     if item["type"] == "extra_forbidden":
         return f"unknown key {key}; remove it or correct its spelling"
-    return f"{key}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r:.80})"
+    told = f"{key}: {item['msg'].removeprefix('Value error, ')}"
+    # a section's own rule names what it is about; other values of the section may be secret
+    if isinstance(item["input"], Mapping | Section):
+        return told
+    return f"{told} (got {item['input']!r:.80})"
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:

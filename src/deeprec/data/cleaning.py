@@ -1,12 +1,13 @@
 """Cleaning: from a source's raw tables to interactions and a catalogue that fit together.
 
 Every step that drops rows is counted. Histories are ordered by timestamp, and by the row's place in the source where
-timestamps tie. Of several interactions of one user with one item the first in that order is kept.
+timestamps tie. Of several interactions of one user with one item the first in that order is kept, or the last.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import polars as pl
 
@@ -40,6 +41,7 @@ def clean(
     interactions: pl.DataFrame,
     items: pl.DataFrame,
     *,
+    repeats: Literal["first", "last"] = "first",
     min_rating: float = 0.0,
     min_user_interactions: int = 5,
     min_item_interactions: int = 5,
@@ -65,7 +67,7 @@ def clean(
     keep(interactions.drop_nulls(["timestamp"]), "timestamp missing")
     keep(_known_items(interactions, catalogue), "item not in the catalogue")
     keep(at_least_rated(interactions, min_rating), f"rated below {min_rating:g}")
-    keep(first_of_duplicates(time_ordered(interactions)), "repeated user and item; the first is kept")
+    keep(one_of_repeats(time_ordered(interactions), repeats), f"repeated user and item; the {repeats} is kept")
     keep(
         k_core(interactions, min_user_interactions, min_item_interactions),
         f"{min_user_interactions}-core of users, {min_item_interactions}-core of items",
@@ -89,14 +91,15 @@ def time_ordered(interactions: pl.DataFrame) -> pl.DataFrame:
     return interactions.sort("user_id", "timestamp", maintain_order=True)
 
 
-def first_of_duplicates(interactions: pl.DataFrame) -> pl.DataFrame:
-    """The first row of every (user, item), order kept.
+def one_of_repeats(interactions: pl.DataFrame, repeats: Literal["first", "last"] = "first") -> pl.DataFrame:
+    """The first row of every (user, item), or the last, order kept.
 
     Pairs are compared as one 64-bit number made of two dense codes, which takes a fraction of the memory of comparing
     rows.
     """
     user, item = (pl.col(name).rank("dense").cast(pl.UInt64) for name in ("user_id", "item_id"))
-    return interactions.filter((user * 2**32 + item).is_first_distinct())
+    pair = user * 2**32 + item
+    return interactions.filter(pair.is_first_distinct() if repeats == "first" else pair.is_last_distinct())
 
 
 def at_least_rated(interactions: pl.DataFrame, min_rating: float) -> pl.DataFrame:

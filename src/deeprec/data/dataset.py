@@ -53,6 +53,11 @@ class Dataset:
         """``seconds`` or ``order``."""
         return str(self.info.get("time_unit", "seconds"))
 
+    @property
+    def repeats(self) -> str:
+        """Which of a user's interactions with one item is kept: ``first``, ``last`` or ``all``."""
+        return str(self.info.get("repeats", "first"))
+
 
 def write_dataset(
     path: str | Path,
@@ -64,6 +69,7 @@ def write_dataset(
     text_columns: Sequence[str],
     year_column: str | None,
     policy_positions: int,
+    repeats: str = "first",
     missing_titles: int = 0,
     report: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
@@ -86,6 +92,7 @@ def write_dataset(
             "source": source,
             "time_unit": time_unit,
             "policy_positions": policy_positions,
+            "repeats": repeats,
             "missing_titles": missing_titles,
             "files": {name: file_digest(work / name) for name in (INTERACTIONS, ITEMS)},
             "report": dict(report or {}),

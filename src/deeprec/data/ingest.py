@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from deeprec.config import DataConfig
@@ -48,14 +49,21 @@ class IngestReport:
         return tuple(found)
 
 
-def ingest(config: DataConfig, seed: int, out: str | Path) -> IngestReport:
+def ingest(
+    config: DataConfig, seed: int, out: str | Path, forgotten: Callable[[list[str]], set[str]] | None = None
+) -> IngestReport:
     """Make a dataset at ``out``. The seed matters to generated data only.
+
+    ``forgotten``: of these users, those who are to be left out.
 
     Raises:
         DataError: the source cannot be read or does not fit together; nothing is written then.
         StoreError: ``out`` cannot be written.
     """
-    source = read_source(config, seed)
+    source, notes = read_source(config, seed), []
+    if forgotten is not None:
+        source, left_out = _without(source, forgotten)
+        notes += [f"dropped {left_out:,} interactions: the user was forgotten"] if left_out else []
     text_columns = config.text_columns if source.text_columns is None else source.text_columns
     year_column = (source.year_column or config.year_column) if config.year_column else None
     for column in text_columns:
@@ -64,7 +72,6 @@ def ingest(config: DataConfig, seed: int, out: str | Path) -> IngestReport:
                 f"the items of {config.path or source.name} have no column {column!r}; they have "
                 f"{', '.join(source.items.columns)}; correct data.text_columns"
             )
-    notes: list[str] = []
     if source.time_unit == "order":
         notes.append("timestamps are only an order; clock checks are skipped")
     if year_column is not None and year_column not in source.items.columns:
@@ -73,6 +80,7 @@ def ingest(config: DataConfig, seed: int, out: str | Path) -> IngestReport:
     cleaned = clean(
         source.interactions,
         source.items,
+        repeats=config.repeats,
         min_rating=config.min_rating,
         min_user_interactions=config.min_user_interactions,
         min_item_interactions=config.min_item_interactions,
@@ -87,6 +95,7 @@ def ingest(config: DataConfig, seed: int, out: str | Path) -> IngestReport:
         text_columns=text_columns,
         year_column=year_column,
         policy_positions=config.policy_positions,
+        repeats=config.repeats,
         missing_titles=cleaned.missing_titles,
         report=report.to_json(),
         config=config.model_dump(mode="json"),
@@ -124,6 +133,16 @@ def read_source(config: DataConfig, seed: int) -> Source:
         config.year_column,
         config.time_unit,
     )
+
+
+def _without(source: Source, forgotten: Callable[[list[str]], set[str]]) -> tuple[Source, int]:
+    """The source without the interactions of users who are forgotten, and how many they were."""
+    import polars as pl
+
+    ids = source.interactions.select(pl.col("user_id").cast(pl.String).unique().drop_nulls())["user_id"].to_list()
+    gone = sorted(forgotten(ids))
+    kept = source.interactions.filter(~pl.col("user_id").cast(pl.String).is_in(gone).fill_null(False))
+    return replace(source, interactions=kept), source.interactions.height - kept.height
 
 
 def _report(source: Source, cleaned: Cleaned, notes: list[str]) -> IngestReport:

@@ -1,10 +1,10 @@
-"""Live history: interactions that enter the online histories now and outlive the next publication.
+"""Live history: interactions that are in every history read from now on, and outlive the next publication.
 
 Contract of ``EventWriter.write``: each event is accepted, a duplicate (its id was accepted before, by any process) or
-refused with a reason. The accepted ones are in the log, on the disk, and then in the online store, one push for all;
-when ``write`` returns, whoever reads a history next has them. A writer that dies between log and push, or a push that
-fails, leaves events that are in the log only: the next write, by any process, and the next ``open`` push them first.
-Nothing is lost and, because an interaction enters a history once (``features.history``), nothing doubled.
+refused with a reason. The accepted ones are in the log, committed, all or none, and then shown (``FeaturePlace.show``);
+when ``write`` returns, whoever reads a history next has them. A writer that dies between the two, or that cannot reach
+an online store, leaves events that are in the log only: the next write, by any process, and the next ``open`` show
+them first. Nothing is lost and, because an interaction enters a history once (``features.history``), nothing doubled.
 
 An event without a timestamp is the user's newest. A later event with an earlier timestamp enters where it belongs.
 """
@@ -12,20 +12,18 @@ An event without a timestamp is the user's newest. A later event with an earlier
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from deeprec.features.history import UserHistory
-from deeprec.features.log import EventLog, LoggedEvent
-from deeprec.features.online import HistoryStore
-from deeprec.features.version import Version
+from deeprec.errors import StoreError
+from deeprec.features.log import LockedUsers, LoggedEvent
+from deeprec.features.place import FeaturePlace
 from deeprec.wire.events import Event
 
 AHEAD_SECONDS = 300
 """How far a client's clock may be ahead; a timestamp within that is taken as now."""
-_CHUNK = 1000
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,89 +36,110 @@ class Outcome:
 
 
 class EventWriter:
-    """Writes events to the feature store in a directory. Safe to use from several threads and processes.
+    """Writes events to a feature place. Safe to use from several threads and processes.
 
     Args:
-        features_path: the store's directory.
+        place: where to.
         clock: Unix seconds.
+        serves: whether an item is in the catalogue of the bundle that this process serves, to which items may have been
+            added since it was published.
 
     Raises:
+        FeatureError: nothing is published there, or the online store cannot be written.
         StoreError: the log cannot be opened.
     """
 
-    def __init__(self, features_path: str | Path, *, clock: Callable[[], float] = time.time) -> None:
-        self._store = HistoryStore(features_path)
-        self._store.open()
-        self._log = EventLog(features_path)
-        self._clock = clock
-        with self._log.locked():
-            catch_up(self._store.open(), self._log)
+    def __init__(
+        self,
+        place: FeaturePlace,
+        *,
+        clock: Callable[[], float] = time.time,
+        serves: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._place = place
+        self._clock, self._serves = clock, serves
+        place.newest()
+        place.show_rest()
 
     def write(self, events: Sequence[Event]) -> tuple[Outcome, ...]:
         """What became of each event, in order.
 
         Raises:
-            FeatureError: the online store cannot be read or written, or others write all the time. What the log has
-                is pushed by the next write: events may be sent again, with the same ids.
+            FeatureError: the place cannot be read, or the online store cannot be written. What the log has is shown
+                by the next write: events may be sent again, with the same ids.
             StoreError: the log cannot be written; nothing was accepted.
         """
-        with self._log.locked():
-            version = self._store.open()
-            catch_up(version, self._log)
-            known = self._log.known([event.event_id for event in events])
-            new = [event for event in events if event.event_id not in known]
-            histories = _histories(version, (event.user_id for event in new))
-            judge = _Judge(version, new, histories, int(self._clock()))
-            outcomes = tuple(
-                Outcome(event.event_id, "duplicate") if event.event_id in known else judge.outcome(event)
-                for event in events
-            )
-            if judge.accepted:
-                position = self._log.append(judge.accepted)
-                merged = _merged(histories, judge.accepted, version.publication.history_length)
-                version.push(merged, position)
+        self._place.show_rest()
+        named = {event.item_id for event in events}
+        items = self._place.known_items(named) | set(filter(self._serves, named))
+        newest = self._place.newest_times({event.user_id for event in events})
+        in_seconds = self._place.publications()[0].time_unit == "seconds"
+        for attempt in range(_ATTEMPTS):
+            judge = _Judge(items, newest, in_seconds, int(self._clock()))
+            try:
+                outcomes = self._append(events, judge)
+                break
+            except StoreError as error:
+                if attempt == _ATTEMPTS - 1 or not _is_doubled(error):
+                    raise
+        self._place.show({event.user_id for event in judge.accepted})
         return outcomes
 
     def check(self) -> None:
         """
         Raises:
-            FeatureError: the store cannot be read, or has lost what was published.
+            FeatureError, StoreError: the place cannot be read, or has lost what was published.
         """
-        self._store.open().position()
+        self._place.newest().check()
 
-    def close(self) -> None:
-        """Close the log, when what is being written has been."""
-        self._log.close()
+    def _append(self, events: Sequence[Event], judge: _Judge) -> tuple[Outcome, ...]:
+        """Judge events and keep the accepted ones, their users locked: what is known then stays so until it is kept."""
+        acceptable = [event for event in events if not judge.objection(event)]
+        with self._place.log.locked({event.user_id for event in acceptable}) as users:
+            known = users.known([event.event_id for event in events])
+            if any(event.timestamp is None for event in acceptable):
+                judge.learn(users)
+            outcomes = tuple(judge.outcome(event, event.event_id in known) for event in events)
+            users.append(judge.accepted)
+        return outcomes
 
 
 class _Judge:
-    """Decides on new events one after the other; ``accepted`` are those to be kept, with the time they enter at."""
+    """Decides on events one after the other; ``accepted`` are those to be kept, with the time they enter at."""
 
-    def __init__(self, version: Version, new: Sequence[Event], histories: dict[str, UserHistory], now: int) -> None:
-        self._catalogue = _known_items(version, (event.item_id for event in new))
-        self._newest = {user: history.timestamps[-1] for user, history in histories.items() if history.timestamps}
-        self._in_seconds = version.publication.time_unit == "seconds"
-        self._now = now
+    def __init__(self, items: set[str], newest: Mapping[str, int], in_seconds: bool, now: int) -> None:
+        self._items, self._newest = items, dict(newest)
+        self._in_seconds, self._now = in_seconds, now
         self._ids: set[str] = set()
         self.accepted: list[LoggedEvent] = []
 
-    def outcome(self, event: Event) -> Outcome:
-        """Accept the event, or say why not."""
-        if event.event_id in self._ids:
+    def learn(self, users: LockedUsers) -> None:
+        """Read the newest times that the log has of users who are locked."""
+        for user, timestamp in users.newest().items():
+            self._newest[user] = max(timestamp, self._newest.get(user, timestamp))
+
+    def outcome(self, event: Event, known: bool) -> Outcome:
+        """Accept an event, or say why not; ``known``: its id is in the log."""
+        if known or event.event_id in self._ids:
             return Outcome(event.event_id, "duplicate")
-        if not (event.event_id and event.user_id):
-            return Outcome(event.event_id, "refused", "event_id or user_id is empty")
-        if event.item_id not in self._catalogue:
-            reason = f"item {event.item_id[:40]!r} is not in the catalogue that was published last"
+        if reason := self.objection(event):
             return Outcome(event.event_id, "refused", reason)
         at = self._time(event)
-        if at is None:
-            reason = f"timestamp {event.timestamp} is before 1970 or in the future; give Unix seconds"
-            return Outcome(event.event_id, "refused", reason)
+        assert at is not None  # there is no objection
         self._ids.add(event.event_id)
         self._newest[event.user_id] = max(at, self._newest.get(event.user_id, at))
         self.accepted.append(LoggedEvent(event.event_id, event.user_id, event.item_id, at, event.rating, event.event))
         return Outcome(event.event_id, "accepted")
+
+    def objection(self, event: Event) -> str:
+        """Why an event is refused whatever its id is; empty where nothing speaks against it."""
+        if not (event.event_id and event.user_id):
+            return "event_id or user_id is empty"
+        if event.item_id not in self._items:
+            return f"item {event.item_id[:40]!r} is in no published catalogue"
+        if self._time(event) is None:
+            return f"timestamp {event.timestamp} is before 1970 or in the future; give Unix seconds"
+        return ""
 
     def _time(self, event: Event) -> int | None:
         if event.timestamp is None:
@@ -130,41 +149,8 @@ class _Judge:
         return min(event.timestamp, self._now) if 0 <= event.timestamp <= self._now + AHEAD_SECONDS else None
 
 
-def catch_up(version: Version, log: EventLog) -> None:
-    """Push what the log has and the version's histories do not hold yet; in the log's lock only.
+def _is_doubled(error: StoreError) -> bool:
+    """Whether another writer kept an event of the same id meanwhile, for another user."""
+    from sqlalchemy.exc import IntegrityError
 
-    Events on items that this version's catalogue does not have stay in the log alone.
-
-    Raises:
-        FeatureError: the online store cannot be read or written.
-        StoreError: the log cannot be read.
-    """
-    limit = version.publication.history_length
-    position = version.position()
-    if position > log.end:
-        position = 0
-    while found := log.after(position, _CHUNK):
-        position = found[-1][0]
-        catalogue = _known_items(version, (event.item_id for _, event in found))
-        events = [event for _, event in found if event.item_id in catalogue]
-        histories = _histories(version, (event.user_id for event in events))
-        version.push(_merged(histories, events, limit), position)
-
-
-def _histories(version: Version, users: Iterable[str]) -> dict[str, UserHistory]:
-    names = list(dict.fromkeys(users))
-    found = version.histories(names)
-    return {name: history or UserHistory() for name, history in zip(names, found, strict=True)}
-
-
-def _known_items(version: Version, items: Iterable[str]) -> set[str]:
-    names = list(dict.fromkeys(items))
-    return {name for name, found in zip(names, version.items(names), strict=True) if found is not None}
-
-
-def _merged(histories: Mapping[str, UserHistory], events: Sequence[LoggedEvent], limit: int) -> dict[str, UserHistory]:
-    """The histories of the events' users with the events."""
-    new: dict[str, list[tuple[int, str]]] = {}
-    for event in events:
-        new.setdefault(event.user_id, []).append((event.timestamp, event.item_id))
-    return {user: histories[user].with_interactions(added, limit) for user, added in new.items()}
+    return isinstance(error.__cause__, IntegrityError)

@@ -2,22 +2,18 @@
 
 Feast decorates its classes with ``typeguard.typechecked``, which reads and compiles each one's source again: 3.4 of 3.9
 seconds of a core, in every server and every task that reads features. What we pass to it is checked by mypy and tested.
-``tests/unit/features/test_feast_import.py`` pins that it still does so and that it works without. Opening a repository
-reads its offline store's settings by the class of that store, which imports Dask: another second and a half, in a
+``tests/unit/features/test_feast_import.py`` pins that it still does so and that it works without. Opening a store reads
+its offline store's settings by the class of that store, which imports Dask: another second and a half, in a
 server that reads the online store alone.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 _lock = threading.Lock()
 
@@ -46,19 +42,17 @@ def feature_store() -> Any:
     return FeatureStore
 
 
-def online_only(path: Path) -> Any:
-    """The feature store whose repository is ``path``, for its online store alone: the offline one cannot be used.
+def open_store(settings: dict[str, Any], *, offline: bool = False) -> Any:
+    """The feature store of these settings, as ``feature_store.yaml`` has them; with its offline half if told so.
 
     Raises:
-        Exception: whatever Feast raises on a repository that it cannot open.
+        Exception: whatever Feast raises on what it cannot open.
     """
     store = feature_store()
     from feast.repo_config import RepoConfig
 
-    settings = yaml.safe_load(os.path.expandvars((path / "feature_store.yaml").read_text(encoding="utf-8")))
-    config = RepoConfig(**{**settings, "offline_store": "unread"})
-    config.repo_path = path
-    return store(repo_path=str(path), config=config)
+    config = RepoConfig(**{**settings, "offline_store": "file" if offline else "unread"})
+    return store(config=config)
 
 
 def _as_it_is(target: Any = None, **_: Any) -> Any:

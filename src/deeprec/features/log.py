@@ -1,52 +1,37 @@
-"""The log of accepted events: append-only, beside the published versions, and the one lock of all who write.
+"""The log of accepted events, which is the truth: histories are what a publication holds and what the log has since.
 
-``PATH/events/events.db`` is a SQLite file, on the disk before ``append`` returns; an event's id is unique in it, and
-its position, counted from 1, is the order of acceptance. Nothing is changed or removed, so what was accepted outlives
-every publication. ``write_table`` copies it to a Parquet file with the columns that ``deeprec data import table``
-reads.
-
-The lock is held by one writer at a time, a server that accepts events or a publication that becomes current, whatever
-online store they write to; it ends with its process. Limit: the directory must be on a file system whose locks hold
-between those who write: a disk, or NFS 4 and the like between machines.
+An event's id is unique in it, its ``number`` counts the user's events in the order of acceptance, and what was
+accepted outlives every publication. A user's row in ``users`` is its lock: whoever writes its events, or makes
+something of them, holds it until the transaction ends, on PostgreSQL of this row alone, on SQLite of the whole file.
+``write_table`` copies the log to a Parquet file with the columns that ``deeprec data import table`` reads.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import sqlite3
-import threading
+import hashlib
+import hmac
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
-from itertools import groupby
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from deeprec.errors import FeatureError, StoreError
+from deeprec.errors import StoreError
+from deeprec.features.database import Database
 
-EVENTS = "events"
-LOCK_SECONDS = 10.0
-_DATABASE = "events.db"
-_LOCK = "lock"
-_TURN = "turn"
-"""Held by the writer that is next, so that one that writes without a pause cannot take the lock again before it."""
-_POLL_SECONDS = 0.005
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
 _CHUNK = 500
-_COLUMNS = "event_id, user_id, item_id, timestamp, rating, event"
-_TABLE = """
-CREATE TABLE IF NOT EXISTS events (
-    position INTEGER PRIMARY KEY AUTOINCREMENT,
-    event_id TEXT NOT NULL UNIQUE,
-    user_id TEXT NOT NULL,
-    item_id TEXT NOT NULL,
-    timestamp INTEGER NOT NULL,
-    rating REAL,
-    event TEXT
-)
-"""
+"""Values in one statement at most."""
+_ATTEMPTS = 20
+
+Value = TypeVar("Value")
+Logged = tuple[int, int, str]
+"""An event as a history needs it: its number among the user's, its timestamp, its item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,160 +47,274 @@ class LoggedEvent:
 
 
 class EventLog:
-    """The log in the feature store's directory, made where there is none. Safe to use from several threads.
+    """The log in a place's database. Safe to use from several threads and processes."""
 
-    Raises:
-        StoreError: it cannot be opened.
-    """
-
-    def __init__(self, features_path: str | Path) -> None:
-        self._place = Path(features_path) / EVENTS
-        self._thread = threading.Lock()
-        with self._using():
-            self._place.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(
-                self._place / _DATABASE, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._database.execute("PRAGMA journal_mode = PERSIST")
-            self._database.execute("PRAGMA synchronous = FULL")
-            self._database.execute(_TABLE)
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
     @contextlib.contextmanager
-    def locked(self, wait: float = LOCK_SECONDS) -> Iterator[None]:
-        """Be the only writer, of all threads and processes, for as long as the context lasts.
+    def locked(self, user_ids: Collection[str]) -> Iterator[LockedUsers]:
+        """Be the only writer of these users for as long as the context lasts; it ends well, or nothing was written.
 
         Raises:
-            FeatureError: another one still writes after ``wait`` seconds.
-            StoreError: the lock cannot be made.
+            StoreError: the database cannot be written, or others hold it all the time.
         """
-        until = time.monotonic() + wait
-        if not self._thread.acquire(timeout=wait):
-            raise self._busy(wait)
-        try:
-            with self._using():
-                turn, lock = (self._place / _TURN).open("w"), (self._place / _LOCK).open("w")
-            with lock:
-                with turn:
-                    for stream in (turn, lock):
-                        while not self._alone(stream):
-                            if time.monotonic() > until:
-                                raise self._busy(wait)
-                            time.sleep(_POLL_SECONDS)
-                yield
-        finally:
-            self._thread.release()
+        with self.database.writing() as connection:
+            yield LockedUsers(connection, *self._lock(connection, sorted(user_ids)))
 
-    def append(self, events: Sequence[LoggedEvent]) -> int:
-        """Keep events that are not in the log yet, all or none, and return the last one's position; in the lock only.
-
-        Raises:
-            StoreError: the disk refuses; nothing was kept.
-        """
-        with self._using():
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                self._database.executemany(
-                    f"INSERT INTO events ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", map(astuple, events)
-                )
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
-        return self.end
-
-    @property
     def end(self) -> int:
-        """The position of the newest event, 0 of none."""
-        with self._using():
-            [(position,)] = self._database.execute("SELECT coalesce(max(position), 0) FROM events").fetchall()
-        return int(position)
+        """The position of the newest event, 0 of none: it tells whether there is a new one."""
+        from sqlalchemy import func, select
+
+        from deeprec.features.tables import EVENTS
+
+        with self.database.reading() as connection:
+            return int(connection.execute(select(func.coalesce(func.max(EVENTS.c.position), 0))).scalar_one())
 
     def known(self, event_ids: Sequence[str]) -> set[str]:
         """Which of these ids are in the log."""
-        found: set[str] = set()
-        with self._using():
-            for start in range(0, len(event_ids), _CHUNK):
-                asked = event_ids[start : start + _CHUNK]
-                marks = ", ".join("?" * len(asked))
-                rows = self._database.execute(f"SELECT event_id FROM events WHERE event_id IN ({marks})", asked)
-                found.update(event_id for (event_id,) in rows)
-        return found
+        with self.database.reading() as connection:
+            return _known(connection, event_ids)
 
-    def after(self, position: int, most: int) -> list[tuple[int, LoggedEvent]]:
-        """At most ``most`` events behind a position, with their own, in order."""
-        with self._using():
-            rows = self._database.execute(
-                f"SELECT position, {_COLUMNS} FROM events WHERE position > ? ORDER BY position LIMIT ?",
-                (position, most),
-            ).fetchall()
-        return [(row[0], LoggedEvent(*row[1:])) for row in rows]
+    def since(self, user_ids: Sequence[str], after: Sequence[int]) -> list[list[Logged]]:
+        """Each user's events behind a number, in the order of acceptance.
 
-    def by_user(self, end: int) -> Iterator[tuple[str, list[tuple[int, str]]]]:
-        """Each user's (timestamp, item id) up to a position, in order of acceptance."""
-        with self._using():
-            rows = self._database.execute(
-                "SELECT user_id, timestamp, item_id FROM events WHERE position <= ? ORDER BY user_id, position", (end,)
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        from sqlalchemy import select
+
+        from deeprec.features.tables import EVENTS
+
+        found: dict[str, list[Logged]] = {}
+        columns = (EVENTS.c.user_id, EVENTS.c.number, EVENTS.c.timestamp, EVENTS.c.item_id)
+        with self.database.reading() as connection:
+            for start in range(0, len(user_ids), _CHUNK):
+                names = user_ids[start : start + _CHUNK]
+                least = min(after[start : start + _CHUNK])
+                asked = select(*columns).where(EVENTS.c.user_id.in_(names), EVENTS.c.number > least)
+                for user, *event in connection.execute(asked.order_by(EVENTS.c.user_id, EVENTS.c.number)):
+                    found.setdefault(user, []).append((event[0], event[1], event[2]))
+        return [
+            [event for event in found.get(user, ()) if event[0] > number]
+            for user, number in zip(user_ids, after, strict=True)
+        ]
+
+    def by_user(self) -> Iterator[tuple[str, list[Logged]]]:
+        """Each user's events, in the order of acceptance, as they are now."""
+        from sqlalchemy import select
+
+        from deeprec.features.tables import EVENTS
+
+        columns = (EVENTS.c.user_id, EVENTS.c.number, EVENTS.c.timestamp, EVENTS.c.item_id)
+        with self.database.reading() as connection:
+            rows = connection.execution_options(yield_per=10_000).execute(
+                select(*columns).order_by(EVENTS.c.user_id, EVENTS.c.number)
             )
             for user_id, events in groupby(rows, itemgetter(0)):
-                yield user_id, [(timestamp, item_id) for _, timestamp, item_id in events]
+                yield user_id, [(number, timestamp, item) for _, number, timestamp, item in events]
 
-    def close(self) -> None:
-        """Close the file, when the thread that has the lock gives it back."""
-        with self._thread:
-            self._database.close()
+    def not_shown(self, most: int) -> list[str]:
+        """At most ``most`` users of whom the online store has fewer events than the log."""
+        from sqlalchemy import select
 
-    def _alone(self, stream: IO[str]) -> bool:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                return False
-            with self._using():
-                raise
-        return True
+        from deeprec.features.tables import USERS
 
-    def _busy(self, wait: float) -> FeatureError:
-        return FeatureError(f"{self._place} has been written by another for {wait:g} s; try again")
+        with self.database.reading() as connection:
+            asked = select(USERS.c.user_id).where(USERS.c.shown < USERS.c.events).order_by(USERS.c.user_id).limit(most)
+            return list(connection.execute(asked).scalars())
 
-    @contextlib.contextmanager
-    def _using(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(
-                f"the log of events in {self._place} cannot be used ({error}); free space, make it writable, or put "
-                f"back a copy that is whole"
-            ) from error
+    def show_again(self) -> None:
+        """Let every user count as one whose events the online store does not have: it has lost them."""
+        from sqlalchemy import update
+
+        from deeprec.features.tables import USERS
+
+        with self.database.writing() as connection:
+            connection.execute(update(USERS).values(shown=0))
+
+    def forgotten(self, user_ids: Iterable[str]) -> set[str]:
+        """Which of these users are forgotten: no later training may read them."""
+        from sqlalchemy import select
+
+        from deeprec.features.tables import PLACE
+
+        hashes = self.forgotten_hashes()
+        if not hashes:
+            return set()
+        with self.database.reading() as connection:
+            key = connection.execute(select(PLACE.c.key)).scalar_one()
+        return {user for user in user_ids if _hash(key, user) in hashes}
+
+    def forgotten_hashes(self) -> set[str]:
+        """What stands for the users who are forgotten."""
+        from sqlalchemy import select
+
+        from deeprec.features.tables import FORGOTTEN
+
+        with self.database.reading() as connection:
+            return set(connection.execute(select(FORGOTTEN.c.user)).scalars())
+
+    def _lock(self, connection: Connection, user_ids: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
+        """How many events each user has, and how many of them are shown, its row locked until the transaction ends.
+
+        New rows first, then all of them in one order, so that nobody waits for somebody who waits for him.
+        """
+        from sqlalchemy import select
+
+        from deeprec.features.tables import USERS
+
+        if self.database.is_server:
+            from sqlalchemy.dialects.postgresql import insert
+        else:
+            from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
+        events: dict[str, int] = {}
+        shown: dict[str, int] = {}
+        for start in range(0, len(user_ids), _CHUNK):
+            wanted = list(user_ids[start : start + _CHUNK])
+            for _ in range(_ATTEMPTS):
+                rows = [{"user_id": user, "events": 0, "shown": 0} for user in wanted]
+                connection.execute(insert(USERS).on_conflict_do_nothing(), rows)
+                asked = select(USERS).where(USERS.c.user_id.in_(wanted)).order_by(USERS.c.user_id).with_for_update()
+                for user, count, seen in connection.execute(asked):
+                    events[user], shown[user] = count, seen
+                wanted = [user for user in wanted if user not in events]  # forgotten while this one waited
+                if not wanted:
+                    break
+            else:
+                raise StoreError(f"{self.database.name}: user {wanted[0]!r} is forgotten all the time; try again")
+        return events, shown
 
 
-def write_table(features_path: str | Path, out: str | Path) -> int:
-    """Write the log of a feature store as a Parquet table of interactions; the number of rows.
+class LockedUsers:
+    """Users whose events nobody else writes, within one transaction.
+
+    ``events`` is how many each has, ``shown`` how many of them the online store has.
+    """
+
+    def __init__(self, connection: Connection, events: dict[str, int], shown: dict[str, int]) -> None:
+        self.connection, self.events, self.shown = connection, events, shown
+
+    def known(self, event_ids: Sequence[str]) -> set[str]:
+        """Which of these ids are in the log."""
+        return _known(self.connection, event_ids)
+
+    def newest(self) -> dict[str, int]:
+        """The newest timestamp of each user's events; a user of none is left out."""
+        from sqlalchemy import func, select
+
+        from deeprec.features.tables import EVENTS
+
+        found: dict[str, int] = {}
+        for names in _chunks(self.events):
+            asked = select(EVENTS.c.user_id, func.max(EVENTS.c.timestamp)).where(EVENTS.c.user_id.in_(names))
+            found.update(self.connection.execute(asked.group_by(EVENTS.c.user_id)).all())
+        return found
+
+    def append(self, events: Sequence[LoggedEvent]) -> None:
+        """Keep events of these users, whose ids the log does not have."""
+        from sqlalchemy import bindparam, insert, update
+
+        from deeprec.features.tables import EVENTS, USERS
+
+        if not events:
+            return
+        rows: list[dict[str, Any]] = []
+        for event in events:
+            self.events[event.user_id] += 1
+            rows.append({**asdict(event), "number": self.events[event.user_id]})
+        self.connection.execute(insert(EVENTS), rows)
+        self.connection.execute(
+            update(USERS).where(USERS.c.user_id == bindparam("user")).values(events=bindparam("count")),
+            [{"user": user, "count": self.events[user]} for user in sorted({event.user_id for event in events})],
+        )
+
+    def since(self, after: dict[str, int]) -> dict[str, list[Logged]]:
+        """The events of some of these users behind a number each, in the order of acceptance."""
+        from sqlalchemy import and_, or_, select
+
+        from deeprec.features.tables import EVENTS
+
+        found: dict[str, list[Logged]] = {user: [] for user in after}
+        columns = (EVENTS.c.user_id, EVENTS.c.number, EVENTS.c.timestamp, EVENTS.c.item_id)
+        for names in _chunks(after):
+            wanted = or_(*(and_(EVENTS.c.user_id == name, EVENTS.c.number > after[name]) for name in names))
+            asked = select(*columns).where(wanted).order_by(EVENTS.c.user_id, EVENTS.c.number)
+            for user, number, timestamp, item in self.connection.execute(asked):
+                found[user].append((number, timestamp, item))
+        return found
+
+    def mark_shown(self, user_ids: Iterable[str]) -> None:
+        """Say that the online store has all of these users' events."""
+        from sqlalchemy import update
+
+        from deeprec.features.tables import USERS
+
+        for names in _chunks(user_ids):
+            self.connection.execute(update(USERS).where(USERS.c.user_id.in_(names)).values(shown=USERS.c.events))
+
+    def forget(self) -> int:
+        """Remove these users' events and rows, and keep them from later trainings; the number of events."""
+        from sqlalchemy import delete, func, select
+
+        from deeprec.features.tables import EVENTS, FORGOTTEN, PLACE, USERS
+
+        key = self.connection.execute(select(PLACE.c.key)).scalar_one()
+        removed = 0
+        for user in self.events:
+            hashed = _hash(key, user)
+            mine = EVENTS.c.user_id == user
+            removed += self.connection.execute(select(func.count()).select_from(EVENTS).where(mine)).scalar_one()
+            self.connection.execute(delete(EVENTS).where(mine))
+            self.connection.execute(delete(USERS).where(USERS.c.user_id == user))
+            self.connection.execute(delete(FORGOTTEN).where(FORGOTTEN.c.user == hashed))
+            self.connection.execute(FORGOTTEN.insert().values(user=hashed, at=int(time.time())))
+        return removed
+
+
+def write_table(log: EventLog, out: str | Path) -> int:
+    """Write a log as a Parquet table of interactions; the number of rows.
 
     Columns: user_id, item_id, timestamp, rating, event, event_id, in order of acceptance.
 
     Raises:
-        FeatureError: there is no log.
         StoreError: it cannot be read, or ``out`` cannot be written or is not named as a Parquet file.
     """
     import polars as pl
+    from sqlalchemy import select
+
+    from deeprec.features.tables import EVENTS
 
     if Path(out).suffix.lower() != ".parquet":
         raise StoreError(f"{out} is written as Parquet, which nobody would read by that name; end it in .parquet")
-    if not (Path(features_path) / EVENTS / _DATABASE).is_file():
-        raise FeatureError(f"{features_path} has accepted no events yet; name the directory of a feature store")
-    log = EventLog(features_path)
-    try:
-        with log._using():
-            table = pl.read_database(
-                "SELECT user_id, item_id, timestamp, rating, event, event_id FROM events ORDER BY position",
-                log._database,
-                schema_overrides={"timestamp": pl.Int64, "rating": pl.Float32, "event": pl.String},
-            )
-    finally:
-        log.close()
+    names = ("user_id", "item_id", "timestamp", "rating", "event", "event_id")
+    types = dict.fromkeys(names, pl.String) | {"timestamp": pl.Int64, "rating": pl.Float32}
+    with log.database.reading() as connection:
+        rows = connection.execute(select(*(EVENTS.c[name] for name in names)).order_by(EVENTS.c.position))
+        table = pl.DataFrame(list(rows), schema=types, orient="row")
     try:
         table.write_parquet(out)
     except OSError as error:
         raise StoreError(f"cannot write {out}: {error}; name another place or free space") from error
     return table.height
+
+
+def _known(connection: Connection, event_ids: Sequence[str]) -> set[str]:
+    from sqlalchemy import select
+
+    from deeprec.features.tables import EVENTS
+
+    found: set[str] = set()
+    for asked in _chunks(event_ids):
+        found.update(connection.execute(select(EVENTS.c.event_id).where(EVENTS.c.event_id.in_(asked))).scalars())
+    return found
+
+
+def _chunks(values: Iterable[Value]) -> Iterator[list[Value]]:
+    left = iter(values)
+    while chunk := list(islice(left, _CHUNK)):
+        yield chunk
+
+
+def _hash(key: str, user_id: str) -> str:
+    return hmac.digest(bytes.fromhex(key), user_id.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()[:32]

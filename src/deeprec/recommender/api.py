@@ -16,7 +16,7 @@ from deeprec.wire.recommendation import Recommendation
 from deeprec.wire.request import RecommendRequest, TrmOnlyRequest, TrmRequest
 
 if TYPE_CHECKING:
-    from deeprec.config import ServingConfig
+    from deeprec.config import FeaturesConfig, ServingConfig
     from deeprec.recommender.recommender import AsyncRecommender
     from deeprec.types import Catalogue
 
@@ -52,7 +52,7 @@ class Recommender:
         cls,
         bundle: str | Path,
         *,
-        features: str | Path | None = None,
+        features: str | Path | FeaturesConfig | None = None,
         serving: ServingConfig | None = None,
         force_policy: bool = False,
     ) -> Self:
@@ -61,18 +61,19 @@ class Recommender:
         Args:
             bundle: a bundle's directory, a run's, a shelf (its live version) or ``SHELF@VERSION``; a shelf may be
                 ``s3://``. Only the parts that are run are fetched. What appears there later is not followed.
-            features: directory of the feature store, for ``user_id``; ``features`` beside the bundle by default.
+            features: the feature place, for ``user_id``: a directory, or the section ``features`` of a configuration;
+                the directory ``features`` beside the bundle by default.
             serving: limits, the default deadline, whether the policy is a server's; the defaults of ``ServingConfig``.
             force_policy: run the policy even where the bundle serves its TRM alone.
 
         Raises:
             ArtifactError: there is no bundle, or it cannot be used.
             ConfigError: ``bundle`` names nothing.
-            FeatureError: there is no feature store at ``features``, or it cannot be read.
-            StoreError: the shelf cannot be reached.
+            FeatureError: there is no feature place at ``features``, or it lacks the bundle's publication.
+            StoreError: the shelf or the feature place cannot be reached.
         """
         from deeprec.bundle.opening import features_beside, find_source, locate
-        from deeprec.config import ServingConfig
+        from deeprec.config import FeaturesConfig, ServingConfig
         from deeprec.recommender.loading import load_recommender, parts_run
 
         limits = serving or ServingConfig()
@@ -80,13 +81,14 @@ class Recommender:
         opened = find_source(address, limits.cache).open(
             lambda serve: parts_run(serve, limits, force_policy=force_policy)
         )
-        place = features_beside(address) if features is None else Path(features)
+        place = features_beside(address) if features is None else features
         histories = None
         if place is not None:
-            from deeprec.features.online import HistoryStore
+            from deeprec.features.places import open_place
 
-            histories = HistoryStore(place)
-            histories.history("nobody")  # an error of the store is better said now
+            config = place if isinstance(place, FeaturesConfig) else FeaturesConfig(path=str(place))
+            histories = open_place(config).open(opened.publication)
+            histories.check()  # an error of the place is better said now
         return cls(load_recommender(opened, histories, limits, force_policy=force_policy))
 
     @property

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeprec.bundle.bundle import Bundle, Part, Served, needs_of
 from deeprec.config import EngineConfig, ServingConfig
-from deeprec.errors import ArtifactError, FeatureError, TrmError
+from deeprec.errors import ArtifactError, FeatureError, StoreError, TrmError
 from deeprec.recommender.batching import Batcher
 from deeprec.recommender.exploration import Explorer, Unavailable
 from deeprec.recommender.observer import Observer
@@ -171,7 +171,7 @@ async def _prepare(recommender: AsyncRecommender, histories: Histories, newest: 
             known = (tuple(item for item in history or () if item in recommender.catalogue) for history in found)
             asked = [TrmOnlyRequest(history=history, k=1) for history in known if history]
             await asyncio.gather(*map(recommender.retrieve, asked))
-    except FeatureError as error:
+    except (FeatureError, StoreError) as error:
         logger.warning("no user's history is encoded before it is asked for: %s", error)
         return
     logger.info("%d users' histories encoded in %.1f s", len(users), time.monotonic() - began)

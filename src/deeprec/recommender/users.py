@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from deeprec.errors import FeatureError
 from deeprec.recommender.batching import MicroBatcher
@@ -40,7 +40,7 @@ _FAILED = _note(ReasonKind.STORE_FAILED, "the feature store failed, so the user'
 
 
 class Histories(Protocol):
-    """Port: users' complete histories. Implemented by ``features.online.HistoryStore``; several threads may ask."""
+    """Port: users' complete histories. Implemented by ``PublishedFeatures``; several threads may ask."""
 
     def history(self, user_id: str) -> tuple[str, ...] | None:
         """Item ids, oldest first; None for a user never seen."""
@@ -48,6 +48,10 @@ class Histories(Protocol):
 
     def histories(self, user_ids: Sequence[str]) -> list[tuple[str, ...] | None]:
         """``history`` of several users, in their order."""
+        ...
+
+    def find(self, text: str, limit: int) -> Sequence[Any]:
+        """At most ``limit`` users with ``user_id`` and ``interactions`` whose id holds ``text``."""
         ...
 
 

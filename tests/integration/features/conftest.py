@@ -1,4 +1,4 @@
-"""Published stores of both kinds. Redis is a real server on a free port, with a password and nothing on its disk."""
+"""Feature places of both kinds. Redis and PostgreSQL are real servers on free ports, with a password each."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from typing import Any
 import polars as pl
 import pytest
 
+from benchmarks.postgres import PostgresServer, find_postgres
 from deeprec.config import FeaturesConfig
 from deeprec.data.dataset import write_dataset
-from deeprec.features.store import publish
+from deeprec.features.place import FeaturePlace
+from deeprec.features.places import open_place
+from deeprec.features.publication import PublishedFeatures
+from deeprec.features.publish import publish
 
 START = 1_000_000_000
 """2001: the first interaction of every user, a second before the next one."""
@@ -64,7 +68,7 @@ class RedisServer:
 @pytest.fixture(scope="session")
 def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     if shutil.which("redis-server") is None:
-        pytest.skip("there is no redis-server on the PATH; install the package redis-server to test the Redis store")
+        pytest.skip("there is no redis-server on the PATH; install the package redis-server to test the cluster place")
     os.environ["DEEPREC_TEST_REDIS"] = PASSWORD
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
@@ -78,19 +82,39 @@ def redis_server(redis_process: RedisServer) -> RedisServer:
     return redis_process
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    if find_postgres() is None:
+        pytest.skip("there is no PostgreSQL here; install the package postgresql to test the cluster place")
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
 @dataclass
 class Place:
     """Where a test publishes, and what."""
 
     path: Path
-    online: dict[str, str] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
+    _opened: list[FeaturePlace] = field(default_factory=list)
 
     @property
-    def features(self) -> Path:
-        return self.path / "features"
+    def cluster(self) -> bool:
+        return bool(self.addresses)
 
     def config(self, **changes: Any) -> FeaturesConfig:
-        return FeaturesConfig(path=str(self.features), **{**self.online, **changes})
+        named = {"place": "cluster", **self.addresses} if self.cluster else {"path": str(self.path / "features")}
+        return FeaturesConfig(**{**named, **changes})
+
+    def open(self) -> FeaturePlace:
+        """The place, opened anew as another process would."""
+        self._opened.append(open_place(self.config()))
+        return self._opened[-1]
+
+    def close(self) -> None:
+        for place in self._opened:
+            place.close()
 
     def dataset(
         self,
@@ -99,6 +123,7 @@ class Place:
         items: tuple[str, ...] = CATALOGUE,
         time_unit: str = "seconds",
         start: int = START,
+        repeats: str = "all",
     ) -> Path:
         """A dataset; a history's element is an item, a second after the one before it, or (item, timestamp)."""
         rows = [
@@ -118,26 +143,51 @@ class Place:
             text_columns=[],
             year_column=None,
             policy_positions=1,
+            repeats=repeats,
         )
         return place
 
     def publish(self, dataset: Path | None = None, **changes: Any) -> dict[str, int]:
         return publish(dataset or self.dataset(), self.config(**changes), self.path / "published")
 
+    def published(self, dataset: Path | None = None, **changes: Any) -> PublishedFeatures:
+        """Publish, and open what was published."""
+        self.publish(dataset, **changes)
+        return self.open().newest()
 
-@pytest.fixture(params=["sqlite", "redis"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """A place whose online store is of either kind; nothing is published yet."""
-    if request.param == "sqlite":
-        return Place(tmp_path)
-    server = request.getfixturevalue("redis_server")
-    return Place(tmp_path, {"online": "redis", "redis": server.address})
+    def history(self, user: str) -> tuple[str, ...] | None:
+        """A user's history in the newest publication, read by one who opens it now."""
+        return self.open().newest().history(user)
+
+
+@pytest.fixture(params=["directory", "cluster"])
+def place(request: pytest.FixtureRequest) -> Place:
+    """A place of either kind; nothing is published yet."""
+    found: Place = request.getfixturevalue(f"{request.param}_place")
+    return found
 
 
 @pytest.fixture
-def redis_place(redis_server: RedisServer, tmp_path: Path) -> Place:
-    """A place whose online store is Redis."""
-    return Place(tmp_path, {"online": "redis", "redis": redis_server.address})
+def directory_place(tmp_path: Path) -> Iterator[Place]:
+    """A place in a directory."""
+    made = Place(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def cluster_place(redis_server: RedisServer, postgres: PostgresServer, tmp_path: Path) -> Iterator[Place]:
+    """A place in PostgreSQL and Redis, its tables made."""
+    from deeprec.features.cluster import ClusterPlace
+
+    os.environ["DEEPREC_TEST_DATABASE"] = postgres.make()
+    named = {"database": "${DEEPREC_TEST_DATABASE}", "redis": redis_server.address}
+    made = Place(tmp_path, {**named, "offline": str(tmp_path / "offline")})
+    opened = made.open()
+    assert isinstance(opened, ClusterPlace)
+    opened.migrate()
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The benchmark of both stores runs at toy size and writes the figures it prints; what they show is not asserted."""
+"""The benchmark of both places runs at toy size and writes the figures it prints; what they show is not asserted."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from benchmarks import feature_store
 
 
 def test_the_benchmark_runs(
-    tmp_path: Path, redis_server: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cluster_place: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    size = ["--users", "40", "--items", "30", "--length", "12", "--reads", "60"]
+    size = ["--users", "40", "--length", "60", "--calls", "40"]
     monkeypatch.setattr(sys, "argv", ["benchmark", *size, "--out", str(tmp_path / "figures.json")])
     feature_store.main()
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert list(figures) == ["sqlite", "redis"]
+    assert list(figures) == ["directory", "cluster"]
     for found in figures.values():
-        assert found["last over first 1000 reads"] > 0
-        assert found["soaked over fresh reader"] > 0
-        assert found["write 100 ms"] > 0
-    assert "redis, soak of 60 reads and 3 writes" in capsys.readouterr().out
+        assert found["event of a history of 60 over of 10"] > 0
+        assert found["events/s, 100 in a body"] > 0
+        assert found["reads/s, 8 threads"] > 0
+    assert figures["cluster"]["Feast: whole row written, ms"] > 0
+    assert "cluster, histories of 10 to 60 items" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,6 @@ from typing import Any
 
 import httpx
 
-from deeprec.features.online import HistoryStore
 from tests import forkserver
 from tests.integration.servers import ServerProcess, deeprec, started
 
@@ -25,11 +25,17 @@ def event(number: int, user: str = "u1", item: str = "d") -> dict[str, str]:
     return {"event_id": f"e{number}", "user_id": user, "item_id": item}
 
 
+def events(place: Any) -> list[str]:
+    """The command of a server for the place, which a configuration names."""
+    config = place.path / "place.yaml"
+    config.write_text(json.dumps({"features": place.config().model_dump()}))
+    return deeprec("serve", "events", "--config", config, "--port", "0")
+
+
 def test_the_server_writes_histories_until_it_is_told_to_stop(place: Any, tmp_path: Path) -> None:
     place.publish()
-    reader = HistoryStore(place.features)
-    command = deeprec("serve", "events", "--features", place.features, "--port", "0")
-    with started(command, tmp_path / "log", forked=bool(place.online)) as server:
+    reader = place.open().newest()
+    with started(events(place), tmp_path / "log", forked=place.cluster) as server:
         answer = post(server, "/v1/events", {"events": [event(1), event(2, "new", "a"), event(3, "u1", "nowhere")]})
         assert answer.status_code == 200
         assert (answer.json()["accepted"], answer.json()["duplicates"]) == (2, 0)
@@ -72,11 +78,11 @@ def test_the_server_writes_histories_until_it_is_told_to_stop(place: Any, tmp_pa
 
 
 def test_without_redis_events_are_a_503_and_are_written_when_it_is_back(
-    redis_place: Any, redis_server: Any, tmp_path: Path
+    cluster_place: Any, redis_server: Any, tmp_path: Path
 ) -> None:
-    redis_place.publish()
-    command = deeprec("serve", "events", "--features", redis_place.features, "--port", "0")
-    with started(command, tmp_path / "log") as server:
+    dataset = cluster_place.dataset()
+    cluster_place.publish(dataset)
+    with started(events(cluster_place), tmp_path / "log") as server:
         redis_server.stop()
         answer = post(server, "/v1/events", {"events": [event(1)]})
         assert answer.status_code == 503
@@ -84,12 +90,12 @@ def test_without_redis_events_are_a_503_and_are_written_when_it_is_back(
         assert "send the same again" in answer.json()["error"]
         assert not server.ready()
         redis_server.start()
-        assert post(server, "/v1/events", {"events": [event(1)]}).status_code == 503
-        redis_place.publish()
-        assert post(server, "/v1/events", {"events": [event(1)]}).json()["accepted"] == 1
+        assert not server.ready()
+        cluster_place.publish(dataset)
+        assert post(server, "/v1/events", {"events": [event(1)]}).json()["duplicates"] == 1
         assert server.ready()
         assert server.stop() == 0
-    assert HistoryStore(redis_place.features).history("u1") == ("b", "a", "c", "d")
+    assert cluster_place.history("u1") == ("b", "a", "c", "d")
 
 
 def test_a_missing_store_is_one_sentence(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def parts(tmp_path: Path) -> dict[str, Path]:
     for name in ("evaluation", "features"):
         with write_artifact(paths[name], name, parents=[paths["dataset"]]) as work:
             (work / "metrics.json").write_text(json.dumps(METRICS))
+            (work / "record.json").write_text(json.dumps({"publication": "f00d"}))
     return paths
 
 

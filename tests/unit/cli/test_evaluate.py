@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,9 @@ from deeprec.bundle.bundle import Bundle
 from deeprec.cli.evaluate import app
 from deeprec.config import RequestLogConfig
 from deeprec.data.dataset import Dataset
-from deeprec.errors import ConfigError, DataError, DeepRecError, FeatureError
-from deeprec.features.log import EventLog, LoggedEvent
+from deeprec.errors import ConfigError, DataError, DeepRecError
+from deeprec.features.directory import DirectoryPlace
+from deeprec.features.log import LoggedEvent
 from deeprec.recommender.observer import AnsweredRequest
 from deeprec.serving.log.request_log import RequestLog
 from deeprec.wire.reason import Reason, ReasonKind
@@ -114,10 +114,10 @@ def test_later_events_are_joined_whether_or_not_users_are_hashed(tmp_path: Path,
 
 def test_events_come_from_a_feature_store(log: Path, tmp_path: Path) -> None:
     features = tmp_path / "features"
-    events = EventLog(features)
-    with events.locked():
-        events.append([LoggedEvent("e1", "alice", "c", int(NOON) + 3600)])
-    events.close()
+    place = DirectoryPlace(features)
+    place.prepare()
+    with place.log.locked(["alice"]) as users:
+        users.append([LoggedEvent("e1", "alice", "c", int(NOON) + 3600)])
     later = json.loads(run("shadow", log, "--events", features, "--json", "--window-hours", 2))["later"]
     assert (later["users"], later["requests"], later["window_hours"]) == (1, 2, 2.0)
     with pytest.raises(DataError, match=r"within 0\.5 hours"):
@@ -125,9 +125,8 @@ def test_events_come_from_a_feature_store(log: Path, tmp_path: Path) -> None:
 
 
 def test_a_feature_store_without_events_is_named(log: Path, tmp_path: Path) -> None:
-    (tmp_path / "features" / "versions" / "v").mkdir(parents=True)
-    os.symlink("versions/v", tmp_path / "features" / "current")
-    with pytest.raises(FeatureError, match="no events yet"):
+    DirectoryPlace(tmp_path / "features").prepare()
+    with pytest.raises(DataError, match="holds no events"):
         run("shadow", log, "--events", tmp_path / "features")
 
 

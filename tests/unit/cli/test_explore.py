@@ -20,6 +20,7 @@ from deeprec.cli import explore as command
 from deeprec.data.dataset import Dataset
 from deeprec.errors import ArtifactError, ConfigError, DataError, DeepRecError, TrmError
 from deeprec.evaluation.reading import read_call
+from deeprec.features.directory import DirectoryPlace
 from deeprec.store import write_artifact
 from deeprec.types import Call, Catalogue, Item, RetrievedItem
 
@@ -186,14 +187,15 @@ def test_a_user_of_a_dataset_or_of_the_feature_store(
     )
     assert "no feature store beside it" in fails(ConfigError, bundle, "--user", user)
 
-    class Histories:
-        def __init__(self, path: Path) -> None:
-            assert path == bundle.parent / "features"
-
+    class Published:
         def history(self, user_id: str) -> tuple[str, ...] | None:
             return ("gone", *dataset.sequences[user]) if user_id == user else None
 
-    monkeypatch.setattr("deeprec.features.online.HistoryStore", Histories)
+    def opened(place: DirectoryPlace, name: str) -> Published:
+        assert (place.path, name) == (bundle.parent / "features", "f00d")
+        return Published()
+
+    monkeypatch.setattr(DirectoryPlace, "open", opened)
     (bundle.parent / "features").mkdir()
     assert f"history of {user}: {len(dataset.sequences[user])} items" in run(bundle, "--user", user)
     assert "no user 'x'" in fails(DataError, bundle, "--user", "x")

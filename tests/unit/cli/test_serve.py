@@ -21,6 +21,7 @@ from deeprec.cli.serve.options import read_serving
 from deeprec.cli.serve.recommender import introduction
 from deeprec.config import ServingConfig
 from deeprec.errors import ArtifactError, ConfigError, FeatureError
+from deeprec.features.directory import DirectoryPlace
 from deeprec.serving.http.bundle_server import recommender_service, trm_service
 from deeprec.serving.http.service import Service
 
@@ -57,7 +58,7 @@ def test_what_cannot_be_served_is_refused_with_one_sentence(
         start(make(str(tmp_path), ServingConfig()))
     bundle = make_bundle(tmp_path / "whole", ["A"])
     with pytest.raises(FeatureError, match="no feature store"):
-        start(make(str(bundle), ServingConfig(), Path("/nowhere")))
+        start(make(str(bundle), ServingConfig(), DirectoryPlace("/nowhere")))
 
 
 def start(service: Service) -> None:
@@ -102,10 +103,10 @@ def test_what_is_printed_says_what_there_is_to_try(make_bundle: Callable[..., Pa
     assert "no feature store (name one with --features)" in alone
     assert len(re.findall(r"^  curl ", alone, re.MULTILINE)) == 4
     assert "events" not in alone
-    whole = introduction(bundle, tmp_path, ServingConfig(), at)
+    whole = introduction(bundle, str(tmp_path), ServingConfig(), at)
     assert len(re.findall(r"^  curl ", whole, re.MULTILINE)) == 6
     assert "/v1/events" in whole
-    shut = introduction(bundle, tmp_path, ServingConfig(name="shop", doors={"page": False, "events": False}), at)
+    shut = introduction(bundle, str(tmp_path), ServingConfig(name="shop", doors={"page": False, "events": False}), at)
     assert "page" not in shut
     assert "/v1/events" not in shut
     assert f"{at}/v1/models/shop:predict" in shut

@@ -1,29 +1,30 @@
-"""What the feature store's section accepts, and the sentences for what it does not."""
+"""What the section of the feature place accepts, and the sentences for what it does not."""
 
 import pytest
 
-from deeprec.config import parse_config
+from deeprec.config import FeaturesConfig, parse_config
 from deeprec.errors import ConfigError
 
+CLUSTER = {"place": "cluster", "database": "${DATABASE_URL}", "redis": "redis:6379,db=1", "offline": "s3://b/features"}
 
-def features(**values: str) -> object:
+
+def features(**values: str) -> FeaturesConfig:
     return parse_config({"features": values}, "test").features
 
 
-@pytest.mark.parametrize(
-    "address", ["redis:6379", "10.0.0.1:1,db=1,password=${REDIS_PASSWORD}", "redis.example:65535,ssl=true"]
-)
-def test_redis_takes_an_address(address: str) -> None:
-    assert features(online="redis", redis=address).redis == address  # type: ignore[attr-defined]
+def test_a_place_is_a_directory_or_a_cluster() -> None:
+    assert features(path="/features").place == "directory"
+    assert features(**CLUSTER).database == "${DATABASE_URL}"
 
 
-@pytest.mark.parametrize("address", ["", "redis", "redis:", ":6379", "redis:port", "redis:0", "redis:65536", "db=1"])
-def test_redis_without_a_host_and_port_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match="online is 'redis'; set"):
-        features(online="redis", redis=address)
+@pytest.mark.parametrize("name", ["database", "redis", "offline"])
+def test_an_address_that_a_cluster_lacks_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"place is 'cluster', but {name} is empty; set features.{name}"):
+        features(**{**CLUSTER, name: ""})
 
 
-def test_an_address_that_nothing_reads_is_refused_without_its_password() -> None:
-    with pytest.raises(ConfigError, match="online is 'sqlite', which has no server") as caught:
-        features(redis="redis:6379,password=s3cret")
+@pytest.mark.parametrize("name", ["database", "redis", "offline"])
+def test_an_address_that_nothing_reads_is_refused_without_its_password(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is set, but place is 'directory'") as caught:
+        features(path="/features", **{name: "host:1,password=s3cret"})
     assert "s3cret" not in str(caught.value)

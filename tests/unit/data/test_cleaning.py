@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeprec.data.cleaning import clean, first_of_duplicates, k_core, time_ordered, unique_titles
+from deeprec.data.cleaning import clean, k_core, one_of_repeats, time_ordered, unique_titles
 from deeprec.errors import DataError
 
 Row = tuple[str, str, int]
@@ -55,7 +55,7 @@ def test_order_is_stable_and_the_first_duplicate_stays(rows: list[Row]) -> None:
     expected: dict[tuple[str, str], Row] = {}
     for row in ordered:
         expected.setdefault((row[0], row[1]), row)
-    assert first_of_duplicates(table(ordered)).rows() == list(expected.values())
+    assert one_of_repeats(table(ordered)).rows() == list(expected.values())
 
 
 def test_ties_keep_file_order() -> None:

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from deeprec.cli import app
 from deeprec.config import FeaturesConfig
 from deeprec.data.table import read_table
-from deeprec.features.log import EventLog, LoggedEvent
+from deeprec.features.directory import DirectoryPlace
+from deeprec.features.log import LoggedEvent
 from deeprec.serving.events.routes import read_events
 from deeprec.wire.events import MAX_EVENTS
 
@@ -30,9 +31,10 @@ def blocks(language: str) -> list[str]:
 def test_the_log_is_imported_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("shop").mkdir()
-    log = EventLog("runs/shop/features")
-    log.append([LoggedEvent("e1", "u1", "i1", 30, 4.5), LoggedEvent("e2", "u2", "i1", 20)])
-    log.close()
+    place = DirectoryPlace("runs/shop/features")
+    place.prepare()
+    with place.log.locked(["u1", "u2"]) as users:
+        users.append([LoggedEvent("e1", "u1", "i1", 30, 4.5), LoggedEvent("e2", "u2", "i1", 20)])
     rows = {"user_id": ["u1"], "item_id": ["i2"], "timestamp": [10], "shelf": [3]}
     pl.DataFrame(rows).write_parquet("shop/interactions.parquet")
     pl.DataFrame({"item_id": ["i1", "i2"], "title": ["A", "B"]}).write_parquet("shop/items.parquet")
@@ -68,4 +70,4 @@ def test_the_events_are_events() -> None:
 def test_the_configuration_is_one() -> None:
     [block] = blocks("yaml")
     features = FeaturesConfig.model_validate(yaml.safe_load(block)["features"])
-    assert features.online == "redis"
+    assert features.place == "cluster"

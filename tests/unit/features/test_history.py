@@ -42,3 +42,25 @@ def test_a_history_is_the_newest_of_what_entered_in_order(new, limit):
     assert list(history.timestamps) == [time for time, _ in ordered][-limit:]
     older = [pair for pair in ordered if pair[0] > history.timestamps[0]] if history.timestamps else []
     assert list(zip(history.timestamps, history.item_ids, strict=True))[-len(older) or limit :] == older
+
+
+def test_of_repeats_the_first_or_the_last_is_kept():
+    history = UserHistory(("a", "b", "c"), (10, 20, 30), 3)
+    new = [(25, "a"), (40, "b"), (5, "c")]
+    assert history.with_interactions(new, 9, "first") == UserHistory(("c", "a", "b"), (5, 10, 20), 3)
+    assert history.with_interactions(new, 9, "last") == UserHistory(("a", "c", "b"), (25, 30, 40), 3)
+    assert history.with_interactions([(40, "a")], 3, "last") == UserHistory(("b", "c", "a"), (20, 30, 40), 3)
+
+
+@given(INTERACTIONS, INTERACTIONS, st.sampled_from(["first", "last"]))
+def test_repeats_are_kept_as_a_dataset_keeps_them(before, new, repeats):
+    history = UserHistory().with_interactions(before, 99, repeats).with_interactions(new, 99, repeats)
+    ordered = sorted(dict.fromkeys([*before, *new]), key=lambda pair: pair[0])
+    kept = {}
+    for time, item in ordered:
+        if repeats == "last" or item not in kept:
+            kept[item] = time
+    assert dict(zip(history.item_ids, history.timestamps, strict=True)) == kept
+    assert len(history.item_ids) == len(kept) == history.interactions
+    assert list(history.timestamps) == sorted(history.timestamps)
+    assert history.with_interactions([*before, *new], 99, repeats) == history

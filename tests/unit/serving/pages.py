@@ -149,7 +149,7 @@ class Knowing:
 class Pages:
     """The application, and what a test may turn: ``exploring``, ``knowing``, ``refused``."""
 
-    def __init__(self, *, directory: bool = True, histories: bool = True, **serving: Any) -> None:
+    def __init__(self, *, histories: bool = True, **serving: Any) -> None:
         limits = ServingConfig(**serving)
         self.exploring, self.knowing, self.refused = Exploring(), Knowing(), None
         self.metrics = ServingMetrics(CollectorRegistry())
@@ -168,8 +168,6 @@ class Pages:
             served=lambda: self.recommender,
             bundle=lambda: BUNDLE,
             metrics=self.metrics,
-            histories=self.knowing if histories else None,
-            directory=self.knowing if histories and directory else None,
             refused=lambda: self.refused,
         )
         self.app = FastAPI()

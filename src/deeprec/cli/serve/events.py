@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,9 +16,14 @@ from deeprec.cli.serve.options import (
     SetOption,
     end_with_pod,
     listen,
+    read_place,
     read_serving,
     serve_on,
 )
+from deeprec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deeprec.features.place import FeaturePlace
 
 
 def register(app: typer.Typer) -> None:
@@ -28,8 +33,9 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     features: Annotated[
-        Path, typer.Option("--features", help="Directory of the feature store, such as runs/quickstart/features.")
-    ],
+        Path | None,
+        typer.Option("--features", help="Directory of the feature place. Default: the section `features` of --config."),
+    ] = None,
     host: HostOption = None,
     port: PortOption = None,
     config: ConfigOption = None,
@@ -38,33 +44,36 @@ def serve(
 ) -> None:
     """Accept events: `POST /v1/events` and the model `deeprec-events`. The next recommendation reflects them.
 
-    Every accepted event is kept in `events/` of the feature store's directory, and outlives its next publication. The
-    same event id is accepted once. Ends with Ctrl-C or SIGTERM, when every accepted request has been answered.
+    Every accepted event is kept in the place's log and is in every publication of it, the later ones too. The same
+    event id is accepted once. Ends with Ctrl-C or SIGTERM, when every accepted request has been answered.
 
     Examples:
 
         deeprec serve events --features runs/quickstart/features
 
-        deeprec serve events --features /data/features --host 0.0.0.0 --port 9001
+        deeprec serve events --config cluster.yaml --host 0.0.0.0 --port 9001
     """
     serving = read_serving(config, overrides, host=host, port=port)
     end_with_pod(serving, print_pod)
+    place = read_place(config, overrides, features)
+    if place is None:
+        raise ConfigError("no feature place is named; give a directory with --features, or set features.place=cluster")
     bound = listen(serving)
 
     from deeprec.serving.events.model import events_service
 
     def introduce(at: str) -> str:
-        return introduction(features, serving.name or "deeprec-events", at)
+        return introduction(place, serving.name or "deeprec-events", at)
 
-    serve_on(bound, events_service(features, serving, introduce))
+    serve_on(bound, events_service(place, serving, introduce))
 
 
-def introduction(features: Path, name: str, at: str) -> str:
+def introduction(place: FeaturePlace, name: str, at: str) -> str:
     """What is served at an address, and lines to try it with."""
-    user, item = _example(features)
+    user, item = _example(place)
     events = [{"event_id": f"try-{number}", "user_id": user, "item_id": item} for number in (1, 2, 3)]
     lines = [
-        f"events into {features}",
+        f"events into {place.name}",
         "",
         "try (each id is accepted once):",
         curl(f"{at}/v1/events", {"events": events[:1]}),
@@ -75,12 +84,10 @@ def introduction(features: Path, name: str, at: str) -> str:
     return "\n".join(lines)
 
 
-def _example(features: Path) -> tuple[str, str]:
-    """A user of the store and an item of its history."""
-    from deeprec.features.online import HistoryStore
-    from deeprec.features.users import UserDirectory
-
-    user = next(iter(UserDirectory(features).find("", 1)), None)
+def _example(place: FeaturePlace) -> tuple[str, str]:
+    """A user of the place and an item of its history."""
+    published = place.newest()
+    user = next(iter(published.find("", 1)), None)
     if user is None:
         return "a-user", "an-item"
-    return user.user_id, (HistoryStore(features).history(user.user_id) or ("an-item",))[-1]
+    return user.user_id, (published.history(user.user_id) or ("an-item",))[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,9 +15,10 @@ from deeprec.config import ServingConfig
 from deeprec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from deeprec.features.place import FeaturePlace
     from deeprec.serving.http.service import Service
 
-SETTINGS_HELP = "Override one key of the section serving, for example --set serving.threads=2; can be given often."
+SETTINGS_HELP = "Override one key of the configuration, for example --set serving.threads=2; can be given often."
 
 ConfigOption = Annotated[str | None, typer.Option("--config", help=CONFIG_HELP)]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help=SETTINGS_HELP)]
@@ -50,6 +52,24 @@ def read_serving(config: str | None, overrides: list[str] | None, **options: Any
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})") from error
+
+
+def read_place(
+    config: str | None, overrides: list[str] | None, named: Path | None, beside: str | None = None
+) -> FeaturePlace | None:
+    """The feature place of a server: ``named``, else that of the section ``features``, else the one beside a bundle.
+
+    Raises:
+        ConfigError: see ``profiles.read_config``; or an address of the place cannot be read.
+    """
+    from deeprec.cli.places import find_features
+
+    features = find_features(read_config(config, overrides), named, beside)
+    if features is None:
+        return None
+    from deeprec.features.places import open_place
+
+    return open_place(features)
 
 
 def end_with_pod(serving: ServingConfig, wanted: bool) -> None:

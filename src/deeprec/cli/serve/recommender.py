@@ -17,6 +17,7 @@ from deeprec.cli.serve.options import (
     SetOption,
     end_with_pod,
     listen,
+    read_place,
     read_serving,
     serve_on,
 )
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from deeprec.config import ServingConfig
 
 BUNDLE_HELP = "A bundle's directory, a run's, a shelf (its live version) or SHELF@VERSION."
-FEATURES_HELP = "Directory of the feature store. Default: `features` beside the bundle."
+FEATURES_HELP = (
+    "Directory of the feature place. Default: the section `features` of --config, else `features` beside the bundle."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -90,21 +93,19 @@ def serve(
         **{"log.path": None if log is None else str(log)},
     )
     end_with_pod(serving, print_pod)
-    from deeprec.bundle.opening import features_beside
-
     address = find_bundle(bundle)
-    store = features if features is not None else features_beside(address)
+    place = read_place(config, overrides, features, address)
     bound = listen(serving, works=True)
 
     from deeprec.serving.http.bundle_server import recommender_service
 
     def introduce(loaded: Bundle, at: str) -> str:
-        return introduction(loaded, store, serving, at)
+        return introduction(loaded, None if place is None else place.name, serving, at)
 
-    serve_on(bound, recommender_service(address, serving, store, force_policy=policy, introduce=introduce))
+    serve_on(bound, recommender_service(address, serving, place, force_policy=policy, introduce=introduce))
 
 
-def introduction(bundle: Bundle, features: Path | None, serving: ServingConfig, at: str) -> str:
+def introduction(bundle: Bundle, features: str | None, serving: ServingConfig, at: str) -> str:
     """What is served at an address, and lines to try it with."""
     histories = (
         f"histories from {features}"

@@ -17,6 +17,7 @@ from deeprec.cli.serve.options import (
     SetOption,
     end_with_pod,
     listen,
+    read_place,
     read_serving,
     serve_on,
 )
@@ -53,21 +54,19 @@ def serve(
     """
     serving = read_serving(config, overrides, host=host, port=port, policy_url="", shadow=False)
     end_with_pod(serving, print_pod)
-    from deeprec.bundle.opening import features_beside
-
     address = find_bundle(bundle)
-    store = features if features is not None else features_beside(address)
+    place = read_place(config, overrides, features, address)
     bound = listen(serving, works=True)
 
     from deeprec.serving.http.bundle_server import trm_service
 
     def introduce(loaded: Bundle, at: str) -> str:
-        return introduction(loaded, store, serving.name or "deeprec-trm", at)
+        return introduction(loaded, None if place is None else place.name, serving.name or "deeprec-trm", at)
 
-    serve_on(bound, trm_service(address, serving, store, introduce=introduce))
+    serve_on(bound, trm_service(address, serving, place, introduce=introduce))
 
 
-def introduction(bundle: Bundle, features: Path | None, name: str, at: str) -> str:
+def introduction(bundle: Bundle, features: str | None, name: str, at: str) -> str:
     """What is served at an address, and lines to try it with."""
     history = bundle.popular(3)
     phrase = next(iter(bundle.catalogue.phrases), "anything")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from deeprec.config import ServingConfig
 from deeprec.features.events import EventWriter
+from deeprec.features.place import FeaturePlace
 from deeprec.serving.events.routes import Events, read_event, router
 from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.model import JsonModel
@@ -53,10 +53,12 @@ class EventsModel(JsonModel):
         return answer.model_dump(exclude_none=True)
 
 
-def events_service(features: Path, serving: ServingConfig, introduction: Callable[[str], str] | None = None) -> Service:
-    """A server of events alone, for the feature store in a directory; it ends where that cannot be opened."""
+def events_service(
+    place: FeaturePlace, serving: ServingConfig, introduction: Callable[[str], str] | None = None
+) -> Service:
+    """A server of events alone, for a feature place; it ends where that cannot be opened."""
     metrics = ServingMetrics()
-    admission, events = Admission(serving, metrics.shed), Events(partial(EventWriter, features), serving, metrics)
+    admission, events = Admission(serving, metrics.shed), Events(partial(EventWriter, place), serving, metrics)
     metrics.queue("requests", lambda: admission.waiting)
 
     async def start() -> None:
@@ -64,6 +66,7 @@ def events_service(features: Path, serving: ServingConfig, introduction: Callabl
 
     async def close() -> None:
         await asyncio.to_thread(events.close)
+        place.close()
 
     model = EventsModel(serving.name or "deeprec-events", events, serving, alone=True)
     public, admin = ports(serving, [model], Port(metrics=serving.doors.metrics))

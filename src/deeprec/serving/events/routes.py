@@ -60,8 +60,8 @@ class Events:
         """Open the log and the store; what an earlier process left in the log alone is pushed now.
 
         Raises:
-            FeatureError: there is no feature store, or it cannot be read or written.
-            StoreError: the log of events cannot be opened.
+            FeatureError: there is no feature place, or it cannot be read or written.
+            StoreError: its log of events cannot be used.
         """
         self._writer = self._make()
         self.closed = ""
@@ -79,7 +79,7 @@ class Events:
         try:
             if self._writer is not None:
                 self._writer.check()
-        except FeatureError:
+        except (FeatureError, StoreError):
             return False
         return self._writer is not None
 
@@ -123,10 +123,8 @@ class Events:
         return outcomes
 
     def close(self) -> None:
-        """Write what waits, and close the log."""
+        """Write what waits."""
         self._writes.close()
-        if self._writer is not None:
-            self._writer.close()
 
     def _write(self, bodies: Sequence[tuple[Event, ...]]) -> list[tuple[Outcome, ...]]:
         assert self._writer is not None  # accept has seen that it is open

@@ -12,14 +12,13 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from deeprec.bundle.bundle import Bundle, Part, Served, needs_of
 from deeprec.bundle.opening import find_source
 from deeprec.config import ServingConfig
 from deeprec.features.events import EventWriter
-from deeprec.features.online import HistoryStore
-from deeprec.features.users import UserDirectory
+from deeprec.features.place import FeaturePlace
+from deeprec.features.publication import PublishedFeatures
 from deeprec.recommender.loading import load_recommender, parts_run, warm_up
 from deeprec.recommender.observer import Observer
 from deeprec.recommender.recommender import AsyncRecommender
@@ -49,7 +48,7 @@ class BundleServer:
     Args:
         address: of a bundle's directory, a shelf or ``SHELF@VERSION``; what appears there later takes its place.
         serving: limits, and what is whose (``policy_url``, ``shadow``, ``log``).
-        features: directory of the feature store.
+        place: where histories are; without one, only those in requests are known.
         force_policy: run the policy even where the bundle serves its TRM alone.
         trm_only: load no policy, whatever the bundle serves.
 
@@ -61,24 +60,21 @@ class BundleServer:
         self,
         address: str,
         serving: ServingConfig,
-        features: Path | None = None,
+        place: FeaturePlace | None = None,
         *,
         force_policy: bool = False,
         trm_only: bool = False,
     ) -> None:
-        self.serving, self.features = serving, features
+        self.serving, self.place = serving, place
         self.metrics = ServingMetrics()
         self.admission = Admission(serving, self.metrics.shed)
-        self.histories = None if features is None else HistoryStore(features)
-        self.directory = None if features is None else UserDirectory(features)
         self._log = RequestLog(serving.log) if serving.log.path else None
         observers: list[Observer] = [self.metrics.observe, *([self._log] if self._log else [])]
-        load = partial(
-            load_recommender, histories=self.histories, serving=serving, force_policy=force_policy, observers=observers
-        )
+        load = partial(load_recommender, serving=serving, force_policy=force_policy, observers=observers)
 
         def loaded(bundle: Bundle) -> AsyncRecommender:
-            recommender = load(replace(bundle, serve="trm", why=TRM_ONLY) if trm_only else bundle)
+            histories = None if place is None else place.open(bundle.publication)
+            recommender = load(replace(bundle, serve="trm", why=TRM_ONLY) if trm_only else bundle, histories)
             import torch  # after it has started the processes that load beside this one
 
             torch.set_num_threads(serving.threads)
@@ -91,7 +87,7 @@ class BundleServer:
             partial(find_source, address, serving.cache),
             needs=needs,
             load=loaded,
-            warm_up=partial(warm_up, newest=None if self.directory is None else self.directory.newest),
+            warm_up=_warm_up,
             settled=self.admission.settled,
             metrics=self.metrics,
             poll_seconds=serving.poll_seconds,
@@ -106,14 +102,17 @@ class BundleServer:
         """
         return self.watcher.current
 
+    def serves(self, item_id: str) -> bool:
+        """Whether an item is in the catalogue of what serves now."""
+        return self.watcher.loaded and item_id in self.served().catalogue
+
     async def start(self) -> None:
         """Load and warm up what serves; SIGHUP looks for a new bundle at once from then on.
 
         Raises:
             ArtifactError, FeatureError, StoreError: the bundle or the feature store cannot be used.
         """
-        await self.watcher.load()  # first, so that its processes load beside what follows
-        await in_thread_of_its_own(self._read_once)
+        await self.watcher.load()
         await self.watcher.start()
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.watcher.look)
@@ -123,6 +122,8 @@ class BundleServer:
         await self.watcher.close()
         if self._log is not None:
             await asyncio.to_thread(self._log.close)
+        if self.place is not None:
+            self.place.close()
 
     def service(
         self, models: Sequence[JsonModel], behind: Port, *, start: Hook, close: Hook, introduce: Introduce | None
@@ -144,11 +145,6 @@ class BundleServer:
     def _alive(self) -> bool:
         """Whether the TRM is not stuck; a policy that is stuck is replaced, and a store is asked by its own breaker."""
         return not self.watcher.loaded or self.served().busy_seconds < self.serving.stuck_seconds
-
-    def _read_once(self) -> None:
-        """So that no user waits for what the first read imports."""
-        if self.histories is not None:
-            self.histories.history("nobody")
 
     def _show(self) -> None:
         """Let the metrics read what others keep."""
@@ -182,16 +178,26 @@ class BundleServer:
         return explorer is not None and not explorer.available
 
 
+async def _warm_up(recommender: AsyncRecommender) -> None:
+    """See ``loading.warm_up``; the place is asked once, so that no user waits for what the first read imports."""
+    histories = recommender.histories
+    if isinstance(histories, PublishedFeatures):
+        await in_thread_of_its_own(histories.check)
+        await warm_up(recommender, newest=histories.newest)
+    else:
+        await warm_up(recommender)
+
+
 def recommender_service(
     address: str,
     serving: ServingConfig,
-    features: Path | None = None,
+    place: FeaturePlace | None = None,
     *,
     force_policy: bool = False,
     introduce: Introduce | None = None,
 ) -> Service:
     """A bundle's recommender and all that belongs to it: both models, the page, events; see ``BundleServer``."""
-    server = BundleServer(address, serving, features, force_policy=force_policy)
+    server = BundleServer(address, serving, place, force_policy=force_policy)
     name, doors = serving.name or "deeprec", serving.doors
     models: list[JsonModel] = [
         RecommenderModel(name, server.served, serving),
@@ -201,13 +207,11 @@ def recommender_service(
         served=server.served,
         bundle=lambda: server.watcher.bundle,
         metrics=server.metrics,
-        histories=server.histories,
-        directory=server.directory,
         refused=lambda: server.watcher.refused,
     )
     events = None
-    if features is not None and doors.events:
-        events = Events(partial(EventWriter, features), serving, server.metrics)
+    if place is not None and doors.events:
+        events = Events(partial(EventWriter, place, serves=server.serves), serving, server.metrics)
     behind = Port(
         models=[] if events is None else [EventsModel(f"{name}-events", events, serving)],
         routers=[*page_routers(sources, doors), *([] if events is None else [events_router(events)])],
@@ -220,18 +224,18 @@ def recommender_service(
             await in_thread_of_its_own(events.try_to_open)
 
     async def close() -> None:
-        await server.close()
         if events is not None:
             await asyncio.to_thread(events.close)
+        await server.close()
 
     return server.service(models, behind, start=start, close=close, introduce=introduce)
 
 
 def trm_service(
-    address: str, serving: ServingConfig, features: Path | None = None, *, introduce: Introduce | None = None
+    address: str, serving: ServingConfig, place: FeaturePlace | None = None, *, introduce: Introduce | None = None
 ) -> Service:
     """The TRM of a bundle alone; see ``BundleServer``."""
-    server = BundleServer(address, serving, features, trm_only=True)
+    server = BundleServer(address, serving, place, trm_only=True)
     models = [TrmModel(serving.name or "deeprec-trm", server.served, serving)]
     behind = Port(metrics=serving.doors.metrics)
     return server.service(models, behind, start=server.start, close=server.close, introduce=introduce)

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from deeprec.config import RequestLogConfig
 from deeprec.errors import ConfigError, DataError, StoreError
-from deeprec.serving.log.user_hash import own_hash
+from deeprec.serving.log.user_hash import own_hash, read_hash
 
 if TYPE_CHECKING:
     import polars as pl
@@ -228,6 +228,46 @@ def read_log(path: str | Path) -> pl.DataFrame:
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{odd or place} is no file of a request log; name the log's own directory") from error
     return rows.sort("at", maintain_order=True)
+
+
+def forget_user(path: str | Path, user_id: str) -> int:
+    """Remove a user's rows from a log, by the hash and by the id; each file is rewritten whole, or left.
+
+    A server that is running may still hold rows of the user, for ``config.seconds`` at most.
+
+    Returns:
+        How many rows were removed.
+
+    Raises:
+        DataError: there is no log, or a file is none of a log.
+        StoreError: the key cannot be read, or a file cannot be written; the others may have been.
+    """
+    import pyarrow.compute as pc
+
+    place = Path(path)
+    if not place.is_dir():
+        raise DataError(f"{place} is no directory of a request log; name the one that --log named")
+    key = read_hash(place)
+    names = pa.array([_printable(user_id), *([] if key is None else [key(user_id)])])
+    removed = 0
+    for file in sorted(place.rglob("*.parquet")):
+        if not _is_of_log(file):
+            raise DataError(f"{file} is no file of a request log; name the log's own directory")
+        table = pq.read_table(file)
+        kept = table.filter(pc.invert(pc.fill_null(pc.is_in(table["user"], value_set=names), False)))
+        if kept.num_rows == table.num_rows:
+            continue
+        try:
+            if kept.num_rows:
+                buffer = pa.BufferOutputStream()
+                pq.write_table(kept, buffer, compression="zstd")
+                _put(file, buffer.getvalue())
+            else:
+                file.unlink()
+        except OSError as error:
+            raise StoreError(f"cannot write {file}: {error.strerror}; make it writable and forget again") from error
+        removed += table.num_rows - kept.num_rows
+    return removed
 
 
 def _is_of_log(file: Path) -> bool:

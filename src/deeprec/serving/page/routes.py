@@ -19,14 +19,14 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from deeprec.bundle.bundle import Bundle
 from deeprec.config import DoorsConfig
-from deeprec.errors import FeatureError, RequestError
+from deeprec.errors import FeatureError, RequestError, StoreError
 from deeprec.recommender.reading import read_request
 from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.recommender.users import Histories
@@ -57,28 +57,22 @@ Text = Annotated[str, Query(max_length=MAX_QUERY)]
 Limit = Annotated[int, Query(ge=1, le=MAX_FOUND)]
 
 
-class Directory(Protocol):
-    """Port: users by part of their id. Implemented by ``features.users.UserDirectory``."""
-
-    def find(self, text: str, limit: int) -> Any:
-        """At most ``limit`` users with ``user_id`` and ``interactions``; FeatureError when they cannot be read."""
-        ...
-
-
 @dataclass(frozen=True)
 class Sources:
     """What the page shows, each read anew for every request.
 
-    Without ``histories`` users are unknown; without ``directory`` they can be looked up by their whole id only.
     ``refused`` is the sentence that says why a newer bundle is not served, None when there is none.
     """
 
     served: Callable[[], AsyncRecommender]
     bundle: Callable[[], Bundle]
     metrics: ServingMetrics
-    histories: Histories | None = None
-    directory: Directory | None = None
     refused: Callable[[], str | None] = lambda: None
+
+    @property
+    def histories(self) -> Histories | None:
+        """Those of the bundle that serves; without any, users are unknown."""
+        return self.served().histories
 
 
 def routers(sources: Sources, doors: DoorsConfig) -> list[APIRouter]:
@@ -214,29 +208,28 @@ def _answering(work: Callable[[], Result]) -> Result:
     """What ``work`` returns; 503 when the feature store fails."""
     try:
         return work()
-    except FeatureError as error:
+    except (FeatureError, StoreError) as error:
         logger.exception("the feature store failed")
         raise HTTPException(503, "the feature store cannot be read; the server's log says why") from error
 
 
 def _users(sources: Sources, text: str, limit: int) -> list[JsonDict]:
-    if sources.histories is None:
+    histories = sources.histories
+    if histories is None:
         return []
     found: dict[str, int] = {}
     if text:
-        had = sources.histories.history(text)
+        had = histories.history(text)
         found |= {} if had is None else {text: len(had)}
-    if sources.directory is not None:
-        for user in sources.directory.find(text, limit):
-            found.setdefault(user.user_id, user.interactions)
-    elif not text and (example := sources.bundle().info.get("example_user")):
-        found[str(example)] = len(sources.histories.history(str(example)) or ())
+    for user in histories.find(text, limit):
+        found.setdefault(user.user_id, user.interactions)
     return [{"id": user_id, "interactions": count} for user_id, count in list(found.items())[:limit]]
 
 
 def _history(sources: Sources, user_id: str) -> JsonDict:
     catalogue = sources.served().catalogue
-    had = sources.histories.history(user_id) if sources.histories is not None else None
+    histories = sources.histories
+    had = histories.history(user_id) if histories is not None else None
     usable = [item_id for item_id in had or () if item_id in catalogue][-MAX_SHOWN:]
     return {
         "user_id": user_id,

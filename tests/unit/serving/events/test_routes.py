@@ -33,7 +33,6 @@ class Writer:
         self.gate = threading.Event()
         self.gate.set()
         self.reached = threading.Event()
-        self.closed = False
 
     def write(self, events: Sequence[Event]) -> tuple[Outcome, ...]:
         self.reached.set()
@@ -50,9 +49,6 @@ class Writer:
             return Outcome(event.event_id, "duplicate")
         self.seen.add(event.event_id)
         return Outcome(event.event_id, "accepted")
-
-    def close(self) -> None:
-        self.closed = True
 
 
 @pytest.fixture
@@ -176,7 +172,6 @@ def test_bodies_that_wait_together_are_written_together(writer: Writer) -> None:
     found = asyncio.run(ask())
     assert writer.calls == [["first"], ["1-0", "2-0", "2-1", "4-0", "5-0", "5-1"]]
     assert [[outcome.event_id for outcome in body] for body in found[1:4]] == [["1-0"], ["2-0", "2-1"], []]
-    assert writer.closed
     assert MAX_TOGETHER >= 5
 
 

@@ -118,10 +118,6 @@ def test_users_are_found_by_part_of_their_id_or_by_all_of_it(made: Made) -> None
     pages.knowing.published["ann"] = 1
     assert get(pages, "/v1/users", query="an")["users"][0] == {"id": "ann", "interactions": 1}
     assert get(pages, "/v1/users", query="ann")["users"][0] == {"id": "ann", "interactions": 4}, "the live history's"
-    alone = made(directory=False)
-    assert get(alone, "/v1/users")["users"] == [{"id": "ann", "interactions": 4}]
-    assert get(alone, "/v1/users", query="an")["users"] == []
-    assert get(alone, "/v1/users", query=ATTACK)["users"] == [{"id": ATTACK, "interactions": 2}]
     assert get(made(histories=False), "/v1/users", query="ann")["users"] == []
 
 
