@@ -2,7 +2,7 @@
 
 In the database are the log of accepted events (the truth), which publications there are and of which users and items,
 and Feast's registry; in Redis what servers read. A publication's rows are written under its name and can be read when
-its row in ``publications`` is there, which is written last. Accepted events are committed to the log and then put into
+its row in ``publications`` calls it whole. Accepted events are committed to the log and then put into
 Redis by whoever holds their user's lock; ``users.shown`` says how far that has come, so that any writer does what a
 killed one left. Nothing is locked but rows, and nothing is shared but these three.
 
@@ -83,6 +83,11 @@ class ClusterPlace(FeaturePlace):
         with self.database.reading() as connection:
             return read_publications(connection)
 
+    def unfinished(self) -> list[Publication]:
+        """See ``FeaturePlace.unfinished``."""
+        with self.database.reading() as connection:
+            return read_publications(connection, whole=False)
+
     def open(self, name: str) -> ClusterPublication:
         """See ``FeaturePlace.open``."""
         with self._lock:
@@ -99,7 +104,7 @@ class ClusterPlace(FeaturePlace):
     def build(self, publication: Publication, rows: Sequence[BaseRow], data: Dataset, ingested: datetime) -> None:
         """See ``FeaturePlace.build``."""
         name, items = publication.name, data.catalogue.items
-        self._unpublish(name)
+        self._mark(name, whole=False, new=publication)
         self._write_offline(publication, rows, data, ingested)
         online = self._new_rows()
         online.define(name, f"{self._offline}/{name}")
@@ -111,12 +116,7 @@ class ClusterPlace(FeaturePlace):
         for start in range(0, len(items), _CHUNK):
             some = items[start : start + _CHUNK]
             online.write_items(name, [(item.item_id, item.title, item.phrases) for item in some])
-        from sqlalchemy import insert
-
-        from deeprec.features.tables import PUBLICATIONS
-
-        with self.database.writing() as connection:
-            connection.execute(insert(PUBLICATIONS).values(astuple(publication)))
+        self._mark(name, whole=True)
 
     def known_items(self, item_ids: Collection[str]) -> set[str]:
         """See ``FeaturePlace.known_items``."""
@@ -125,7 +125,7 @@ class ClusterPlace(FeaturePlace):
         from deeprec.features.tables import PUBLICATIONS, PUBLISHED_ITEMS
 
         found: set[str] = set()
-        whole = select(PUBLICATIONS.c.publication)
+        whole = select(PUBLICATIONS.c.publication).where(PUBLICATIONS.c.whole == 1)
         with self.database.reading() as connection:
             for names in _chunks(item_ids):
                 asked = select(PUBLISHED_ITEMS.c.item_id).distinct()
@@ -173,9 +173,9 @@ class ClusterPlace(FeaturePlace):
         """See ``FeaturePlace.remove``: from Redis by the keys of what is recorded, so that no server is scanned."""
         from sqlalchemy import delete, select
 
-        from deeprec.features.tables import PUBLISHED_ITEMS, PUBLISHED_USERS
+        from deeprec.features.tables import PUBLICATIONS, PUBLISHED_ITEMS, PUBLISHED_USERS
 
-        self._unpublish(name)
+        self._mark(name, whole=False)
         online = self._new_rows()
         with self.database.reading() as connection:
             for table, column, remove in (
@@ -190,7 +190,7 @@ class ClusterPlace(FeaturePlace):
         for file in offline.names(name):
             offline.remove(file.name)
         with self.database.writing() as connection:
-            for table in (PUBLISHED_USERS, PUBLISHED_ITEMS):
+            for table in (PUBLISHED_USERS, PUBLISHED_ITEMS, PUBLICATIONS):
                 connection.execute(delete(table).where(table.c.publication == name))
 
     def forget(self, user_id: str) -> dict[str, int]:
@@ -239,16 +239,21 @@ class ClusterPlace(FeaturePlace):
             name = connection.execute(select(PLACE.c.name)).scalar_one()
         return FeastRows(f"deeprec_{name}", self.database.address, self._redis, self._offline)
 
-    def _unpublish(self, name: str) -> None:
-        """From now on nobody opens it, until it is whole again."""
-        from sqlalchemy import delete
+    def _mark(self, name: str, *, whole: bool, new: Publication | None = None) -> None:
+        """Say whether a publication is whole: it is opened while it is. A ``new`` one takes the place of one there."""
+        from sqlalchemy import delete, insert, update
 
         from deeprec.features.tables import PUBLICATIONS
 
         with self._lock:
             self._open.pop(name, None)
+        mine = PUBLICATIONS.c.publication == name
         with self.database.writing() as connection:
-            connection.execute(delete(PUBLICATIONS).where(PUBLICATIONS.c.publication == name))
+            if new is not None:
+                connection.execute(delete(PUBLICATIONS).where(mine))
+                connection.execute(insert(PUBLICATIONS).values((*astuple(new), int(whole))))
+            else:
+                connection.execute(update(PUBLICATIONS).where(mine).values(whole=int(whole)))
 
     def _record_rows(self, name: str, rows: Sequence[BaseRow], data: Dataset) -> None:
         from sqlalchemy import delete, insert

@@ -285,7 +285,7 @@ def _write(database: Database, publication: Publication, rows: Sequence[BaseRow]
             )
         if data.catalogue.items:
             connection.execute(insert(PUBLISHED_ITEMS), item_values(publication.name, data.catalogue))
-        connection.execute(insert(PUBLICATION).values(astuple(publication)))
+        connection.execute(insert(PUBLICATION).values((*astuple(publication), 1)))
 
 
 def _remove(file: Path) -> None:

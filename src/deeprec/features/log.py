@@ -203,12 +203,14 @@ class LockedUsers:
         """The newest timestamp of each user's events; a user of none is left out."""
         from sqlalchemy import func, select
 
-        from deeprec.features.tables import EVENTS
+        from deeprec.features.tables import EVENTS, USERS
 
+        # one seek in the index for each user; grouped, it would be a scan of all their events
+        mine = select(func.max(EVENTS.c.timestamp)).where(EVENTS.c.user_id == USERS.c.user_id).scalar_subquery()
         found: dict[str, int] = {}
         for names in _chunks(self.events):
-            asked = select(EVENTS.c.user_id, func.max(EVENTS.c.timestamp)).where(EVENTS.c.user_id.in_(names))
-            found.update(self.connection.execute(asked.group_by(EVENTS.c.user_id)).all())
+            rows = self.connection.execute(select(USERS.c.user_id, mine).where(USERS.c.user_id.in_(names)))
+            found.update({user: newest for user, newest in rows if newest is not None})
         return found
 
     def append(self, events: Sequence[LoggedEvent]) -> None:

@@ -74,6 +74,10 @@ class FeaturePlace(ABC):
             FeatureError, StoreError: the place cannot be read.
         """
 
+    def unfinished(self) -> list[Publication]:
+        """What is being made or removed, or was when a process was killed."""
+        return []
+
     @abstractmethod
     def open(self, name: str) -> PublishedFeatures:
         """The publication ``name``.
@@ -153,7 +157,7 @@ class FeaturePlace(ABC):
         """
         now, named = datetime.now(UTC), set(keep)
         removed = []
-        for publication in self.publications()[1:]:
+        for publication in [*self.publications()[1:], *self.unfinished()]:
             age = (now - datetime.fromisoformat(publication.made)).total_seconds()
             if publication.name not in named and age > grace:
                 self.remove(publication.name)

@@ -196,11 +196,12 @@ class PublishedFeatures(ABC):
             return tuple(connection.execute(newest).scalars())
 
 
-def read_publications(connection: Connection) -> list[Publication]:
-    """The whole publications in a database, the newest first."""
+def read_publications(connection: Connection, *, whole: bool = True) -> list[Publication]:
+    """The whole publications in a database, the newest first; or those that are not whole."""
     from sqlalchemy import select
 
-    from deeprec.features.tables import PUBLICATIONS
+    from deeprec.features.tables import PUBLICATIONS as table
 
-    asked = select(PUBLICATIONS).order_by(PUBLICATIONS.c.made.desc(), PUBLICATIONS.c.publication)
+    columns = [column for column in table.c if column.name != "whole"]
+    asked = select(*columns).where(table.c.whole == int(whole)).order_by(table.c.made.desc(), table.c.publication)
     return [Publication(*row) for row in connection.execute(asked)]

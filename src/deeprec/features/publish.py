@@ -89,6 +89,8 @@ def _publish(place: FeaturePlace, data: Dataset, ingested: datetime, history_len
         if difference := _difference(place, publication, data, forgotten):
             place.remove(name)
             raise FeatureError(f"{difference} as read back differs from the dataset; nothing is published, try again")
+    for user in place.log.forgotten(data.sequences) - forgotten:  # while it was being made
+        place.forget(user)
     return name, _counts(place, name, data)
 
 

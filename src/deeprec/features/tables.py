@@ -60,8 +60,9 @@ PUBLICATIONS = Table(
     Column("repeats", Text, nullable=False),
     Column("users", BigInteger, nullable=False),
     Column("items", BigInteger, nullable=False),
+    Column("whole", Integer, nullable=False),
 )
-"""The row is written last: a publication that has one is whole."""
+"""``whole`` is 0 while a publication is made or removed: nobody opens it, and what a killed process left is swept."""
 
 PUBLISHED_USERS = Table(
     "published_users",

@@ -158,6 +158,49 @@ def test_a_publication_that_is_removed_leaves_nothing_and_nobody_else_s(
     assert len(list(client.scan_iter())) == 2
 
 
+@pytest.mark.parametrize("step", ["define", "write_histories", "write_items", "show"])
+def test_what_a_killed_publication_left_is_swept(
+    cluster_place: Any, redis_server: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    first = cluster_place.published()
+    write(cluster_place, clock, Event("e1", "u2", "d"))
+    keys = set(redis_server.client.scan_iter())
+    another = cluster_place.dataset({"u9": ["a"]}, items=("a", "z"))
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FeastRows, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            cluster_place.publish(another)
+    place = cluster_place.open()
+    assert [one.name for one in place.publications()] == [first.publication.name]
+    assert place.known_items(["z"]) == set()
+    assert len(place.unfinished()) == (step != "show")
+    assert place.sweep([]) == []  # it may be under way
+    assert len(place.sweep([], grace=0)) == (step != "show")
+    assert set(redis_server.client.scan_iter()) == keys
+    assert [path.name for path in (cluster_place.path / "offline").iterdir()] == [first.publication.name]
+    cluster_place.publish(another)
+    assert cluster_place.history("u9") == ("a",)
+
+
+def test_a_removal_that_fails_is_done_by_the_next(
+    cluster_place: Any, redis_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = cluster_place.published(), cluster_place.published(cluster_place.dataset({"u9": ["a"]}))
+    redis_server.stop()
+    with pytest.raises(FeatureError, match=r"see that features\.redis runs"):
+        cluster_place.open().remove(first.publication.name)
+    redis_server.start()
+    cluster_place.publish(cluster_place.dataset({"u9": ["a"]}))
+    place = cluster_place.open()
+    assert [one.name for one in place.unfinished()] == [first.publication.name]
+    assert place.sweep([], grace=0) == [first.publication.name]
+    assert (place.unfinished(), [one.name for one in place.publications()]) == ([], [second.publication.name])
+
+
 def test_two_places_share_a_redis(cluster_place: Any, postgres: Any, clock: Clock) -> None:
     reader = cluster_place.published()
     os.environ["DEEPREC_TEST_DATABASE"] = postgres.make()

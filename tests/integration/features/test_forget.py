@@ -21,6 +21,7 @@ from deeprec.cli import app
 from deeprec.config import DataConfig, RequestLogConfig, SampleConfig
 from deeprec.data.dataset import read_dataset
 from deeprec.data.ingest import ingest
+from deeprec.features import publish as publish_module
 from deeprec.features.events import EventWriter
 from deeprec.features.places import forgotten_digest, forgotten_in
 from deeprec.serving.log.request_log import SCHEMA, RequestLog
@@ -81,6 +82,23 @@ def test_later_trainings_leave_the_user_out(place: Any, tmp_path: Path) -> None:
     place.publish(tmp_path / "before")  # of a dataset that was made before
     assert place.history(users[3]) is None
     assert place.history(users[5]) is not None
+
+
+def test_a_user_who_is_forgotten_while_features_are_published_is_not_in_them(
+    place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.publish()
+    rows = publish_module._rows
+
+    def forgotten_meanwhile(*given: Any) -> Any:
+        monkeypatch.setattr(publish_module, "_rows", rows)
+        found = list(rows(*given))
+        forget(place, "u1")
+        return iter(found)
+
+    monkeypatch.setattr(publish_module, "_rows", forgotten_meanwhile)
+    place.publish(place.dataset({"u1": ["d"], "u2": ["a"]}))
+    assert place.open().newest().histories(["u1", "u2"]) == [None, ("a",)]
 
 
 @pytest.mark.parametrize("hashed", [True, False])

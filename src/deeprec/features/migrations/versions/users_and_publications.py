@@ -50,6 +50,7 @@ def upgrade() -> None:
         sa.Column("repeats", sa.Text, nullable=False),
         sa.Column("users", sa.BigInteger, nullable=False),
         sa.Column("items", sa.BigInteger, nullable=False),
+        sa.Column("whole", sa.Integer, nullable=False),
     )
     op.create_table(
         "published_users",
