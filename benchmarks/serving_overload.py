@@ -31,12 +31,13 @@ MOST_CALLERS = 4096
 def serve(address: str, features: Path | None, port: int, ticks: Path) -> None:
     """Be the server, and write how late its event loop was: ticks, and those late by ``LATE`` seconds or more."""
     from deeprec.config import ServingConfig
+    from deeprec.features.directory import DirectoryPlace
     from deeprec.serving.http.address import bind
     from deeprec.serving.http.bundle_server import recommender_service
     from deeprec.serving.http.server import run
 
     config = ServingConfig(port=port)
-    service = recommender_service(address, config, features)
+    service = recommender_service(address, config, None if features is None else DirectoryPlace(features))
     start = service.start
     assert start is not None
     tasks = []

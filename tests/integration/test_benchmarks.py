@@ -229,6 +229,6 @@ def test_serving_overload(small_run: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_feature_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("--stores", "sqlite", "--users", "40", "--items", "50", "--length", "10", "--reads", "2000")
+    arguments = ("--places", "directory", "--users", "40", "--length", "50", "--calls", "200")
     [rows] = figures(feature_store, monkeypatch, tmp_path, *arguments).values()
     assert all(value > 0 for value in rows.values() if isinstance(value, float))

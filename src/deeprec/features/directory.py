@@ -25,7 +25,7 @@ from deeprec.data.dataset import Dataset
 from deeprec.errors import FeatureError, StoreError
 from deeprec.features.database import Database, sqlite_url
 from deeprec.features.history import UserHistory
-from deeprec.features.log import EventLog, Logged
+from deeprec.features.log import Logged
 from deeprec.features.migrate import migrate
 from deeprec.features.place import FeaturePlace
 from deeprec.features.publication import (
@@ -36,6 +36,7 @@ from deeprec.features.publication import (
     item_values,
     read_publications,
 )
+from deeprec.features.sqlite_reading import HistoryReader, HistoryRow
 
 EVENTS = Path("events") / "events.db"
 PUBLICATIONS = "publications"
@@ -177,7 +178,7 @@ class DirectoryPlace(FeaturePlace):
                         f"the feature store {self.path} has no publication {name!r}; name the place that the bundle "
                         f"was made with, or run its pipeline again"
                     )
-                self._open[name] = DirectoryPublication(file, self.log)
+                self._open[name] = DirectoryPublication(file, self.path / EVENTS)
             return self._open[name]
 
 
@@ -188,9 +189,9 @@ class DirectoryPublication(PublishedFeatures):
         FeatureError: the file is no whole publication.
     """
 
-    def __init__(self, file: Path, log: EventLog) -> None:
+    def __init__(self, file: Path, log: Path) -> None:
         database = Database(sqlite_url(file), f"the publication {file}", "publish the features again")
-        self._file, self._log = file, log
+        self._file, self._reader = file, HistoryReader(file, log)
         try:
             with database.reading() as connection:
                 [publication] = read_publications(connection)
@@ -198,29 +199,31 @@ class DirectoryPublication(PublishedFeatures):
             raise FeatureError(f"{file} is no whole publication; publish the features again") from error
         super().__init__(publication, database)
 
+    def histories(self, user_ids: Sequence[str]) -> list[tuple[str, ...] | None]:
+        """See ``PublishedFeatures.histories``; times are read of those alone who have new events."""
+        rows = self._reader.published(user_ids)
+        after = [rows[user].logged if user in rows else 0 for user in user_ids]
+        changed = self._reader.accepted(user_ids, after)
+        whole = dict(zip(changed, self.read(list(changed)), strict=True))
+        found: list[tuple[str, ...] | None] = []
+        for user in user_ids:
+            history = whole.get(user)
+            if history is not None:
+                found.append(history.item_ids)
+            else:
+                found.append(tuple(json.loads(rows[user].item_ids)) if user in rows else None)
+        return found
+
     def bases(self, user_ids: Sequence[str]) -> list[BaseHistory | None]:
         """See ``PublishedFeatures.bases``."""
-        from sqlalchemy import select
-
-        from deeprec.features.tables import PUBLISHED_HISTORIES as histories
-
-        found: dict[str, BaseHistory] = {}
-        with self._database.reading() as connection:
-            for start in range(0, len(user_ids), _CHUNK):
-                names = list(user_ids[start : start + _CHUNK])
-                for user, items, times, interactions, logged in connection.execute(
-                    select(histories).where(histories.c.user_id.in_(names))
-                ):
-                    history = UserHistory(tuple(json.loads(items)), tuple(json.loads(times)), interactions)
-                    found[user] = BaseHistory(history, logged)
-        return [found.get(user) for user in user_ids]
+        rows = self._reader.published(user_ids)
+        return [_base(rows[user]) if user in rows else None for user in user_ids]
 
     def check(self) -> None:
         """See ``PublishedFeatures.check``."""
         if not self._file.is_file():
             raise FeatureError(f"{self._file} is gone; publish the features again")
-        self.bases(["nobody"])
-        self._log.since(["nobody"], [0])
+        self.histories(["nobody"])
 
     def newest_times(self, user_ids: Sequence[str]) -> dict[str, int]:
         """See ``FeaturePlace.newest_times``."""
@@ -254,8 +257,13 @@ class DirectoryPublication(PublishedFeatures):
 
     def _parts(self, user_ids: Sequence[str]) -> list[tuple[BaseHistory | None, list[Logged]]]:
         bases = self.bases(user_ids)
-        events = self._log.since(list(user_ids), [0 if base is None else base.logged for base in bases])
-        return list(zip(bases, events, strict=True))
+        events = self._reader.accepted(user_ids, [0 if base is None else base.logged for base in bases])
+        return [(base, events.get(user, [])) for user, base in zip(user_ids, bases, strict=True)]
+
+
+def _base(row: HistoryRow) -> BaseHistory:
+    history = UserHistory(tuple(json.loads(row.item_ids)), tuple(json.loads(row.timestamps)), row.interactions)
+    return BaseHistory(history, row.logged)
 
 
 def _write(database: Database, publication: Publication, rows: Sequence[BaseRow], data: Dataset) -> None:
