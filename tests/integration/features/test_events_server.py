@@ -104,3 +104,26 @@ def test_a_missing_store_is_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "no feature store at" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_two_recommenders_share_the_histories_of_a_cluster(cluster_place: Any, small_run: Path, tmp_path: Path) -> None:
+    """The bundle's publication is found by its name, wherever the same dataset was published."""
+    cluster_place.publish(small_run / "dataset")
+    config = cluster_place.path / "place.yaml"
+    config.write_text(json.dumps({"features": cluster_place.config().model_dump()}))
+    command = deeprec("serve", "recommender", small_run / "bundle", "--config", config, "--port", "0")
+    user = {"user_id": "u01"}
+    with started(command, tmp_path / "one") as one, started(command, tmp_path / "two") as two:
+        before = httpx.get(f"{two.url}/v1/history", params=user, timeout=60).json()
+        assert before["known"]
+        item = before["items"][0]["id"]
+        for number, (server, name) in enumerate([(one, "new"), (two, "new"), (one, "newer")]):
+            body = {
+                "events": [{"event_id": f"e{number}", "user_id": name, "item_id": item, "timestamp": 10**9 + number}]
+            }
+            assert post(server, "/v1/events", body).json()["accepted"] == 1
+        for server in (one, two):
+            answer = post(server, "/v1/models/deeprec-trm:predict", {"instances": [{"user_id": "newer", "k": 3}]})
+            assert answer.json()["predictions"][0]["user_known"]
+            found = httpx.get(f"{server.url}/v1/users", params={"query": "u01"}, timeout=60).json()["users"]
+            assert found[0]["id"] == "u01"
