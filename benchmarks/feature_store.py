@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -98,7 +98,7 @@ def measure(place: FeaturePlace, users: int, length: int, calls: int) -> Figures
         "events/s": _rate(lambda number: write(f"u{number % users}"), 1, calls // 4),
         f"events/s, {THREADS} threads": _rate(lambda number: write(f"u{number % users}"), THREADS, calls // 2),
         f"events/s, {BODY} in a body": BODY * _rate(bodies, 1, max(calls // 100, 3)),
-        f"event of a history of {length:,} over of {SHORT}": _ratio(long / short for long, short in turns),
+        f"event of a history of {length:,} over of {SHORT}": statistics.median(long / short for long, short in turns),
         f"last {some} of {len(many):,} events of one user over first": statistics.median(many[-some:])
         / statistics.median(many[:some]),
         **(_feast(published, length, calls) if hasattr(published, "_rows") else {}),
@@ -144,10 +144,6 @@ def _spent(work: Callable[..., object], *given: object) -> float:
 
 def _p99(spent: list[float]) -> float:
     return sorted(spent)[int(0.99 * (len(spent) - 1))]
-
-
-def _ratio(turns: Iterable[float]) -> float:
-    return statistics.median(turns)
 
 
 def _rate(work: Callable[[int], None], threads: int, calls: int) -> float:

@@ -152,7 +152,7 @@ class ClusterPlace(FeaturePlace):
 
         names = sorted(user_ids)
         for start in range(0, len(names), _SHOWN_TOGETHER):
-            with self.log.locked(names[start : start + _SHOWN_TOGETHER]) as users:
+            with self.log.locked(names[start : start + _SHOWN_TOGETHER], new=False) as users:
                 behind = {user: shown for user, shown in users.shown.items() if shown < users.events[user]}
                 if behind:
                     events = users.since({user: shown // SEGMENT * SEGMENT for user, shown in behind.items()})

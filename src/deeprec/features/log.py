@@ -53,28 +53,17 @@ class EventLog:
         self.database = database
 
     @contextlib.contextmanager
-    def locked(self, user_ids: Collection[str]) -> Iterator[LockedUsers]:
+    def locked(self, user_ids: Collection[str], *, new: bool = True) -> Iterator[LockedUsers]:
         """Be the only writer of these users for as long as the context lasts; it ends well, or nothing was written.
+
+        Users of whom there is nothing yet get a row where they may be ``new``, and are left out else: one who was
+        forgotten a moment ago leaves no name behind.
 
         Raises:
             StoreError: the database cannot be written, or others hold it all the time.
         """
         with self.database.writing() as connection:
-            yield LockedUsers(connection, *self._lock(connection, sorted(user_ids)))
-
-    def end(self) -> int:
-        """The position of the newest event, 0 of none: it tells whether there is a new one."""
-        from sqlalchemy import func, select
-
-        from deeprec.features.tables import EVENTS
-
-        with self.database.reading() as connection:
-            return int(connection.execute(select(func.coalesce(func.max(EVENTS.c.position), 0))).scalar_one())
-
-    def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Which of these ids are in the log."""
-        with self.database.reading() as connection:
-            return _known(connection, event_ids)
+            yield LockedUsers(connection, *self._lock(connection, sorted(user_ids), new))
 
     def since(self, user_ids: Sequence[str], after: Sequence[int]) -> list[list[Logged]]:
         """Each user's events behind a number, in the order of acceptance.
@@ -155,7 +144,9 @@ class EventLog:
         with self.database.reading() as connection:
             return set(connection.execute(select(FORGOTTEN.c.user)).scalars())
 
-    def _lock(self, connection: Connection, user_ids: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
+    def _lock(
+        self, connection: Connection, user_ids: Sequence[str], new: bool
+    ) -> tuple[dict[str, int], dict[str, int]]:
         """How many events each user has, and how many of them are shown, its row locked until the transaction ends.
 
         New rows first, then all of them in one order, so that nobody waits for somebody who waits for him.
@@ -173,13 +164,14 @@ class EventLog:
         for start in range(0, len(user_ids), _CHUNK):
             wanted = list(user_ids[start : start + _CHUNK])
             for _ in range(_ATTEMPTS):
-                rows = [{"user_id": user, "events": 0, "shown": 0} for user in wanted]
-                connection.execute(insert(USERS).on_conflict_do_nothing(), rows)
+                if new:
+                    rows = [{"user_id": user, "events": 0, "shown": 0} for user in wanted]
+                    connection.execute(insert(USERS).on_conflict_do_nothing(), rows)
                 asked = select(USERS).where(USERS.c.user_id.in_(wanted)).order_by(USERS.c.user_id).with_for_update()
                 for user, count, seen in connection.execute(asked):
                     events[user], shown[user] = count, seen
                 wanted = [user for user in wanted if user not in events]  # forgotten while this one waited
-                if not wanted:
+                if not (new and wanted):
                     break
             else:
                 raise StoreError(f"{self.database.name}: user {wanted[0]!r} is forgotten all the time; try again")
@@ -197,7 +189,15 @@ class LockedUsers:
 
     def known(self, event_ids: Sequence[str]) -> set[str]:
         """Which of these ids are in the log."""
-        return _known(self.connection, event_ids)
+        from sqlalchemy import select
+
+        from deeprec.features.tables import EVENTS
+
+        found: set[str] = set()
+        for names in _chunks(event_ids):
+            asked = select(EVENTS.c.event_id).where(EVENTS.c.event_id.in_(names))
+            found.update(self.connection.execute(asked).scalars())
+        return found
 
     def newest(self) -> dict[str, int]:
         """The newest timestamp of each user's events; a user of none is left out."""
@@ -299,17 +299,6 @@ def write_table(log: EventLog, out: str | Path) -> int:
     except OSError as error:
         raise StoreError(f"cannot write {out}: {error}; name another place or free space") from error
     return table.height
-
-
-def _known(connection: Connection, event_ids: Sequence[str]) -> set[str]:
-    from sqlalchemy import select
-
-    from deeprec.features.tables import EVENTS
-
-    found: set[str] = set()
-    for asked in _chunks(event_ids):
-        found.update(connection.execute(select(EVENTS.c.event_id).where(EVENTS.c.event_id.in_(asked))).scalars())
-    return found
 
 
 def _chunks(values: Iterable[Value]) -> Iterator[list[Value]]:

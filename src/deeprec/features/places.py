@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from deeprec.config import FeaturesConfig
 from deeprec.errors import ConfigError
 from deeprec.features.directory import EVENTS, DirectoryPlace
 from deeprec.features.place import FeaturePlace
+from deeprec.store import config_digest
 
 
 def forgotten_in(features: FeaturesConfig, user_ids: Iterable[str]) -> set[str]:
@@ -17,29 +19,29 @@ def forgotten_in(features: FeaturesConfig, user_ids: Iterable[str]) -> set[str]:
     Raises:
         ConfigError, FeatureError, StoreError: the place cannot be read, so that nobody can tell.
     """
-    if features.place == "directory" and not (features.path and (Path(features.path) / EVENTS).is_file()):
-        return set()
-    place = open_place(features)
-    try:
-        place.prepare()
-        return place.log.forgotten(user_ids)
-    finally:
-        place.close()
+    with _existing(features) as place:
+        return set() if place is None else place.log.forgotten(user_ids)
 
 
 def forgotten_digest(features: FeaturesConfig) -> str:
-    """What changes whenever somebody is forgotten; nothing where nobody is."""
-    from deeprec.store import config_digest
+    """What changes whenever somebody is forgotten; nothing where nobody is. Raises what ``forgotten_in`` does."""
+    with _existing(features) as place:
+        found = set() if place is None else place.log.forgotten_hashes()
+    return config_digest({"forgotten": sorted(found)})[:16] if found else ""
 
+
+@contextmanager
+def _existing(features: FeaturesConfig) -> Iterator[FeaturePlace | None]:
+    """The place, its tables looked at; None for a directory where there is none yet."""
     if features.place == "directory" and not (features.path and (Path(features.path) / EVENTS).is_file()):
-        return ""
+        yield None
+        return
     place = open_place(features)
     try:
         place.prepare()
-        found = place.log.forgotten_hashes()
+        yield place
     finally:
         place.close()
-    return config_digest({"forgotten": sorted(found)})[:16] if found else ""
 
 
 def open_place(features: FeaturesConfig) -> FeaturePlace:

@@ -65,7 +65,6 @@ class BaseRow:
             "user_id": self.user_id,
             "interactions": history.interactions,
             "last_timestamp": history.timestamps[-1],
-            "logged": self.base.logged,
         }
 
 

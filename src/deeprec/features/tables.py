@@ -71,9 +71,8 @@ PUBLISHED_USERS = Table(
     Column("user_id", Text, primary_key=True),
     Column("interactions", BigInteger, nullable=False),
     Column("last_timestamp", BigInteger, nullable=False),
-    Column("logged", BigInteger, nullable=False),
 )
-"""``interactions`` before any limit; ``logged``: how many of the user's events the published history holds."""
+"""Who was published; ``interactions`` before any limit."""
 
 PUBLISHED_ITEMS = Table(
     "published_items",

@@ -244,7 +244,8 @@ def test_twelve_writers_in_three_processes_write_one_users_history(place: Any) -
     assert sorted(found) == sorted({*expected, *late, *mine})
     assert [time for time, _ in found] == sorted(time for time, _ in found)
     log = place.open().log
-    assert len(log.known([f"shared-{n}" for n in range(10)])) == 10
+    with log.locked([]) as users:
+        assert len(users.known([f"shared-{n}" for n in range(10)])) == 10
     [events] = log.since(["u1"], [0])
     assert [number for number, _, _ in events] == list(range(1, 61))
     place.open().forget("gone")

@@ -65,6 +65,16 @@ def test_nothing_of_the_user_is_left_in_redis(cluster_place: Any, redis_server: 
     assert [key for key in redis_server.client.scan_iter() if b"someone" in key] == []
 
 
+def test_a_writer_that_is_late_leaves_no_name_of_who_was_forgotten(cluster_place: Any, clock: Clock) -> None:
+    cluster_place.publish()
+    place = cluster_place.open()
+    EventWriter(place, clock=clock).write([Event("e1", "u1", "d")])
+    place.forget("u1")
+    place.show({"u1"})
+    with place.database.reading() as connection:
+        assert connection.exec_driver_sql("SELECT user_id FROM users").all() == []
+
+
 def test_later_trainings_leave_the_user_out(place: Any, tmp_path: Path) -> None:
     config = DataConfig(sample=SampleConfig(users=60, items=40, mean_history=12))
     forgotten = partial(forgotten_in, place.config())

@@ -64,6 +64,15 @@ def test_users_are_found_by_part_of_their_id(place: Any) -> None:
     assert published.newest(2) == ("bob", "ANton")
 
 
+def test_users_are_found_in_either_case_whatever_the_letter(directory_place: Any) -> None:
+    published = directory_place.published(directory_place.dataset({"ÜNAL": ["a"], "łukasz": ["b"]}))
+    assert [user.user_id for text in ("ünal", "Ü", "ŁUK") for user in published.find(text, 9)] == [
+        "ÜNAL",
+        "ÜNAL",
+        "łukasz",
+    ]
+
+
 def test_the_same_is_published_once(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = place.dataset()
     counts = place.publish(dataset)

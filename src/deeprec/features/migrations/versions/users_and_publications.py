@@ -58,7 +58,6 @@ def upgrade() -> None:
         sa.Column("user_id", sa.Text, primary_key=True),
         sa.Column("interactions", sa.BigInteger, nullable=False),
         sa.Column("last_timestamp", sa.BigInteger, nullable=False),
-        sa.Column("logged", sa.BigInteger, nullable=False),
     )
     op.create_table(
         "published_items",
