@@ -15,7 +15,7 @@ def ingest(
 ):
     """Write the dataset, without users who were forgotten in the feature place.
 
-    ``data_version`` names the source's contents, so that a change of them is not served stale.
+    ``data_version`` names the source's contents and who was forgotten, so that KFP's cache sees a change of either.
     """
     from pathlib import Path
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -56,16 +56,18 @@ def run_pipeline(
     workdir: Path,
     *,
     resume: bool = False,
+    always: Collection[str] = (),
     environment: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     on_result: Callable[[TaskResult], None] | None = None,
 ) -> list[TaskResult]:
     """Run a pipeline; the results of the tasks that were reached, in order. Nothing runs after a failed one.
 
-    Writes ``workdir/pipeline`` (artifacts), ``workdir/logs/TASK.log`` and ``workdir/cache`` (records). ``environment``
-    is added to that of the tasks' processes.
+    Writes ``workdir/pipeline`` (artifacts), ``workdir/logs/TASK.log`` and ``workdir/cache`` (records). With ``resume``
+    recorded tasks are not run again, but those named by ``always``. ``environment`` is added to that of the tasks'
+    processes.
     """
-    session = Session(pipeline, workdir, resume, dict(environment or {}), progress or Silent(), on_result)
+    session = Session(pipeline, workdir, resume, always, dict(environment or {}), progress or Silent(), on_result)
     return session.run(arguments)
 
 
@@ -77,6 +79,7 @@ class Session:
         pipeline: Any,
         workdir: Path,
         resume: bool,
+        always: Collection[str],
         environment: dict[str, str],
         progress: Progress,
         on_result: Callable[[TaskResult], None] | None,
@@ -86,6 +89,7 @@ class Session:
         self._names = {task.component_ref.name: task.task_info.name for task in tasks}
         self._workdir = workdir.absolute()
         self._resume = resume
+        self._always = always
         self._environment = environment
         self._progress = progress
         self._on_result = on_result
@@ -140,7 +144,7 @@ class Session:
     def _run_task(self, original: Callable[..., Any], call: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         self._task = self._names[call["component_name"]]
         self._key = task_key(self._task, call["executor_spec"], call["arguments"])
-        record = self._records.find(self._key) if self._resume else None
+        record = self._records.find(self._key) if self._resume and self._task not in self._always else None
         if record:
             self._finish("cached", record.seconds, record.outputs)
             return record.outputs, status.Status.SUCCESS

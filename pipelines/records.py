@@ -18,8 +18,8 @@ from kfp import dsl
 from kfp.dsl import executor
 
 from deeprec import __version__
-from deeprec.errors import ArtifactError, DataError, PipelineError
-from deeprec.store import read_artifact
+from deeprec.errors import ArtifactError, PipelineError
+from deeprec.store import file_digest, read_artifact
 
 MANIFEST = "manifest.json"
 
@@ -88,30 +88,13 @@ def task_key(task: str, executor_spec: Any, arguments: Mapping[str, Any]) -> str
 def path_digest(path: Path) -> str:
     """Hash of a file, of an artifact's manifest, or of a directory's files (not below it); empty when absent."""
     if path.is_file():
-        return _file_digest(path)
+        return file_digest(path)
     if (path / MANIFEST).is_file():
-        return _file_digest(path / MANIFEST)
+        return file_digest(path / MANIFEST)
     if not path.is_dir():
         return ""
     names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
-    return hashlib.sha256(json.dumps([(name, _file_digest(path / name)) for name in names]).encode()).hexdigest()
-
-
-def source_version(path: Path) -> str:
-    """Names the contents of a source directory, for ``data_version``; empty when there is none to read.
-
-    Raises:
-        DataError: a file of it cannot be read.
-    """
-    try:
-        return path_digest(path)
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename or path}: {error.strerror}; check its permissions") from error
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(json.dumps([(name, file_digest(path / name)) for name in names]).encode()).hexdigest()
 
 
 def _keep(value: Any) -> dict[str, Any]:

@@ -22,12 +22,11 @@ import yaml
 from kfp import dsl
 
 from deeprec.config import Config
-from deeprec.errors import CheckFailed, ConfigError, DataError, PipelineError
-from deeprec.features.places import forgotten_digest
+from deeprec.data.version import check_source
+from deeprec.errors import CheckFailed, ConfigError, PipelineError
 from deeprec.pipelines import training
 from deeprec.pipelines.local import TaskResult, run_pipeline
 from deeprec.pipelines.progress import Progress
-from deeprec.pipelines.records import source_version
 from deeprec.store import write_text
 
 _MARK = ".deeprec-run"
@@ -58,13 +57,15 @@ def run_training(config: Config, workdir: Path, *, resume: bool = False, progres
     Raises:
         CheckFailed: a gate did not pass; the message ends with the path of its report.
         ConfigError: ``workdir`` is not a run's directory.
+        DataError: there is nothing at ``data.path``; an earlier run's results are still there.
         PipelineError: a task failed, or another run has the directory.
         DeepRecError: the error of the task that failed, by its own class.
     """
     began = time.monotonic()
     workdir = workdir.absolute()
     config = resolve(config, workdir)
-    arguments = training.arguments(config, _data_version(config))
+    arguments = training.arguments(config)
+    check_source(config.data)
     with _claimed(workdir, resume):
         write_text(workdir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         results = run_pipeline(
@@ -72,6 +73,7 @@ def run_training(config: Config, workdir: Path, *, resume: bool = False, progres
             arguments,
             workdir,
             resume=resume,
+            always=training.LOOKING,
             environment=environment(config),
             progress=progress,
             on_result=lambda result: _copy_report(result, workdir),
@@ -115,22 +117,6 @@ def environment(config: Config) -> dict[str, str]:
     if config.policy.model == "tiny" and config.text.provider != "sentence-transformers":
         variables["HF_HUB_OFFLINE"] = "1"
     return variables
-
-
-def _data_version(config: Config) -> str:
-    """What changes with the source's contents, or when somebody is forgotten in the feature place."""
-    forgotten = forgotten_digest(config.features)
-    return "-".join(part for part in (_source_version(config), forgotten) if part)
-
-
-def _source_version(config: Config) -> str:
-    if config.data.source == "sample" or "://" in config.data.path:
-        return ""
-    path = Path(config.data.path)
-    if not config.data.path or not path.exists():
-        named = f"there is nothing at {path}" if config.data.path else "data.path is empty"
-        raise DataError(f"{named}; give the source's directory with --set data.path=DIR")
-    return source_version(path)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 ``build`` makes the graph for a set of pods (image, CPU, memory, accelerators, retries); what is learned from which data
 is in the pipeline's parameters, one per configuration section, so that a schedule changes nothing else and KFP's cache
-sees every input. Gates succeed and hand their verdict on; the next task refuses. No ``dsl.If``: KFP's local runner
-takes every condition for false. KFP reads annotations as objects, so this file does without postponed ones.
+sees every input; what can change without them, the source's contents, is named by the first task. Gates succeed and
+hand their verdict on; the next task refuses. No ``dsl.If``: KFP's local runner takes every condition for false. KFP
+reads annotations as objects, so this file does without postponed ones.
 """
 
 import os
@@ -22,6 +23,7 @@ from deeprec.components.ingest import ingest
 from deeprec.components.publish_bundle import publish_bundle
 from deeprec.components.publish_features import publish_features
 from deeprec.components.refit import refit
+from deeprec.components.resolve_data import resolve_data
 from deeprec.components.select_prompts import select_prompts
 from deeprec.components.train_stage import train_stage
 from deeprec.components.train_trm import train_trm
@@ -32,6 +34,7 @@ from deeprec.errors import ConfigError, PipelineError
 NAME = "deeprec-training"
 
 TASKS = (
+    "resolve-data",
     "ingest",
     "check-data",
     "publish-features",
@@ -52,6 +55,9 @@ TRAINING = frozenset({"train-trm", "train-stage-1", "train-stage-2", "train-trm-
 
 CHECKPOINTS = "/mnt/checkpoints"
 """Where their claim is mounted."""
+
+LOOKING = frozenset({"resolve-data"})
+"""Tasks that look at what may have changed meanwhile; neither KFP's cache nor a resumed run takes an earlier result."""
 
 SIDE_EFFECTS = frozenset({"publish-features", "publish-bundle"})
 """Tasks that change something outside their own artifacts; KFP never caches them."""
@@ -88,7 +94,10 @@ def build(settings: PipelineConfig, *, in_turn: bool = False) -> Any:
         bundle: dict,
         seed: int,
     ):
-        ingested = place("ingest", ingest(data=data, data_version=data_version, features=features, seed=seed))
+        resolved = place("resolve-data", resolve_data(data=data, data_version=data_version, features=features))
+        ingested = place(
+            "ingest", ingest(data=data, data_version=resolved.outputs["version"], features=features, seed=seed)
+        )
         dataset = ingested.outputs["dataset"]
         checked = place("check-data", check_data(checks=checks, dataset=dataset))
         published = place(
@@ -178,8 +187,9 @@ def arguments(config: Config, data_version: str = "") -> dict[str, Any]:
     """The pipeline's parameters for a configuration: each section as plain data, the policy's parts apart.
 
     A task is given only the sections it reads, so that another learning rate of stage 2 leaves everything before it
-    valid. ``data_version`` names the contents behind ``data.path``. KFP's parameters cannot hold null, so that
-    ``data.year_column`` is passed as "" where there is none, which the configuration reads as none.
+    valid. ``data_version`` is the caller's name of the source's contents; where it is empty, each run reads them for
+    one. KFP's parameters cannot hold null, so that ``data.year_column`` is passed as "" where there is none, which the
+    configuration reads as none.
 
     Raises:
         ConfigError: the engine is a server, which cannot have the policies that the run is yet to make; the stages'
@@ -253,7 +263,7 @@ def _placement(settings: PipelineConfig) -> Callable[[str, Any], Any]:
             kubernetes.mount_pvc(task, pvc_name=settings.checkpoints_claim, mount_path=CHECKPOINTS)
             task.set_env_variable(CLAIM, CHECKPOINTS)
         task.set_display_name(name)
-        task.set_caching_options(name not in SIDE_EFFECTS)
+        task.set_caching_options(name not in SIDE_EFFECTS | LOOKING)
         return task
 
     return place

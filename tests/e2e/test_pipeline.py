@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deeprec.data.dataset import read_dataset
 from deeprec.pipelines.training import TASKS
 from deeprec.store import read_artifact
 from tests import forkserver
@@ -119,7 +120,7 @@ def test_resume_runs_what_a_change_touches_and_no_more(place: Path) -> None:
     done = run(place, "--resume", "--set", "evaluation.trajectories=3")
 
     assert done.returncode == 0, done.stdout + done.stderr
-    ran = dict.fromkeys(("evaluate", "publish-bundle"), "ran")
+    ran = dict.fromkeys(("resolve-data", "evaluate", "publish-bundle"), "ran")
     assert states(done.stdout) == dict.fromkeys(TASKS, "cached") | ran
     assert "deeprec serve" in done.stdout
     metrics = json.loads((place / "runs" / "small" / "metrics.json").read_text(encoding="utf-8"))
@@ -130,7 +131,8 @@ def test_nothing_runs_after_a_failed_data_gate(place: Path) -> None:
     done = run(place, "--workdir", "failed", "--set", "checks.min_users=100000")
 
     assert done.returncode == 1
-    assert states(done.stdout) == {"ingest": "ran", "check-data": "ran", "publish-features": "refused"}
+    reached = ("resolve-data", "ingest", "check-data")
+    assert states(done.stdout) == {**dict.fromkeys(reached, "ran"), "publish-features": "refused"}
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1
     report = place / "failed" / "reports" / "check-data.html"
@@ -146,5 +148,22 @@ def test_nothing_is_published_after_a_failed_evaluation(place: Path) -> None:
     done = run(place, "--resume", "--set", "evaluation.gate.min_ndcg_10_trm=1.0")
 
     assert done.returncode == 1
-    assert states(done.stdout) == dict.fromkeys(TASKS[:9], "cached") | {"evaluate": "ran", "refit": "refused"}
+    ran = {"resolve-data": "ran", "evaluate": "ran", "refit": "refused"}
+    assert states(done.stdout) == dict.fromkeys(TASKS[:10], "cached") | ran
     assert read_artifact(place / "runs" / "small" / "bundle").digest == before
+
+
+def test_a_resumed_run_reads_the_source_again_when_somebody_was_forgotten(place: Path) -> None:
+    """Up to the first gate: whether the dataset is made anew is what is asked."""
+    [dataset] = (place / "runs" / "small" / "pipeline").glob("*/ingest/dataset")
+    user = next(iter(read_dataset(dataset).sequences))
+    told = forkserver.run(
+        forkserver.deeprec("data", "forget", user, "--features", "runs/small/features"), cwd=place, timeout=60
+    )
+    assert told.returncode == 0
+    done = run(place, "--resume", "--set", "checks.min_users=100000")
+
+    reached = ("resolve-data", "ingest", "check-data")
+    assert states(done.stdout) == {**dict.fromkeys(reached, "ran"), "publish-features": "refused"}
+    made = max((place / "runs" / "small" / "pipeline").glob("*/ingest/dataset"), key=lambda path: path.stat().st_mtime)
+    assert user not in read_dataset(made).sequences

@@ -25,7 +25,10 @@ def compile_pipeline(
     config: Annotated[str, typer.Option("--config", "-c", help=CONFIG_HELP)] = "cluster",
     override: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help=SET_HELP)] = None,
     data_version: Annotated[
-        str, typer.Option("--data-version", help="Names the data's contents, so that KFP's cache sees a change.")
+        str,
+        typer.Option(
+            "--data-version", help="Your name of the data's contents; without it each run reads them for one."
+        ),
     ] = "",
 ) -> None:
     """Write the pipeline as KFP v2 YAML; the configuration becomes its parameters' defaults.

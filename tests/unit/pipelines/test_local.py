@@ -93,13 +93,15 @@ def tasks_are_forked(forked: None) -> None:
     """See ``forked``."""
 
 
-def run(workdir: Path, *, broken: str = "", number: int = 3, least: int = 1, resume: bool = False) -> list[TaskResult]:
+def run(
+    workdir: Path, *, broken: str = "", number: int = 3, least: int = 1, resume: bool = False, always: str = "none"
+) -> list[TaskResult]:
     arguments = {
         "number": {"number": number, "broken": broken if broken == "make" else ""},
         "use_settings": {"broken": "" if broken == "make" else broken},
         "least": least,
     }
-    return run_pipeline(toy_pipeline(), arguments, workdir, resume=resume)
+    return run_pipeline(toy_pipeline(), arguments, workdir, resume=resume, always={always})
 
 
 def states(results: list[TaskResult]) -> dict[str, str]:
@@ -156,6 +158,13 @@ def test_resume_runs_only_what_had_not_finished(tmp_path: Path) -> None:
     assert after[0].seconds == before[0].seconds
     assert after[0].outputs["metrics"].metadata == {"number": 3.0}
     assert after[-1].outputs == {"Output": 6}
+
+
+def test_resume_runs_again_what_looks_at_the_world_outside(tmp_path: Path) -> None:
+    """What comes after it is kept where it found what it had found before."""
+    run(tmp_path)
+    after = run(tmp_path, resume=True, always="judge")
+    assert states(after) == {"make": "cached", "judge": "ran", "use-1": "cached", "use-2": "cached"}
 
 
 def test_without_resume_everything_runs_again(tmp_path: Path) -> None:
