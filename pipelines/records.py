@@ -19,7 +19,7 @@ from kfp.dsl import executor
 
 from deeprec import __version__
 from deeprec.errors import ArtifactError, PipelineError
-from deeprec.store import file_digest, read_artifact
+from deeprec.store import content_digest, read_artifact
 
 MANIFEST = "manifest.json"
 
@@ -86,15 +86,8 @@ def task_key(task: str, executor_spec: Any, arguments: Mapping[str, Any]) -> str
 
 
 def path_digest(path: Path) -> str:
-    """Hash of a file, of an artifact's manifest, or of a directory's files (not below it); empty when absent."""
-    if path.is_file():
-        return file_digest(path)
-    if (path / MANIFEST).is_file():
-        return file_digest(path / MANIFEST)
-    if not path.is_dir():
-        return ""
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
-    return hashlib.sha256(json.dumps([(name, file_digest(path / name)) for name in names]).encode()).hexdigest()
+    """What tells an artifact from any other: its manifest's hash, or that of all its files where it has none."""
+    return content_digest(path / MANIFEST if (path / MANIFEST).is_file() else path)
 
 
 def _keep(value: Any) -> dict[str, Any]:

@@ -77,6 +77,14 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def content_digest(path: Path) -> str:
+    """sha256 of a file, or of the names and contents of all files below a directory; "" where there is nothing."""
+    if not path.is_dir():
+        return file_digest(path) if path.exists() else ""
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    return config_digest({"files": [(name, file_digest(path / name)) for name in names]})
+
+
 def config_digest(config: Mapping[str, Any]) -> str:
     """sha256 of a configuration part: its JSON with sorted keys."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), default=str)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deeprec.config import DataConfig
 from deeprec.errors import DataError
-from deeprec.store import config_digest, file_digest
+from deeprec.store import content_digest
 
 
 def source_version(config: DataConfig) -> str:
@@ -18,12 +18,12 @@ def source_version(config: DataConfig) -> str:
     check_source(config)
     if config.source == "sample":
         return "generated"
-    path = Path(config.path)
     try:
-        files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if entry.is_file())
-        return config_digest({"files": [(file.name, file_digest(file)) for file in files]})
+        return content_digest(Path(config.path))
     except OSError as error:
-        raise DataError(f"cannot read {error.filename or path}: {error.strerror}; check its permissions") from error
+        raise DataError(
+            f"cannot read {error.filename or config.path}: {error.strerror}; check its permissions"
+        ) from error
 
 
 def check_source(config: DataConfig) -> None:

@@ -15,17 +15,27 @@ def named(path: Path) -> str:
     return source_version(DataConfig(source="table", path=str(path)))
 
 
-def test_it_follows_contents_and_names_of_files_and_nothing_else(tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    for folder in (one, two):
-        folder.mkdir()
-        (folder / "items.csv").write_text("item_id\na\n", encoding="utf-8")
-    before = named(one)
-    assert before == named(two)
-    (two / "items.csv").write_text("item_id\nb\n", encoding="utf-8")
-    changed = named(two)
-    (two / "items.csv").rename(two / "things.csv")
-    assert len({before, changed, named(two)}) == 3
+@pytest.mark.parametrize("name", ["items.csv", "2026/11/items.csv"])
+def test_it_follows_contents_and_names_of_files_and_nothing_else(tmp_path: Path, name: str) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder / name).parent.mkdir(parents=True)
+        (tmp_path / folder / name).write_text("item_id\na\n", encoding="utf-8")
+    file = tmp_path / "two" / name
+    before = named(tmp_path / "one")
+    assert before == named(tmp_path / "two")
+    file.write_text("item_id\nb\n", encoding="utf-8")
+    changed = named(tmp_path / "two")
+    file.rename(file.with_name("things.csv"))
+    renamed = named(tmp_path / "two")
+    assert len({before, changed, renamed}) == 3
+
+
+def test_a_file_can_be_a_source(tmp_path: Path) -> None:
+    file = tmp_path / "orders.csv"
+    file.write_text("a", encoding="utf-8")
+    before = named(file)
+    file.write_text("b", encoding="utf-8")
+    assert named(file) != before
 
 
 def test_generated_data_are_named_so() -> None:
