@@ -5,21 +5,37 @@ RUN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST = $(RUN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE
+UV := $(shell command -v uv)
+PIP := $(RUN)/python -m pip --disable-pip-version-check --quiet
+FAST_PIP := $(if $(UV),$(UV) pip install --quiet --python $(RUN)/python,$(PIP) install)
+LOCKS := base serve train pipeline cluster gpu dev
+LOCK = $(or $(UV),$(RUN)/uv) pip compile --quiet --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	--no-emit-package torch --no-annotate --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check test test-slow quick-tests all-tests lint golden format clean
+.PHONY: help install lock quickstart check test test-slow quick-tests all-tests lint golden format clean
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Install into .venv
 
-$(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
-		|| { echo "error: $(PYTHON) is $$($(PYTHON) --version); Python 3.11 or 3.12 is needed: make PYTHON=python3.11 …" >&2; exit 2; }
+# torch apart: its builds for CPU and CUDA have other hashes. TORCH_INDEX names an index that has the wanted one.
+$(STAMP): pyproject.toml requirements/dev.txt requirements/torch.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "error: $(PYTHON) is $$($(PYTHON) --version); Python 3.11 is needed: make PYTHON=python3.11 …" >&2; exit 2; }
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt
+	$(FAST_PIP) --no-deps --require-hashes -r requirements/dev.txt
+	$(PIP) install --no-deps -e .
 	@touch $(STAMP)
+
+lock: ## Write requirements/ anew after a change of pyproject.toml; UPGRADE=1 takes the newest versions
+	$(LOCK) pyproject.toml --extra dev -o requirements/dev.txt
+	@set -e; for name in $(filter-out base gpu dev,$(LOCKS)); do \
+		$(LOCK) pyproject.toml --extra $$name -c requirements/dev.txt -o requirements/$$name.txt; done
+	$(LOCK) pyproject.toml -c requirements/dev.txt -o requirements/base.txt
+	$(LOCK) pyproject.toml --extra gpu -o requirements/gpu.txt
 
 quickstart: $(STAMP) ## Sample data to a recommender, in runs/quickstart
 	$(RUN)/deeprec run --config configs/quickstart.yaml

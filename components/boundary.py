@@ -17,6 +17,7 @@ from typing import Any
 
 from deeprec import errors
 from deeprec.errors import ConfigError, DeepRecError, PipelineError, StoreError
+from deeprec.extras import missing
 
 CHECKPOINTS = "DEEPREC_CHECKPOINTS"
 """Environment variable: directory in which this training task keeps checkpoints between attempts; unset in pods."""
@@ -45,6 +46,11 @@ def reported() -> Iterator[None]:
         yield
     except DeepRecError as error:
         raise SystemExit(_report(error)) from None
+    except ModuleNotFoundError as error:
+        cure = missing(error)
+        if cure is None:
+            raise
+        raise SystemExit(_report(PipelineError(cure))) from None
     except ValidationError as error:
         raise SystemExit(_report(ConfigError(f"{error.title}: {error.errors(include_url=False)}"))) from None
     except OSError as error:

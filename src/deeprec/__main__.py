@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import suppress
 
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -19,8 +20,16 @@ def main() -> None:
     """Entry point of the command."""
     if os.getpid() == 1:
         step_in_front()
-    from deeprec.cli import main as command
+    try:
+        from deeprec.cli import main as command
+    except ModuleNotFoundError as error:
+        from deeprec.extras import missing
 
+        cure = missing(error)
+        if cure is None:
+            raise
+        print(f"error: {cure}", file=sys.stderr)
+        raise SystemExit(2) from None
     command()
 
 

@@ -12,12 +12,15 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
+    FloatArray = NDArray[np.float32]
+else:  # the client imports this module, and needs no NumPy
+    FloatArray = Any
 
 ANYTHING = "anything"
 """The reserved phrase of a broad call: the TRM is asked with no preference at all."""

@@ -9,21 +9,40 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from deeprec import __version__
 from deeprec.cli import bundle, data, evaluate, explore, features, pipeline, policy, run, serve, trm
 from deeprec.errors import DeepRecError
+from deeprec.extras import missing
 
 app = typer.Typer(
     name="deeprec",
-    help="From a log of interactions and a catalogue to a served DeepRec recommender.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"deeprec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_tell_version)
+    ] = False,
+) -> None:
+    """From a log of interactions and a catalogue to a served DeepRec recommender."""
+
+
 run.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(features.app, name="features")
@@ -42,6 +61,11 @@ def main() -> None:
         app()
     except DeepRecError as error:
         _fail(" ".join(str(error).split()), error.exit_code)
+    except ModuleNotFoundError as error:
+        cure = missing(error)
+        if cure is None:
+            raise
+        _fail(cure, 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:

@@ -165,7 +165,7 @@ class StageConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (Hu et al., 2021) in place of all weights; needs the extra ``lora``.
+    """Low-rank adapters (Hu et al., 2021) in place of all weights.
 
     They start at no change, have no dropout, so that rollouts and updates see one distribution, and are merged into
     the weights when the stage is done: what is written is a plain model.

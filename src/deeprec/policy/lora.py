@@ -1,4 +1,4 @@
-"""Low-rank adapters on a policy's linear layers, through peft (the extra ``lora``).
+"""Low-rank adapters on a policy's linear layers, through peft (the extra ``train``).
 
 The trainer wraps the model; adapters live in its own layers, so that the model that was given generates with them.
 """
@@ -23,7 +23,7 @@ def adapters(lora: LoraConfig) -> Any | None:
         import peft
     except ImportError as error:
         raise PolicyError(
-            f"policy.lora.rank is {lora.rank}, and peft cannot be imported ({error}); install deeprec[lora], or set "
+            f"policy.lora.rank is {lora.rank}, and peft cannot be imported ({error}); install deeprec[train], or set "
             f"the rank to 0"
         ) from error
     return peft.LoraConfig(
