@@ -64,21 +64,21 @@ def test_each_door_is_a_switch_of_its_own(small_run: Path) -> None:
         service = recommender_service(
             str(small_run / "bundle"), ServingConfig(doors={name: False}), DirectoryPlace(small_run / "features")
         )
-        from deeprec.serving.http.application import application
+        from deeprec.serving.http.application import routes
 
-        there = set(application(service, service.public).openapi()["paths"])
+        there = set(routes(service, service.public).openapi()["paths"])
         everything = {path.partition("?")[0] for found in DOORS.values() for path in found}
         assert everything - there == {path.partition("?")[0] for path in paths}
 
 
 @pytest.mark.filterwarnings("ignore:ORJSONResponse is deprecated")
 def test_on_an_admin_port_the_doors_are_not_on_the_public_one(small_run: Path) -> None:
-    from deeprec.serving.http.application import application
+    from deeprec.serving.http.application import routes
 
     serving = ServingConfig(admin_port=0)
     service = recommender_service(str(small_run / "bundle"), serving, DirectoryPlace(small_run / "features"))
     assert service.admin is not None
-    public, admin = application(service, service.public), application(service, service.admin)
+    public, admin = routes(service, service.public), routes(service, service.admin)
     inner = {"/v1/users", "/v1/history", "/metrics", "/v1/events", "/v1/explore", *PAGE}
     assert not inner & set(public.openapi()["paths"])
     assert inner <= set(admin.openapi()["paths"])

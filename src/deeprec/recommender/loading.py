@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 WARM_UP_MS = 30_000
 LOADING_SECONDS = 600.0
 """For the bundle's own policy, or its text encoder, to load."""
+_THRESHOLDS = (5_000, 5, 200)
+"""Of the garbage collector: containers made beyond those given back, and collections of the generation before."""
 _TOGETHER = 8
 _NEW_PHRASE = "a phrase that no catalogue has"
 REMOTE_SECONDS = 10.0
@@ -178,15 +180,17 @@ async def _prepare(recommender: AsyncRecommender, histories: Histories, newest: 
 
 
 def settle_memory() -> None:
-    """Collect garbage once, and leave what is loaded out of later collections.
+    """Collect garbage once, leave what is loaded out of later collections, and let these come less often.
 
-    A full collection over models, catalogue and libraries stops the process for a tenth of a second and more. For
-    servers: to be called when a bundle has been warmed up, and again when an old one has been closed, whose cycles
-    would stay in memory otherwise.
+    A full collection over models, catalogue and libraries stops the process for a tenth of a second and more, and one
+    over a thousand open requests, which Python's own thresholds ask for every few seconds, for a twentieth. A request
+    leaves no cycles behind. For servers: to be called when a bundle has been warmed up, and again when an old one has
+    been closed, whose cycles would stay in memory otherwise.
     """
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*_THRESHOLDS)
 
 
 class BundleLoop:

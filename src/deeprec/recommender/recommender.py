@@ -155,11 +155,8 @@ class AsyncRecommender:
             user, query, permitted, without = await self._prepared(request, clock, request.allow_seen)
         except TimeoutError:
             return self._unfiltered("deeprec-trm", request, clock)
-        asked = self._ask(query, permitted, request.k, user, clock, None)
-        try:
-            answer = await self._fallback.in_time(asked, permitted, request.k, clock, user.note)
-        finally:
-            asked.cancel()
+        asked = self._asked(query, permitted, request.k, user, clock, None)
+        answer = await self._fallback.within(asked, permitted, request.k, clock, user.note)
         self._tell("deeprec-trm", request, clock, clock.passed, answer, answer, NOTHING)
         return self._response(answer, user, clock, **without)
 
@@ -214,15 +211,16 @@ class AsyncRecommender:
         self, query: Query, permitted: Permitted, k: int, user: User, clock: RequestClock, steps: Steps | None
     ) -> asyncio.Task[Answer]:
         """What answers without the policy, as it comes."""
+        return asyncio.create_task(self._asked(query, permitted, k, user, clock, steps))
 
-        async def ask() -> Answer:
-            with clock.stage("trm"):
-                answer = await self._fallback.answer(query, permitted, k, self._why_trm if user.history else user.note)
-            if steps is not None:
-                steps.trm(answer)
-            return replace(answer, milliseconds={"trm": clock.passed})
-
-        return asyncio.create_task(ask())
+    async def _asked(
+        self, query: Query, permitted: Permitted, k: int, user: User, clock: RequestClock, steps: Steps | None
+    ) -> Answer:
+        with clock.stage("trm"):
+            answer = await self._fallback.answer(query, permitted, k, self._why_trm if user.history else user.note)
+        if steps is not None:
+            steps.trm(answer)
+        return replace(answer, milliseconds={"trm": clock.passed})
 
     def _begin(
         self, user: User, query: Query, permitted: Permitted, clock: RequestClock, steps: Steps | None

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
 import sys
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ def request_id() -> str:
 @contextmanager
 def identified(given: str) -> Iterator[str]:
     """Within this block, and in tasks begun in it, lines belong to this request: by its own name, or a new one."""
-    name = given if _NAME.fullmatch(given) else uuid.uuid4().hex
+    name = given if _NAME.fullmatch(given) else f"{random.getrandbits(128):032x}"
     token = _CURRENT.set(name)
     try:
         yield name

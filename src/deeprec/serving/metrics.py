@@ -13,7 +13,8 @@ from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily
@@ -100,20 +101,21 @@ class ServingMetrics:
         self._bundle = Info("deeprec_bundle", "The bundle that serves", registry=registry)
         self._queues = Gauge("deeprec_queue_depth", "What waits or is being worked at", ["queue"], registry=registry)
         self._states: dict[str, Gauge] = {}
+        self._child = cache(_labelled)
 
     def http(self, route: str, status: int, seconds: float) -> None:
         """Count one HTTP request; ``route`` is a path as it was declared, not as it was asked for."""
-        self._http.labels(route, str(status)).inc()
-        self._http_seconds.labels(route).observe(seconds)
+        self._child(self._http, route, str(status)).inc()
+        self._child(self._http_seconds, route).observe(seconds)
 
     def observe(self, served: AnsweredRequest) -> None:
         """Count one answer."""
         model = served.model if served.model in _MODELS else "other"
         expected = model == "deeprec-trm" and served.path == "trm"
         reason = "none" if expected or served.reason is None else str(served.reason.kind)
-        self._answers.labels(model, served.path, reason).observe(served.milliseconds / 1000)
+        self._child(self._answers, model, served.path, reason).observe(served.milliseconds / 1000)
         for stage, seconds in served.stages.items():
-            self._stages.labels(stage).observe(seconds)
+            self._child(self._stages, stage).observe(seconds)
         if served.turns:
             self._explorations.labels("answered" if served.policy_items else reason).inc()
         with self._lock:
@@ -186,6 +188,11 @@ class ServingMetrics:
         if not self._minutes or self._minutes[-1].minute < minute:
             self._minutes.append(_Minute(minute))
         return self._minutes[-1]
+
+
+def _labelled(metric: Any, *labels: str) -> Any:
+    """The instrument of these labels; to find it takes as long as to count."""
+    return metric.labels(*labels)
 
 
 def _sum(counters: Iterable[Tally[Key]]) -> Tally[Key]:

@@ -19,7 +19,7 @@ from deeprec.errors import FeatureError
 from deeprec.recommender.exploration import Exploration, OnStep, Step, Unavailable
 from deeprec.recommender.recommender import AsyncRecommender
 from deeprec.serving.http.admission import Admission
-from deeprec.serving.http.application import guard
+from deeprec.serving.http.application import guarded
 from deeprec.serving.metrics import ServingMetrics
 from deeprec.serving.page.routes import Sources, routers
 from deeprec.types import Call, Catalogue, EndReason, Item, Query, RetrievedItem, Trajectory
@@ -170,10 +170,10 @@ class Pages:
             metrics=self.metrics,
             refused=lambda: self.refused,
         )
-        self.app = FastAPI()
-        guard(self.app, limits, Admission(limits, self.metrics.shed))
+        app = self.routes = FastAPI()
         for one in routers(sources, DoorsConfig()):
-            self.app.include_router(one)
+            app.include_router(one)
+        self.app = guarded(app, limits, Admission(limits, self.metrics.shed))
 
 
 BUNDLE = Bundle(

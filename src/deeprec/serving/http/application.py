@@ -5,6 +5,7 @@ Neither listens nor starts anything: a process may hold any number of applicatio
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import cache, partial
 from http import HTTPStatus
@@ -20,21 +21,27 @@ from deeprec.config import ServingConfig
 from deeprec.errors import RequestError
 from deeprec.serving.http import metrics
 from deeprec.serving.http.admission import Admission
-from deeprec.serving.http.guard import Guard, error_body
+from deeprec.serving.http.guard import FAILED, App, Guard, error_body
 from deeprec.serving.http.kserve_server import STATUSES, endpoints
 from deeprec.serving.http.openapi import document
 from deeprec.serving.http.service import Port, Service
 from deeprec.serving.metrics import ServingMetrics
 
+logger = logging.getLogger(__name__)
 
-def application(service: Service, port: Port) -> FastAPI:
-    """The application of one port. The models are not ready until somebody says so, see ``http.life``."""
+
+def application(service: Service, port: Port) -> App:
+    """The application of one port, our checks first. The models are not ready until somebody says so: ``http.life``."""
+    return guarded(routes(service, port), service.serving, service.admission, service.metrics)
+
+
+def routes(service: Service, port: Port) -> FastAPI:
+    """What answers on one port behind our checks, and its document."""
 
     async def ready() -> bool:
         return service.admission.started and all([await model.healthy() for model in service.models])
 
     app = FastAPI(docs_url=None, redoc_url=None, default_response_class=ORJSONResponse)
-    guard(app, service.serving, service.admission, service.metrics)
     for router in (*port.routers, *([metrics.router(service.metrics.registry)] if port.metrics else [])):
         app.include_router(router)
     app.include_router(_startup(service.admission))
@@ -45,10 +52,11 @@ def application(service: Service, port: Port) -> FastAPI:
     return app
 
 
-def guard(app: FastAPI, serving: ServingConfig, admission: Admission, metrics: ServingMetrics | None = None) -> None:
-    """Put our checks in front of an application and make its errors ``{"error": sentence}``.
+def guarded(app: FastAPI, serving: ServingConfig, admission: Admission, metrics: ServingMetrics | None = None) -> App:
+    """An application behind our checks, its errors made ``{"error": sentence}``.
 
-    What no handler takes reaches the guard, which answers 500 and logs it.
+    The checks stand before the whole application, so that a request that waits for its turn or is refused has cost
+    nothing of it.
     """
 
     async def on_http(_: Any, error: Any) -> Response:
@@ -65,18 +73,24 @@ def guard(app: FastAPI, serving: ServingConfig, admission: Admission, metrics: S
     async def on_request(_: Any, error: Any) -> Response:
         return _error(str(error), error.status)
 
+    async def on_failure(_: Any, error: Any) -> Response:
+        logger.error("a request failed", exc_info=error)
+        return _error(FAILED, 500)
+
     app.add_exception_handler(AnyHTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_shape)
     app.add_exception_handler(RequestError, on_request)
-    app.add_middleware(Guard, serving=serving, admission=admission, count=metrics.http if metrics else None)
-    if serving.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=serving.origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["content-type", "authorization", "x-request-id"],
-            expose_headers=["x-request-id", "retry-after"],
-        )
+    app.add_exception_handler(Exception, on_failure)
+    behind = Guard(app, serving, admission, metrics.http if metrics else None)
+    if not serving.origins:
+        return behind
+    return CORSMiddleware(  # outside, so that a browser may read a refusal too
+        behind,
+        allow_origins=serving.origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["content-type", "authorization", "x-request-id"],
+        expose_headers=["x-request-id", "retry-after"],
+    )
 
 
 def _startup(admission: Admission) -> APIRouter:

@@ -57,6 +57,7 @@ GONE = 499
 
 _DROPPED = (b"ce-", LENGTH.encode(), b"content-type")
 _FREE = re.compile(r"/(metrics|openapi\.json|v1/models(/[^/]*)?|v2(/health/\w+|/models(/[^/]+(/ready)?)?)?)?")
+FAILED = "the server failed on this request; its log says why"
 _BY_ADDRESS = re.compile(r"/v2/health/\w+|/metrics")
 """What a kubelet and Prometheus ask of a pod, which they call by its address."""
 _READINESS = re.compile(r"/v2/health/ready|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
@@ -116,9 +117,7 @@ class Guard:
             if isinstance(entered, int):
                 self._admission.leave(entered)
 
-    async def _begun(
-        self, scope: Message, receive: Receive, send: Send, began: float, entered: int | Overloaded
-    ) -> None:
+    async def _begun(self, scope: Message, receive: Receive, send: Send, began: float, entered: int | str) -> None:
         with (
             identified(_header(scope, REQUEST_ID.encode())) as name,
             arriving(began, self._client(scope), name),
@@ -132,12 +131,12 @@ class Guard:
                 if self._count is not None:
                     self._count(_route(scope), answer.status or 500, time.monotonic() - began)
 
-    async def _answer(self, scope: Message, receive: Receive, answer: _Answer, entered: int | Overloaded) -> None:
+    async def _answer(self, scope: Message, receive: Receive, answer: _Answer, entered: int | str) -> None:
         """The edge of the server: whatever is raised behind it is logged here, and a client reads a sentence."""
         try:
             self._check(scope)
-            if isinstance(entered, Overloaded):
-                raise self._full(entered, unread=not 0 <= _declared(scope) <= self._most) from entered
+            if isinstance(entered, str):
+                raise self._full(entered, unread=not 0 <= _declared(scope) <= self._most)
             await self._pass_on(scope, receive, answer, entered)
         except Refused as refused:
             await _refuse(answer, receive, refused)
@@ -146,10 +145,12 @@ class Guard:
         except Abandoned:
             raise
         except Exception:
+            if answer.ended:  # and told, by whoever answered
+                return
             logger.exception("a request failed")
-            if answer.status:
+            if answer.begun:
                 raise
-            await send_error(answer, 500, "the server failed on this request; its log says why")
+            await send_error(answer, 500, FAILED)
 
     async def _pass_on(self, scope: Message, receive: Receive, answer: _Answer, ticket: int) -> None:
         if scope["method"] != "POST":
@@ -159,7 +160,7 @@ class Guard:
         try:
             self._admission.hold(ticket, min(places, self._together))
         except Overloaded as full:
-            raise self._full(full, unread=False) from full
+            raise self._full(str(full), unread=False) from None
         passed_on = _as_json(scope)
         try:
             await _while_there(self._app(passed_on, _replay(body, receive), answer), receive)
@@ -185,14 +186,17 @@ class Guard:
         if b"model_version" in scope.get("query_string", b"") and path.startswith("/v2/models/"):
             raise Refused(404, "a model has one version here; leave out model_version", unread=True)
 
-    def _enter(self, scope: Message) -> int | Overloaded:
-        """A ticket, or why there is none: also who has no place is answered in a turn of the event loop."""
+    def _enter(self, scope: Message) -> int | str:
+        """A ticket, or a sentence why there is none: also who has no place is answered in a turn of the event loop.
+
+        The error itself is not kept: it knows its frames, and they it, which only a full collection takes apart.
+        """
         try:
             return self._admission.enter(not _is_free(scope))
         except Overloaded as full:
-            return full
+            return str(full)
 
-    def _full(self, full: Overloaded, *, unread: bool) -> Refused:
+    def _full(self, full: str, *, unread: bool) -> Refused:
         sentence = f"{full}; try again in {self._retry_after.decode()} s"
         return Refused(429, sentence, unread=unread, headers=[(b"retry-after", self._retry_after)])
 
@@ -241,6 +245,7 @@ class _Answer:
 
     Attributes:
         status: of the answer; 0 before it has begun.
+        ended: whether the whole answer was sent.
     """
 
     def __init__(self, send: Send, admission: Admission, name: str) -> None:
@@ -248,14 +253,27 @@ class _Answer:
         self._admission = admission
         self._name = (REQUEST_ID.encode(), name.encode())
         self.status = 0
+        self.ended = False
+        self._held: Message | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the client has been sent anything."""
+        return self.status != 0 and self._held is None
 
     async def __call__(self, message: Message) -> None:
+        """Send it; the answer's head goes with what comes next, under one time-out for both."""
         if message["type"] == "http.response.start":
             self.status = int(message["status"])
             last = [(b"connection", b"close")] if self._admission.closing else []
-            message = {**message, "headers": [*message.get("headers", ()), self._name, *last]}
+            self._held = {**message, "headers": [*message.get("headers", ()), self._name, *last]}
+            return
+        head, self._held = self._held, None
+        self.ended = not message.get("more_body", False)
         try:
             async with asyncio.timeout(SEND_SECONDS):
+                if head is not None:
+                    await self._send(head)
                 await self._send(message)
         except TimeoutError as error:
             raise Abandoned from error

@@ -16,7 +16,7 @@ from deeprec.errors import FeatureError, RequestError, StoreError
 from deeprec.features.events import Outcome
 from deeprec.serving.events.routes import MAX_TOGETHER, Events, read_event, read_events, router
 from deeprec.serving.http.admission import Admission
-from deeprec.serving.http.application import guard
+from deeprec.serving.http.application import guarded
 from deeprec.serving.metrics import ServingMetrics
 from deeprec.wire.events import MAX_EVENTS, Event
 
@@ -65,9 +65,8 @@ def opened(writer: Writer, serving: ServingConfig) -> Events:
 @pytest.fixture
 def client(writer: Writer) -> Iterator[TestClient]:
     app, serving = FastAPI(), ServingConfig(retry_after=7)
-    guard(app, serving, Admission(serving))
     app.include_router(router(opened(writer, serving)))
-    with TestClient(app, base_url="http://127.0.0.1") as client:
+    with TestClient(guarded(app, serving, Admission(serving)), base_url="http://127.0.0.1") as client:
         yield client
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -29,6 +30,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/break":
         raise RuntimeError("secret")
     await send({"type": "http.response.start", "status": 200, "headers": []})
+    if scope["path"] == "/break-late":
+        raise RuntimeError("secret")
     await send({"type": "http.response.body", "body": b"{}"})
 
 
@@ -249,6 +252,14 @@ def test_errors_are_one_sentence_of_json(arguments: dict[str, Any], status: int,
     assert "secret" not in client.answer["error"]
 
 
+def test_who_fails_between_head_and_body_is_answered_all_the_same() -> None:
+    """The head goes with the body, so that the client is told of the failure."""
+    client = call(path="/break-late")
+    assert client.status == 500
+    assert [message["type"] for message in client.sent] == ["http.response.start", "http.response.body"]
+    assert "secret" not in client.answer["error"]
+
+
 def test_get_needs_no_body() -> None:
     assert call(method="GET", headers=[]).status == 200
 
@@ -322,6 +333,31 @@ def together(work: Callable[[Guard, Admission, asyncio.Event], Awaitable[None]])
     done = asyncio.Event()
     asyncio.run(main())
     return shed
+
+
+def test_neither_an_answer_nor_a_refusal_leaves_a_cycle_for_the_collector() -> None:
+    """A collection over what thousands of refused requests left would keep everybody waiting."""
+    left: list[Any] = []
+
+    async def work(door: Guard, places: Admission, done: asyncio.Event) -> None:
+        done.set()
+        for full in (False, True):
+            places._most = 0 if full else 2
+            gc.collect()
+            gc.disable()
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            for _ in range(20):
+                client = Client()
+                await door(scope(), client.receive, client.send)
+                assert client.status == (429 if full else 200)
+            gc.collect()
+            left.extend(type(one).__name__ for one in gc.garbage)
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+
+    together(work)
+    assert left == []
 
 
 def test_beyond_its_places_a_server_refuses_before_it_reads() -> None:

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from kserve import errors
 from kserve.protocol.rest.server import RESTServer
+from kserve.protocol.rest.v1_endpoints import V1Endpoints
 
 from deeprec.serving.http import kserve_server
 from deeprec.serving.http.kserve_server import STATUSES, Server, command_line_hidden, endpoints
@@ -68,6 +69,32 @@ def test_alive_ready_and_the_servers_name_are_ours() -> None:
     state |= {"alive": False, "ready": True}
     assert client.get("/v2/health/live").status_code == 503
     assert client.get("/v2/health/ready").json() == {"ready": True}
+
+
+@pytest.mark.filterwarnings("ignore:ORJSONResponse is deprecated")
+def test_predict_is_kserves_own_handler_and_the_first_route() -> None:
+    """It is called without FastAPI's dispatch, so what it takes is pinned."""
+    assert list(inspect.signature(V1Endpoints.predict).parameters) == ["self", "model_name", "request"]
+    called: list[object] = []
+
+    class Double(kserve.Model):  # type: ignore[misc]
+        async def __call__(self, body, headers=None, verb=None):  # type: ignore[no-untyped-def]
+            called.append(verb)
+            return {"predictions": [2 * one for one in body["instances"]]}, {}
+
+    async def ready() -> bool:
+        return True
+
+    app, model = FastAPI(), Double("double")
+    model.load()
+    endpoints(app, [model], lambda: True, ready)
+    app.add_exception_handler(errors.ModelNotFound, _answer(404))
+    client = TestClient(app)
+    assert client.post("/v1/models/double:predict", json={"instances": [1, 2]}).json() == {"predictions": [2, 4]}
+    assert client.post("/v1/models/other:predict", json={"instances": [1]}).status_code == 404
+    assert called == [None]
+    assert app.router.routes[0].path == "/v1/models/{model_name}:predict"  # type: ignore[attr-defined]
+    assert "/v1/models/{model_name}:predict" in app.openapi()["paths"]
 
 
 def _answer(status: int):  # type: ignore[no-untyped-def]

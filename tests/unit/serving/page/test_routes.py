@@ -315,7 +315,7 @@ def test_the_overview_shows_bundle_figures_and_the_last_hour(made: Made) -> None
 
 
 def test_the_routes_are_described(made: Made) -> None:
-    paths = made().app.openapi()["paths"]
+    paths = made().routes.openapi()["paths"]
     assert {"/", "/v1/items", "/v1/users", "/v1/history", "/v1/facets", "/v1/overview", "/v1/explore"} <= set(paths)
     body = paths["/v1/explore"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/RecommendRequest"}
