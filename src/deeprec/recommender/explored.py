@@ -45,10 +45,10 @@ async def explore_for(
 ) -> Explored:
     """What became of the exploration. Whatever an explorer raises is a reason why there is no answer of it."""
     late = Reason(kind=ReasonKind.LATE, sentence=f"the policy did not finish within {clock.deadline_ms} ms")
-    work = explorer.explore(user_id, query, clock.deadline, on_step)
     try:
         with clock.stage("policy"):
-            exploration = await asyncio.wait_for(work, clock.left)
+            async with asyncio.timeout(clock.left):
+                exploration = await explorer.explore(user_id, query, clock.deadline, on_step)
     except TimeoutError:
         return Explored(reason=late)
     except Unavailable as error:

@@ -65,7 +65,8 @@ class Fallback:
         if not conditions:
             return None
         try:
-            return await asyncio.wait_for(self._in_thread(partial(self._mask, conditions)), clock.left)
+            async with asyncio.timeout(clock.left):
+                return await self._in_thread(partial(self._mask, conditions))
         except TrmError as error:
             raise RequestError(f"filters: {error}") from error
 

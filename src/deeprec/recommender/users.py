@@ -107,7 +107,8 @@ class Users:
         seconds = clock.share(self._share)
         try:
             with clock.stage("store"):
-                history = await asyncio.wait_for(self._store.ask(request.user_id), seconds)
+                async with asyncio.timeout(seconds):
+                    history = await self._store.ask(request.user_id)
         except TimeoutError:
             self.breaker.failed()
             late = f"the feature store failed to answer within {round(1000 * seconds)} ms"

@@ -30,6 +30,7 @@ from deeprec.types import (
 )
 from deeprec.wire.reason import Reason, ReasonKind
 from deeprec.wire.request import RecommendRequest, TrmOnlyRequest
+from tests.cycles import collected
 
 CATALOGUE = Catalogue(
     tuple(
@@ -309,6 +310,27 @@ def test_the_trm_answers_when_the_policy_is_wrong(made: Any, explorer: FakeExplo
     assert "secret" not in response["reason"]["sentence"]
     assert ids(response) == ["i29", "i28", "i27"]
     assert all(item["turn"] == 0 for item in response["items"])
+
+
+def test_a_policy_that_is_busy_leaves_no_cycle_for_the_collector(made: Any) -> None:
+    """Hundreds a second are refused by a busy one, and a collection over them would keep everybody waiting."""
+
+    class Busy(FakeExplorer):
+        async def explore(self, *_: Any, **__: Any) -> Exploration:
+            await asyncio.sleep(0)
+            raise Unavailable(Reason(kind=ReasonKind.BUSY, sentence="the policy is busy"))
+
+    recommender = made(Busy())
+    request = RecommendRequest(user_id="ann", k=3)
+
+    async def ask() -> None:
+        await recommender.recommend(request)
+        with collected() as left:
+            for _ in range(5):
+                assert (await recommender.recommend(request)).reason.kind is ReasonKind.BUSY
+        assert "Unavailable" not in left
+
+    asyncio.run(ask())
 
 
 def test_a_policy_that_answers_what_the_user_has_had_is_refused(made: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,6 +15,7 @@ from deeprec.serving.http import guard
 from deeprec.serving.http.admission import Admission
 from deeprec.serving.http.body import decode_json
 from deeprec.serving.http.guard import Guard
+from tests.cycles import collected
 
 JSON = [(b"content-type", b"application/json; charset=utf-8")]
 SERVING = ServingConfig(max_body_bytes=100, max_waiting=2, retry_after=3)
@@ -337,27 +337,18 @@ def together(work: Callable[[Guard, Admission, asyncio.Event], Awaitable[None]])
 
 def test_neither_an_answer_nor_a_refusal_leaves_a_cycle_for_the_collector() -> None:
     """A collection over what thousands of refused requests left would keep everybody waiting."""
-    left: list[Any] = []
 
     async def work(door: Guard, places: Admission, done: asyncio.Event) -> None:
         done.set()
-        for full in (False, True):
-            places._most = 0 if full else 2
-            gc.collect()
-            gc.disable()
-            gc.set_debug(gc.DEBUG_SAVEALL)
-            for _ in range(20):
+        for status, most in ((200, 2), (429, 0)):
+            places._most = most
+            with collected() as left:
                 client = Client()
                 await door(scope(), client.receive, client.send)
-                assert client.status == (429 if full else 200)
-            gc.collect()
-            left.extend(type(one).__name__ for one in gc.garbage)
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
+                assert client.status == status
+            assert left == []
 
     together(work)
-    assert left == []
 
 
 def test_beyond_its_places_a_server_refuses_before_it_reads() -> None:
