@@ -13,7 +13,7 @@ LOCK = $(or $(UV),$(RUN)/uv) pip compile --quiet --generate-hashes --python-vers
 	--no-emit-package torch --no-annotate --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock quickstart check test test-slow quick-tests all-tests lint golden format clean
+.PHONY: help install lock quickstart check test test-slow test-kube images quick-tests all-tests lint golden format clean
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,7 +52,7 @@ test: $(STAMP) ## Lint, types and all tests but the slow ones: twelve minutes
 	@$(MAKE) --no-print-directory -j2 all-tests lint
 
 test-slow: $(STAMP) ## The slow tests: the quickstart, whole pipelines, the benchmarks: a quarter of an hour
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not kube"
 
 quick-tests all-tests test-slow: export OMP_NUM_THREADS ?= 1
 quick-tests all-tests test-slow: export OMP_WAIT_POLICY ?= PASSIVE
@@ -61,7 +61,13 @@ quick-tests:
 	$(PYTEST) -m "not slow and not heavy" tests/unit
 
 all-tests:
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not kube"
+
+test-kube: $(STAMP) ## Build the images and run them as pods would (buildah and podman, as root): eight minutes
+	$(RUN)/python -m pytest -m kube tests/kube
+
+images: ## Build the images named by IMAGES (serve train policy) with buildah, podman or docker; see containers/build
+	PYTHON=$(PYTHON) containers/build
 
 golden: $(STAMP) ## Write the golden files of compiled pipelines anew
 	DEEPREC_UPDATE_GOLDEN=1 $(RUN)/python -m pytest tests/unit/pipelines/test_training.py
