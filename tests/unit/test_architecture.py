@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LEVELS = (
-    {"types", "errors", "markup", "wire", "retrying", "forking"},
+    {"types", "errors", "extras", "markup", "wire", "retrying", "forking"},
     {"objects"},
     {"store", "config", "metrics", "feature_repo", "client"},
     {"checks", "features", "data"},
