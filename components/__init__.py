@@ -6,6 +6,6 @@ Nothing is installed when a component starts: the image holds everything. KFP re
 files do without ``from __future__ import annotations``.
 """
 
-IMAGE = "deeprec-python:0.1.0"
+IMAGE = "deeprec-python"
 """Image named when a component is used by itself; the pipeline names its own. KFP's subprocess runner warns about an
 image whose name does not hold ``python``."""

@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,9 @@ CHECKPOINTS = "DEEPREC_CHECKPOINTS"
 CLAIM = "DEEPREC_CHECKPOINTS_CLAIM"
 """Environment variable: directory that outlives a pod, in which training tasks of all runs keep theirs."""
 
+KEPT_DAYS = "DEEPREC_CHECKPOINTS_DAYS"
+"""Environment variable: after so many days without a change the claim's checkpoints are those of a dead run."""
+
 RUNNER = "DEEPREC_LOCAL_RUNNER"
 """Environment variable: set by the local runner, whose tasks end when it is gone; unset in pods."""
 
@@ -32,6 +37,7 @@ GPUS = "DEEPREC_GPUS"
 """Environment variable: accelerators the pod asked for. Old KFP backends drop the request without a word, so the task
 counts them."""
 
+_CHECKPOINTS = re.compile(r"[0-9a-f]{32}")
 _LINE = re.compile(r"^error: (\w+): (.+)$")
 
 
@@ -78,8 +84,22 @@ def checkpoints(*inputs: Any) -> Path | None:
         return Path(os.environ[CHECKPOINTS])
     if not os.environ.get(CLAIM):
         return None
-    name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-    return Path(os.environ[CLAIM]) / name[:32]
+    claim = Path(os.environ[CLAIM])
+    name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
+    sweep_checkpoints(claim, float(os.environ.get(KEPT_DAYS) or 14), name)
+    return claim / name
+
+
+def sweep_checkpoints(claim: Path, days: float, spared: str = "") -> None:
+    """Remove the checkpoints of runs that have ended: those of which no file was written for so many days."""
+    oldest = time.time() - 86400 * days
+    for place in claim.iterdir() if claim.is_dir() else ():
+        if place.name == spared or not _CHECKPOINTS.fullmatch(place.name):
+            continue
+        newest = max((path.stat().st_mtime for path in (place, *place.rglob("*"))), default=0.0)
+        if newest < oldest:
+            print(f"removing checkpoints of {days:g} days and more: {place}", flush=True)
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -25,6 +25,7 @@ from deeprec.config import Config
 from deeprec.data.version import check_source
 from deeprec.errors import CheckFailed, ConfigError, PipelineError
 from deeprec.pipelines import training
+from deeprec.pipelines.environment import environment
 from deeprec.pipelines.local import TaskResult, run_pipeline
 from deeprec.pipelines.progress import Progress
 from deeprec.store import write_text
@@ -95,28 +96,6 @@ def resolve(config: Config, workdir: Path) -> Config:
     shelf = tree["bundle"]["uri"] or (str(workdir / "shelf") if tree["bundle"]["promote"] else "")
     tree["bundle"]["uri"] = os.path.abspath(shelf) if shelf and "://" not in shelf else shelf
     return Config.model_validate(tree)
-
-
-def environment(config: Config) -> dict[str, str]:
-    """Environment variables of the tasks' processes: nothing calls home, output is not held back.
-
-    Where no model has to be fetched, the Hugging Face hub is not asked. How threads wait for one another is left to
-    whoever runs it: tasks run one after the other, and threads that sleep between small operations learn a third more
-    slowly than those that spin for a moment, as is the default.
-    """
-    variables = {
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "FEAST_USAGE": "False",
-        "GX_ANALYTICS_ENABLED": "false",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-    if config.policy.model == "tiny" and config.text.provider != "sentence-transformers":
-        variables["HF_HUB_OFFLINE"] = "1"
-    return variables
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ reads annotations as objects, so this file does without postponed ones.
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from kfp import compiler, dsl, kubernetes
+from kfp import compiler, dsl
 
-from deeprec.components.boundary import CLAIM, GPUS
 from deeprec.components.build_policy import build_policy
 from deeprec.components.check_data import check_data
 from deeprec.components.evaluate import evaluate
@@ -23,13 +23,16 @@ from deeprec.components.ingest import ingest
 from deeprec.components.publish_bundle import publish_bundle
 from deeprec.components.publish_features import publish_features
 from deeprec.components.refit import refit
+from deeprec.components.require import require
 from deeprec.components.resolve_data import resolve_data
 from deeprec.components.select_prompts import select_prompts
 from deeprec.components.train_stage import train_stage
 from deeprec.components.train_trm import train_trm
 from deeprec.components.train_trm_everything import train_trm_everything
-from deeprec.config import Config, GpuPool, PipelineConfig, TaskResources
+from deeprec.config import Config, PipelineConfig, PodTemplate
 from deeprec.errors import ConfigError, PipelineError
+from deeprec.pipelines import pods
+from deeprec.pipelines.environment import environment
 
 NAME = "deeprec-training"
 
@@ -53,27 +56,59 @@ TASKS = (
 TRAINING = frozenset({"train-trm", "train-stage-1", "train-stage-2", "train-trm-everything", "refit"})
 """Tasks that go on from a checkpoint when they are started again."""
 
-CHECKPOINTS = "/mnt/checkpoints"
-"""Where their claim is mounted."""
-
 LOOKING = frozenset({"resolve-data"})
 """Tasks that look at what may have changed meanwhile; neither KFP's cache nor a resumed run takes an earlier result."""
+
+REQUIRE = PodTemplate(
+    cpu="250m", memory="1Gi", gpus=0, retries=0, scratch="", timeout_seconds=0, volumes=(), secrets={}
+)
+"""What stands behind a gate in a compiled pipeline asks for this; the rest is the default's."""
+
+READERS = {
+    "data": ("resolve-data", "ingest"),
+    "features": ("resolve-data", "ingest", "publish-features"),
+    "text": (
+        "train-trm",
+        "build-policy",
+        "select-prompts",
+        "train-stage-1",
+        "train-stage-2",
+        "train-trm-everything",
+        "evaluate",
+        "refit",
+        "publish-bundle",
+    ),
+    "policy": ("build-policy", "select-prompts", "train-stage-1", "train-stage-2"),
+    "bundle": ("publish-bundle",),
+}
+"""Section with a path → the tasks that are given it; pinned by a test."""
 
 SIDE_EFFECTS = frozenset({"publish-features", "publish-bundle"})
 """Tasks that change something outside their own artifacts; KFP never caches them."""
 
 
-def build(settings: PipelineConfig, *, in_turn: bool = False) -> Any:
+def build(
+    settings: PipelineConfig, *, in_turn: bool = False, environment: Mapping[str, str] = MappingProxyType({})
+) -> Any:
     """The pipeline for these pods: a KFP graph component that can be compiled, or called to run locally.
 
+    A small task stands behind each gate, so that a refusal asks for no accelerator and is not tried again; the task
+    that follows looks at the verdict all the same.
+
     Args:
-        in_turn: the TRM on everything waits for stage 2, though it needs nothing of it. Where tasks run one after the
-            other, as locally, ``TASKS`` is their order then; KFP's own differs from one process to the next.
+        in_turn: for a machine where tasks run one after the other. The TRM on everything waits for stage 2, though it
+            needs nothing of it, so that ``TASKS`` is the order (KFP's own differs from one process to the next), and
+            nothing stands behind the gates.
+        environment: variables of every task.
 
     Raises:
         ConfigError: ``settings`` names a task that does not exist, or a quantity Kubernetes does not know.
     """
-    place = _placement(settings)
+    place = _placement(settings, environment)
+
+    def let_through(name: str, task: Any) -> Any:
+        verdict = task.outputs["verdict"]
+        return verdict if in_turn else place(name, require(gate=verdict)).outputs["passed"]
 
     @dsl.pipeline(name=NAME, description="From interactions and a catalogue to a served DeepRec recommender.")
     def training(
@@ -99,19 +134,20 @@ def build(settings: PipelineConfig, *, in_turn: bool = False) -> Any:
             "ingest", ingest(data=data, data_version=resolved.outputs["version"], features=features, seed=seed)
         )
         dataset = ingested.outputs["dataset"]
-        checked = place("check-data", check_data(checks=checks, dataset=dataset))
+        checked = let_through("require-data", place("check-data", check_data(checks=checks, dataset=dataset)))
         published = place(
             "publish-features",
-            publish_features(gate=checked.outputs["verdict"], features=features, dataset=dataset),
+            publish_features(gate=checked, features=features, dataset=dataset),
         )
         retrieval = place(
             "train-trm",
-            train_trm(gate=checked.outputs["verdict"], trm=trm, text=text, seed=seed, dataset=dataset),
+            train_trm(gate=checked, trm=trm, text=text, seed=seed, dataset=dataset),
         ).after(published)
+        retrieves = let_through("require-trm", retrieval)
         world = {"dataset": dataset, "trm": retrieval.outputs["model"], "explore": explore, "text": text, "seed": seed}
         start = place(
             "build-policy",
-            build_policy(gate=retrieval.outputs["verdict"], policy=policy, warm_start=warm_start, **world),
+            build_policy(gate=retrieves, policy=policy, warm_start=warm_start, **world),
         ).outputs["start"]
         world["rewards"] = rewards
         prompts = place(
@@ -121,28 +157,30 @@ def build(settings: PipelineConfig, *, in_turn: bool = False) -> Any:
         learning = {"policy": policy, "prompts": prompts, **world}
         first = place(
             "train-stage-1",
-            train_stage(stage="stage1", gate=retrieval.outputs["verdict"], settings=stage1, start=start, **learning),
+            train_stage(stage="stage1", gate=retrieves, settings=stage1, start=start, **learning),
         )
+        explores = let_through("require-stage-1", first)
         second = place(
             "train-stage-2",
             train_stage(
                 stage="stage2",
-                gate=first.outputs["verdict"],
+                gate=explores,
                 settings=stage2,
                 start=first.outputs["trained"],
                 **learning,
             ),
         )
+        ranks = let_through("require-stage-2", second)
         everything = place(
             "train-trm-everything",
-            train_trm_everything(gate=retrieval.outputs["verdict"], trm=trm, text=text, seed=seed, dataset=dataset),
+            train_trm_everything(gate=retrieves, trm=trm, text=text, seed=seed, dataset=dataset),
         )
         if in_turn:
             everything.after(second)
         evaluated = place(
             "evaluate",
             evaluate(
-                gate=second.outputs["verdict"],
+                gate=ranks,
                 evaluation=evaluation,
                 trm_everything=everything.outputs["model"],
                 start=start,
@@ -152,10 +190,11 @@ def build(settings: PipelineConfig, *, in_turn: bool = False) -> Any:
                 **world,
             ),
         )
+        serves = let_through("require-evaluation", evaluated)
         serving = place(
             "refit",
             refit(
-                gate=evaluated.outputs["verdict"],
+                gate=serves,
                 serve=evaluated.outputs["serve"],
                 trm=trm,
                 text=text,
@@ -168,7 +207,7 @@ def build(settings: PipelineConfig, *, in_turn: bool = False) -> Any:
         place(
             "publish-bundle",
             publish_bundle(
-                gate=evaluated.outputs["verdict"],
+                gate=serves,
                 text=text,
                 explore=explore,
                 settings=bundle,
@@ -180,6 +219,7 @@ def build(settings: PipelineConfig, *, in_turn: bool = False) -> Any:
             ),
         )
 
+    pods.lift_retry_limit(training)
     return training
 
 
@@ -217,14 +257,18 @@ def compile(config: Config, path: Path, data_version: str = "") -> None:
     """Write the pipeline as KFP v2 YAML, the configuration as its parameters' defaults; whole or not at all.
 
     Raises:
-        ConfigError: the configuration's pods cannot be expressed, or its engine cannot be a run's.
+        ConfigError: the configuration's pods cannot be expressed, an image can be moved, a path lies on no volume, or
+            the engine cannot be a run's.
         PipelineError: the file cannot be written.
     """
-    pipeline = build(config.pipeline)
+    given = arguments(config, data_version)
+    pipeline = build(config.pipeline, environment=environment(config))
+    pods.check_images(config.pipeline, TASKS)
+    pods.check_paths(config, READERS)
     try:
         with tempfile.TemporaryDirectory(prefix=".deeprec-", dir=path.parent) as folder:
             draft = Path(folder) / "pipeline.yaml"
-            compiler.Compiler().compile(pipeline, str(draft), pipeline_parameters=arguments(config, data_version))
+            compiler.Compiler().compile(pipeline, str(draft), pipeline_parameters=given)
             os.replace(draft, path)
     except OSError as error:
         raise PipelineError(f"cannot write {path}: {error.strerror}; name a file in a directory that exists") from error
@@ -247,45 +291,24 @@ def _check_processes(config: Config) -> None:
             )
 
 
-def _placement(settings: PipelineConfig) -> Callable[[str, Any], Any]:
+def _placement(settings: PipelineConfig, environment: Mapping[str, str]) -> Callable[[str, Any], Any]:
     """A function that gives a task its name, pod, retries and caching."""
     unknown = sorted(name for name in settings.tasks if name not in TASKS)
     if unknown:
         raise ConfigError(f"pipeline.tasks.{unknown[0]}: there is no such task; the tasks are {', '.join(TASKS)}")
 
     def place(name: str, task: Any) -> Any:
-        resources = settings.tasks.get(name, settings.default)
+        pod = settings.pod(name)
+        if name not in TASKS:
+            pod = pod.model_copy(update={key: getattr(REQUIRE, key) for key in REQUIRE.model_fields_set})
         try:
-            _give_resources(task, resources, settings)
+            pods.dress(task, pod, settings.gpu_pool, environment)
         except ValueError as error:
             raise ConfigError(f"pipeline.tasks.{name}: {error}; correct the quantity") from error
-        if name in TRAINING and settings.checkpoints_claim:
-            kubernetes.mount_pvc(task, pvc_name=settings.checkpoints_claim, mount_path=CHECKPOINTS)
-            task.set_env_variable(CLAIM, CHECKPOINTS)
+        if name in TRAINING:
+            pods.keep_checkpoints(task, settings)
         task.set_display_name(name)
         task.set_caching_options(name not in SIDE_EFFECTS | LOOKING)
         return task
 
     return place
-
-
-def _give_resources(task: Any, resources: TaskResources, settings: PipelineConfig) -> None:
-    task.set_container_image(resources.image or settings.image)
-    task.set_cpu_request(resources.cpu).set_cpu_limit(resources.cpu)
-    task.set_memory_request(resources.memory).set_memory_limit(resources.memory)
-    if resources.retries:
-        task.set_retry(num_retries=resources.retries, backoff_duration="60s")
-    if resources.gpus:
-        _give_accelerators(task, resources.gpus, settings.gpu_pool)
-
-
-def _give_accelerators(task: Any, count: int, pool: GpuPool) -> None:
-    task.set_accelerator_type(pool.accelerator).set_accelerator_limit(count)
-    task.set_env_variable(GPUS, str(count))
-    for key, value in pool.node_selector.items():
-        kubernetes.add_node_selector(task, label_key=key, label_value=value)
-    for toleration in pool.tolerations:
-        kubernetes.add_toleration(task, **toleration)
-    kubernetes.empty_dir_mount(
-        task, volume_name="shared-memory", mount_path="/dev/shm", medium="Memory", size_limit=pool.shared_memory
-    )

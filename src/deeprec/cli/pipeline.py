@@ -35,9 +35,9 @@ def compile_pipeline(
 
     Examples:
 
-    `deeprec pipeline compile -o train.yaml`
+    `deeprec pipeline compile -o train.yaml --set pipeline.image=registry/deeprec-train@sha256:…`
 
-    `deeprec pipeline compile -o train.yaml --config my.yaml --set pipeline.image=registry/deeprec-python@sha256:…`
+    `deeprec pipeline compile -o train.yaml --config my.yaml --set pipeline.allow_tags=true`
     """
     settings = read_config(config, override)
     if output.suffix not in (".yaml", ".yml"):

@@ -11,12 +11,10 @@ from deeprec.config.operation import (
     DoorsConfig,
     EvaluationConfig,
     EvaluationGate,
-    GpuPool,
-    PipelineConfig,
     RequestLogConfig,
     ServingConfig,
-    TaskResources,
 )
+from deeprec.config.pods import ClaimMount, GpuPool, PipelineConfig, PodTemplate
 from deeprec.config.policy import (
     GenerationConfig,
     HealthConfig,
@@ -37,6 +35,7 @@ from deeprec.config.trm import IndexConfig, TrmConfig, TrmGate
 __all__ = [
     "BundleConfig",
     "ChecksConfig",
+    "ClaimMount",
     "Config",
     "DataConfig",
     "DoorsConfig",
@@ -53,6 +52,7 @@ __all__ = [
     "LoraConfig",
     "ParallelConfig",
     "PipelineConfig",
+    "PodTemplate",
     "PolicyConfig",
     "Positive",
     "RequestLogConfig",
@@ -65,7 +65,6 @@ __all__ = [
     "StageConfig",
     "StageGate",
     "StageRewards",
-    "TaskResources",
     "TextConfig",
     "TinyConfig",
     "TrmConfig",

@@ -1,10 +1,10 @@
-"""Sections of what follows training, evaluation, bundle and servers, and of the pods that all of it runs in."""
+"""Sections of what follows training: evaluation, bundle and servers."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from deeprec.config.section import Positive, Section, Share
 
@@ -163,54 +163,3 @@ class ServingConfig(Section):
     def answer_seconds(self) -> float:
         """How long accepted requests may take after the drain: ``stop_seconds``, or what the largest deadline needs."""
         return self.stop_seconds or (self.max_deadline_ms + self.grace_ms) / 1000 + 5
-
-
-class GpuPool(Section):
-    """The nodes that carry accelerators: the one place where they are described."""
-
-    accelerator: str = "nvidia.com/gpu"
-    """Resource name."""
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    """Labels of the pool's nodes."""
-    tolerations: tuple[dict[str, str], ...] = ()
-    """Tolerations (key, operator, value, effect)."""
-    shared_memory: str = "8Gi"
-    """Size of /dev/shm for tasks with accelerators."""
-
-
-class TaskResources(Section):
-    """What one task's pod asks for."""
-
-    cpu: str = "2"
-    """CPU request and limit."""
-    memory: str = "8Gi"
-    """Memory request and limit."""
-    gpus: int = Field(0, ge=0)
-    """Accelerators from the GPU pool."""
-    retries: int = Field(2, ge=0)
-    """Times KFP starts the task again after a failure."""
-    image: str = ""
-    """Overrides ``pipeline.image``."""
-
-
-class PipelineConfig(Section):
-    """How the pipeline runs in pods."""
-
-    image: str = "deeprec-python:0.1.0"
-    """Container image of every task; name a digest so that caching sees a change."""
-    default: TaskResources = TaskResources()
-    tasks: dict[str, TaskResources] = Field(default_factory=dict)
-    """Overrides by task name; what one does not name is that of ``default``."""
-    gpu_pool: GpuPool = GpuPool()
-    checkpoints_claim: str = ""
-    """A PersistentVolumeClaim for the checkpoints of the training tasks, to be there before the run. Without one a task
-    that is started again begins anew."""
-
-    @field_validator("tasks")
-    @classmethod
-    def _over_the_default(cls, tasks: dict[str, TaskResources], info: ValidationInfo) -> dict[str, TaskResources]:
-        default: TaskResources | None = info.data.get("default")
-        if default is None:
-            return tasks
-        named = {name: {key: getattr(task, key) for key in task.model_fields_set} for name, task in tasks.items()}
-        return {name: default.model_copy(update=values) for name, values in named.items()}

@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from deeprec.config.data import ChecksConfig, DataConfig, FeaturesConfig, TextConfig
 from deeprec.config.explore import ExploreConfig, RewardsConfig
-from deeprec.config.operation import BundleConfig, EvaluationConfig, PipelineConfig, ServingConfig
+from deeprec.config.operation import BundleConfig, EvaluationConfig, ServingConfig
+from deeprec.config.pods import PipelineConfig
 from deeprec.config.policy import PolicyConfig
 from deeprec.config.section import Section
 from deeprec.config.trm import TrmConfig

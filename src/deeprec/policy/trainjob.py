@@ -11,7 +11,8 @@ import hashlib
 import json
 from pathlib import PurePosixPath
 
-from deeprec.config import GpuPool, PipelineConfig, TaskResources
+from deeprec.config import ClaimMount, GpuPool, PipelineConfig, PodTemplate
+from deeprec.config.pods import HOME
 from deeprec.errors import ConfigError
 from deeprec.policy.job import StageJob
 from deeprec.types import JsonDict
@@ -53,8 +54,12 @@ def train_job(
         ConfigError: a path is not on the volume, an ``s3://`` address has no secret, or the pods' accelerators are not
             as many as processes.
     """
-    _check(job, mount, secret)
-    pod = pipeline.tasks.get(_TASKS[job.stage], pipeline.default)
+    pod = pipeline.pod(_TASKS[job.stage])
+    if secret:
+        credentials = {secret: {key: key for key in _CREDENTIALS}}
+        pod = PodTemplate(secrets=credentials).over(pod)
+    pod = PodTemplate(volumes=(ClaimMount(claim=claim, path=mount),)).over(pod)
+    _check(job, pod)
     parallel = job.policy.parallel
     if pod.gpus not in (0, parallel.per_node):
         raise ConfigError(
@@ -67,33 +72,35 @@ def train_job(
     spec: JsonDict = {
         "runtimeRef": {"apiGroup": API.partition("/")[0], "kind": "ClusterTrainingRuntime", "name": runtime},
         "trainer": {
-            "image": pod.image or pipeline.image,
+            "image": pod.image,
             "command": ["python", "-m", "torch.distributed.run"],
             "args": ["-m", "deeprec.policy.job", text],
-            "env": _environment(secret),
+            "env": _environment(pod),
             "numNodes": parallel.nodes,
             "numProcPerNode": parallel.per_node,
             "resourcesPerNode": _resources(pod, pipeline.gpu_pool),
         },
-        "runtimePatches": [{"manager": MANAGER, "trainingRuntimeSpec": _patch(pod, pipeline.gpu_pool, claim, mount)}],
+        "runtimePatches": [{"manager": MANAGER, "trainingRuntimeSpec": _patch(pod, pipeline.gpu_pool)}],
     }
     if deadline_seconds:
         spec["activeDeadlineSeconds"] = deadline_seconds
-    metadata = {"name": _name(name, job, spec), "labels": {"app.kubernetes.io/part-of": "deeprec"}}
+    metadata = {"name": _name(name, job, spec), "labels": {"app.kubernetes.io/part-of": "deeprec", **pod.labels}}
     return {"apiVersion": API, "kind": "TrainJob", "metadata": metadata, "spec": spec}
 
 
-def _check(job: StageJob, mount: str, secret: str) -> None:
+def _check(job: StageJob, pod: PodTemplate) -> None:
+    told = {variable for keys in pod.secrets.values() for variable in keys.values()} | set(pod.env)
     artifacts = {name: str(getattr(job, name)) for name in ("dataset", "trm", "start", "prompts", "out")}
     files = {name: str(getattr(job, name)) for name in ("report", "checkpoints", "outcome")}
     for name, place in (artifacts | files).items():
         remote = place.startswith("s3://") and name in artifacts
-        if remote and not secret:
+        if remote and "AWS_ACCESS_KEY_ID" not in told:
             raise ConfigError(f"{name} is at {place}; name the Secret that holds the store's address and credentials")
-        if not remote and not PurePosixPath(place).is_relative_to(mount):
+        if not remote and not any(PurePosixPath(place).is_relative_to(one.path) for one in pod.volumes):
             choice = " or at s3://bucket/prefix" if name in artifacts else ""
             raise ConfigError(
-                f"{name} is {place!r}, which the job's machines do not share; put it below {mount}{choice}"
+                f"{name} is {place!r}, which the job's machines do not share; put it below "
+                f"{', '.join(one.path for one in pod.volumes)}{choice}"
             )
 
 
@@ -102,39 +109,49 @@ def _name(name: str, job: StageJob, spec: JsonDict) -> str:
     return f"{name[:40].strip('-')}-{job.stage}-{digest[:8]}"
 
 
-def _environment(secret: str) -> list[JsonDict]:
-    offline: list[JsonDict] = [{"name": "HF_HUB_OFFLINE", "value": "1"}]
-    if not secret:
-        return offline
-    return offline + [
-        {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for key in _CREDENTIALS
+def _environment(pod: PodTemplate) -> list[JsonDict]:
+    plain = {"HF_HUB_OFFLINE": "1", **pod.env}
+    return [{"name": name, "value": value} for name, value in plain.items()] + [
+        {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+        for secret, keys in pod.secrets.items()
+        for key, variable in keys.items()
     ]
 
 
-def _resources(pod: TaskResources, pool: GpuPool) -> JsonDict:
+def _resources(pod: PodTemplate, pool: GpuPool) -> JsonDict:
     wanted = {"cpu": pod.cpu, "memory": pod.memory}
     if pod.gpus:
         wanted[pool.accelerator] = str(pod.gpus)
     return {"requests": wanted, "limits": dict(wanted)}
 
 
-def _patch(pod: TaskResources, pool: GpuPool, claim: str, mount: str) -> JsonDict:
-    """Volumes and placement; anything else of a pod is the runtime's."""
+def _patch(pod: PodTemplate, pool: GpuPool) -> JsonDict:
+    """Volumes, identity and placement; anything else of a pod is the runtime's."""
+    volumes: list[JsonDict] = [
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": pool.shared_memory}}
+    ]
+    mounts: list[JsonDict] = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
+    for number, one in enumerate(pod.volumes):
+        volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": one.claim}})
+        folder = {"subPath": one.sub_path} if one.sub_path else {}
+        mounts.append({"name": f"claim-{number}", "mountPath": one.path, **folder})
+    if pod.scratch:
+        volumes.append({"name": "home", "emptyDir": {"sizeLimit": pod.scratch}})
+        mounts.append({"name": "home", "mountPath": HOME})
     template: JsonDict = {
-        "volumes": [
-            {"name": "work", "persistentVolumeClaim": {"claimName": claim}},
-            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": pool.shared_memory}},
-        ],
-        "containers": [
-            {
-                "name": _CONTAINER,
-                "volumeMounts": [
-                    {"name": "work", "mountPath": mount},
-                    {"name": "shared-memory", "mountPath": "/dev/shm"},
-                ],
-            }
-        ],
+        "volumes": volumes,
+        "containers": [{"name": _CONTAINER, "volumeMounts": mounts}],
+        "securityContext": {
+            "runAsUser": pod.user,
+            "runAsGroup": pod.group,
+            "runAsNonRoot": True,
+            "fsGroup": pod.group or pod.user,
+        },
     }
+    if pod.pull_secrets:
+        template["imagePullSecrets"] = [{"name": name} for name in pod.pull_secrets]
+    if pod.service_account:
+        template["serviceAccountName"] = pod.service_account
     if pod.gpus:
         template |= {"nodeSelector": dict(pool.node_selector), "tolerations": [dict(one) for one in pool.tolerations]}
     job = {"name": _CONTAINER, "template": {"spec": {"template": {"spec": template}}}}

@@ -137,7 +137,8 @@ def test_unknown_option_is_bad_usage(tmp_path: Path) -> None:
 
 
 def test_compile_writes_the_pipeline(tmp_path: Path) -> None:
-    done = deeprec("pipeline", "compile", "-o", "train.yaml", "--set", "trm.epochs=3", cwd=tmp_path)
+    image = f"pipeline.image=registry.example/deeprec-train@sha256:{'0' * 64}"
+    done = deeprec("pipeline", "compile", "-o", "train.yaml", "--set", "trm.epochs=3", "--set", image, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     spec = next(yaml.safe_load_all((tmp_path / "train.yaml").read_text(encoding="utf-8")))
     assert spec["root"]["inputDefinitions"]["parameters"]["trm"]["defaultValue"]["epochs"] == 3
@@ -149,7 +150,8 @@ def test_compile_refuses_what_is_not_yaml(tmp_path: Path) -> None:
 
 
 def test_compile_into_a_directory_that_does_not_exist(tmp_path: Path) -> None:
-    assert "cannot write" in fails("pipeline", "compile", "-o", "absent/train.yaml", cwd=tmp_path, status=1)
+    tags = ("--set", "pipeline.allow_tags=true")
+    assert "cannot write" in fails("pipeline", "compile", "-o", "absent/train.yaml", *tags, cwd=tmp_path, status=1)
 
 
 def test_an_error_is_one_line_and_its_own_status(

@@ -1,11 +1,15 @@
 """How a task's end is told to whoever runs it."""
 
 import errno
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from deeprec.components.boundary import CHECKPOINTS, CLAIM, checkpoints, flatten, read_error, reported
+from deeprec.checks.gate import CheckRow, Verdict
+from deeprec.components.boundary import CHECKPOINTS, CLAIM, KEPT_DAYS, checkpoints, flatten, read_error, reported
+from deeprec.components.require import require
 from deeprec.config import TrmConfig
 from deeprec.errors import CheckFailed, DataError, StoreError
 
@@ -72,3 +76,45 @@ def test_checkpoints_are_kept_where_the_next_attempt_finds_them(
     )
     monkeypatch.setenv(CHECKPOINTS, str(tmp_path / "own"))
     assert checkpoints("stage1", {"steps": 3}) == tmp_path / "own"
+
+
+def test_checkpoints_of_dead_runs_are_removed_when_a_task_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's are named by its inputs, so that nobody comes back for those of one that has ended."""
+    monkeypatch.setenv(CLAIM, str(tmp_path))
+    monkeypatch.setenv(KEPT_DAYS, "2")
+    monkeypatch.delenv(CHECKPOINTS, raising=False)
+    own, old, busy, foreign = (
+        checkpoints("stage1", 1),
+        tmp_path / ("0" * 32),
+        tmp_path / ("1" * 32),
+        tmp_path / "models",
+    )
+    assert own is not None
+    long_ago = time.time() - 3 * 86400
+    for place in (own, old, busy, foreign):
+        (place / "step-1").mkdir(parents=True)
+        (place / "step-1" / "weights").write_text("x")
+        for path in (place / "step-1" / "weights", place / "step-1", place):
+            os.utime(path, (long_ago, long_ago))
+    (busy / "step-1" / "weights").write_text("y")
+    assert checkpoints("stage1", 1) == own
+    assert sorted(tmp_path.iterdir()) == sorted([own, busy, foreign])
+    assert str(old) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_what_stands_behind_a_gate_hands_a_verdict_on_or_ends_with_its_reason(
+    tmp_path: Path, passed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = Verdict.of("data", [CheckRow("users", "3", "at least 100", passed)]).to_json()
+    given = {"gate": verdict, "passed": str(tmp_path / "passed")}
+    if passed:
+        require.python_func(**given)
+        assert (tmp_path / "passed").read_text() == verdict
+        return
+    with pytest.raises(SystemExit):
+        require.python_func(**given)
+    assert capsys.readouterr().out.startswith("error: CheckFailed: data")
+    assert not (tmp_path / "passed").exists()

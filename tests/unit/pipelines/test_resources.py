@@ -11,8 +11,9 @@ from deeprec.pipelines import training
 
 
 def test_a_task_that_names_some_resources_keeps_the_others_of_the_default(tmp_path: Path) -> None:
-    named = {"default": {"memory": "64Gi", "retries": 5}, "tasks": {"evaluate": {"gpus": 1}, "ingest": {"retries": 0}}}
-    config = Config.model_validate({"pipeline": named})
+    default = {"memory": "64Gi", "retries": 5, "volumes": [{"claim": "c", "path": "/features"}]}
+    named = {"allow_tags": True, "default": default, "tasks": {"evaluate": {"gpus": 1}, "ingest": {"retries": 0}}}
+    config = Config.model_validate({"pipeline": named, "features": {"path": "/features"}})
     for pipeline in (config.pipeline, Config.model_validate(config.model_dump()).pipeline):
         evaluate, ingest = pipeline.tasks["evaluate"], pipeline.tasks["ingest"]
         assert (evaluate.memory, evaluate.retries, evaluate.gpus, evaluate.cpu) == ("64Gi", 5, 1, "2")

@@ -7,6 +7,7 @@ import pytest
 from deeprec.config import Config
 from deeprec.errors import ConfigError, DataError, PipelineError
 from deeprec.pipelines import run
+from deeprec.pipelines.environment import environment
 from deeprec.store import read_artifact, write_artifact
 
 
@@ -86,8 +87,6 @@ def test_swap_replaces_a_bundle_by_another_as_it_is(tmp_path: Path) -> None:
 
 def test_hub_is_asked_only_where_a_model_must_be_fetched() -> None:
     named = {"policy": {"model": "some/model"}}
-    assert run.environment(Config.model_validate({"explore": {"prompt": "compact"}}))["HF_HUB_OFFLINE"] == "1"
-    assert "HF_HUB_OFFLINE" not in run.environment(Config.model_validate(named))
-    assert "HF_HUB_OFFLINE" not in run.environment(
-        Config.model_validate({"text": {"provider": "sentence-transformers"}})
-    )
+    assert environment(Config.model_validate({"explore": {"prompt": "compact"}}))["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in environment(Config.model_validate(named))
+    assert "HF_HUB_OFFLINE" not in environment(Config.model_validate({"text": {"provider": "sentence-transformers"}}))

@@ -19,23 +19,43 @@ from deeprec.pipelines import training
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(__file__).parent / "golden" / "train.yaml"
-GATED = {
-    "publish-features": "check-data",
-    "train-trm": "check-data",
-    "build-policy": "train-trm",
-    "train-stage-1": "train-trm",
-    "train-stage-2": "train-stage-1",
-    "train-trm-everything": "train-trm",
-    "evaluate": "train-stage-2",
-    "refit": "evaluate",
-    "publish-bundle": "evaluate",
+TAGS = ("pipeline.allow_tags=true",)
+IN_PODS: dict[str, Any] = {
+    "features": {"path": "/features"},
+    "pipeline": {"allow_tags": True, "default": {"volumes": [{"claim": "features", "path": "/features"}]}},
 }
+"""What the default configuration lacks for pods."""
+BEHIND = {
+    "require-data": "check-data",
+    "require-trm": "train-trm",
+    "require-stage-1": "train-stage-1",
+    "require-stage-2": "train-stage-2",
+    "require-evaluation": "evaluate",
+}
+"""What stands behind each gate of a compiled pipeline."""
+GATED = {
+    "publish-features": "require-data",
+    "train-trm": "require-data",
+    "build-policy": "require-trm",
+    "train-stage-1": "require-trm",
+    "train-stage-2": "require-stage-1",
+    "train-trm-everything": "require-trm",
+    "evaluate": "require-stage-2",
+    "refit": "require-evaluation",
+    "publish-bundle": "require-evaluation",
+}
+
+
+def in_pods(**sections: Any) -> Config:
+    """The default configuration as pods need it, ``pipeline`` over that."""
+    pipeline = {**IN_PODS["pipeline"], **sections.pop("pipeline", {})}
+    return Config.model_validate({**IN_PODS, **sections, "pipeline": pipeline})
 
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     path = tmp_path_factory.mktemp("compiled") / "train.yaml"
-    training.compile(load_config(ROOT / "configs" / "cluster.yaml"), path, data_version="v1")
+    training.compile(load_config(ROOT / "configs" / "cluster.yaml", TAGS), path, data_version="v1")
     return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
 
 
@@ -67,7 +87,7 @@ def without_source(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_tasks_and_their_order(tasks: dict[str, Any]) -> None:
-    assert set(tasks) == set(training.TASKS)
+    assert set(tasks) == {*training.TASKS, *BEHIND}
     spec = training.build(Config().pipeline, in_turn=True).pipeline_spec.root.dag.tasks
     names = {name: task.task_info.name for name, task in spec.items()}
     order = graph_utils.topological_sort_tasks(spec)[::-1]
@@ -88,9 +108,34 @@ def test_each_gate_is_an_input_of_what_follows_it(tasks: dict[str, Any]) -> None
         gate = task["inputs"]["parameters"].get("gate")
         if gate:
             source = gate["taskOutputParameter"]
-            assert source["outputParameterKey"] == "verdict"
+            assert source["outputParameterKey"] == ("verdict" if name in BEHIND else "passed")
             found[name] = names[source["producerTask"]]
-    assert found == GATED
+    assert found == GATED | BEHIND
+
+
+def test_a_refusal_takes_no_accelerator_and_is_not_tried_again(
+    documents: list[dict[str, Any]], tasks: dict[str, Any]
+) -> None:
+    for name in BEHIND:
+        assert "retryPolicy" not in tasks[name]
+        container = documents[0]["deploymentSpec"]["executors"][executor(tasks, name)]["container"]
+        assert "accelerator" not in container["resources"]
+        assert (container["resources"]["resourceCpuRequest"], container["resources"]["resourceMemoryRequest"]) == (
+            "250m",
+            "1Gi",
+        )
+    local = training.build(Config().pipeline, in_turn=True).pipeline_spec.root.dag.tasks
+    assert {task.task_info.name for task in local.values()} == set(training.TASKS), "locally a refusal costs nothing"
+
+
+def test_a_task_of_days_is_tried_again(tasks: dict[str, Any]) -> None:
+    """KFP's SDK ends all attempts an hour after the first one began."""
+    for name in training.TASKS:
+        assert int(tasks[name]["retryPolicy"]["backoffMaxDuration"].removesuffix("s")) > 10 * 365 * 86400
+
+
+def executor(tasks: dict[str, Any], name: str) -> str:
+    return str(tasks[name]["componentRef"]["name"]).replace("comp-", "exec-")
 
 
 def artifacts_of(tasks: dict[str, Any], name: str) -> dict[str, tuple[str, str]]:
@@ -102,7 +147,7 @@ def artifacts_of(tasks: dict[str, Any], name: str) -> dict[str, tuple[str, str]]
 
 def test_the_trm_on_everything_is_trained_beside_the_policy(tasks: dict[str, Any]) -> None:
     """It needs no policy, so that on a cluster neither waits for the other."""
-    assert set(tasks["train-trm-everything"]["dependentTasks"]) == {"ingest", "train-trm"}
+    assert set(tasks["train-trm-everything"]["dependentTasks"]) == {"ingest", "require-2"}
     given = tasks["train-trm-everything"]["inputs"]["parameters"]
     assert given["trm"] == tasks["train-trm"]["inputs"]["parameters"]["trm"]
     assert artifacts_of(tasks, "train-trm-everything") == {"dataset": ("ingest", "dataset")}
@@ -132,7 +177,7 @@ def test_the_bundle_takes_its_trm_from_the_refit_and_that_from_the_policys_own(t
 
 def test_tasks_with_side_effects_and_those_that_look_outside_are_never_cached(tasks: dict[str, Any]) -> None:
     cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == set(training.TASKS) - {"resolve-data", "publish-features", "publish-bundle"}
+    assert cached == {*training.TASKS, *BEHIND} - {"resolve-data", "publish-features", "publish-bundle"}
 
 
 def test_data_are_read_again_when_their_name_has_changed(tasks: dict[str, Any]) -> None:
@@ -165,7 +210,7 @@ def test_arguments_hold_the_whole_policy_in_parts() -> None:
 def test_resources_retries_and_image(documents: list[dict[str, Any]], tasks: dict[str, Any]) -> None:
     executors = documents[0]["deploymentSpec"]["executors"]
     stage = executors[tasks["train-stage-1"]["componentRef"]["name"].replace("comp-", "exec-")]["container"]
-    assert stage["image"] == "deeprec-python:0.1.0"
+    assert stage["image"] == "deeprec-train:0.2.0"
     assert stage["resources"]["resourceCpuRequest"] == stage["resources"]["resourceCpuLimit"] == "8"
     assert stage["resources"]["resourceMemoryRequest"] == stage["resources"]["resourceMemoryLimit"] == "128Gi"
     assert stage["resources"]["accelerator"]["resourceType"] == "nvidia.com/gpu"
@@ -178,6 +223,7 @@ def test_resources_retries_and_image(documents: list[dict[str, Any]], tasks: dic
 
 def test_gpu_pool_is_given_to_tasks_with_accelerators_only(documents: list[dict[str, Any]]) -> None:
     pods = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    pods = {name: pod for name, pod in pods.items() if "emptyDirMounts" in pod}
     assert set(pods) == {
         "exec-train-trm",
         "exec-select-prompts",
@@ -197,19 +243,20 @@ def test_gpu_pool_is_given_to_tasks_with_accelerators_only(documents: list[dict[
 
 def test_training_tasks_keep_their_checkpoints_on_the_claim(documents: list[dict[str, Any]], tmp_path: Path) -> None:
     """A pod's own disk ends with it, and KFP starts a failed task in another."""
-    assert "pvcMount" not in json.dumps(documents)
-    training.compile(Config.model_validate({"pipeline": {"checkpoints_claim": "kept"}}), tmp_path / "train.yaml")
+    assert "/mnt/checkpoints" not in json.dumps(documents)
+    training.compile(in_pods(pipeline={"checkpoints_claim": "kept"}), tmp_path / "train.yaml")
     graph, platforms = yaml.safe_load_all((tmp_path / "train.yaml").read_text())
     pods = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     mounted = {"exec-train-trm", "exec-train-stage", "exec-train-stage-2", "exec-train-trm-everything", "exec-refit"}
-    assert {name for name, pod in pods.items() if "pvcMount" in pod} == mounted
+    claims = {name: [one for one in pod.get("pvcMount", ()) if one["constant"] == "kept"] for name, pod in pods.items()}
+    assert {name for name, found in claims.items() if found} == mounted
     for name, executor in graph["deploymentSpec"]["executors"].items():
         told = {"name": "DEEPREC_CHECKPOINTS_CLAIM", "value": "/mnt/checkpoints"} in executor["container"].get(
             "env", []
         )
         assert told == (name in mounted)
         if told:
-            [claim] = pods[name]["pvcMount"]
+            [claim] = claims[name]
             assert (claim["mountPath"], claim["constant"]) == ("/mnt/checkpoints", "kept")
 
 
@@ -245,11 +292,11 @@ def test_a_judge_without_histories_is_refused_before_anything_is_trained() -> No
 
 def test_a_file_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="cannot write"):
-        training.compile(Config(), tmp_path / "absent" / "train.yaml")
+        training.compile(in_pods(), tmp_path / "absent" / "train.yaml")
 
 
 def test_parameters_hold_no_null_and_say_the_same(tmp_path: Path) -> None:
-    config = Config.model_validate({"data": {"year_column": None}, "explore": {"prompt": "compact"}})
+    config = in_pods(data={"year_column": None}, explore={"prompt": "compact"})
     given = training.arguments(config)
     assert "null" not in json.dumps(given)
     assert DataConfig.model_validate(given["data"]) == config.data
@@ -270,7 +317,7 @@ def test_processes_that_do_not_fit_their_pod_are_refused(parallel: dict[str, int
 
 
 def test_a_7b_model_gets_eight_accelerators_for_its_eight_processes(tmp_path: Path) -> None:
-    config = load_config(ROOT / "configs" / "qwen2.5-7b.yaml")
+    config = load_config(ROOT / "configs" / "qwen2.5-7b.yaml", TAGS)
     training.compile(config, tmp_path / "train.yaml")
     compiled = next(yaml.safe_load_all((tmp_path / "train.yaml").read_text(encoding="utf-8")))
     stage = compiled["deploymentSpec"]["executors"]["exec-train-stage"]["container"]

@@ -30,7 +30,7 @@ def test_without_a_rank_there_are_no_adapters() -> None:
 
 def test_a_missing_package_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(PolicyError, match=r"policy\.lora\.rank is 2, and peft cannot be imported.*deeprec\[lora\]"):
+    with pytest.raises(PolicyError, match=r"policy\.lora\.rank is 2, and peft cannot be imported.*deeprec\[train\]"):
         adapters(LoraConfig(rank=2))
 
 

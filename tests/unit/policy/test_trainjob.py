@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deeprec.config import Config, load_config
+from deeprec.config import Config, PipelineConfig, load_config
 from deeprec.errors import ConfigError
 from deeprec.policy.job import StageJob
 from deeprec.policy.trainjob import train_job
@@ -30,7 +30,7 @@ MADE = {
 
 @pytest.fixture(scope="module")
 def settings() -> Config:
-    return load_config(ROOT / "configs" / "qwen2.5-7b.yaml", ("policy.parallel.nodes=2",))
+    return load_config(ROOT / "configs" / "qwen2.5-7b.yaml", ("policy.parallel.nodes=2", "pipeline.default.secrets={}"))
 
 
 def made(settings: Config, **changed: Any) -> StageJob:
@@ -49,7 +49,10 @@ POD = {
     "volumes": [
         {"name": str, "persistentVolumeClaim": {"claimName": str}, "emptyDir": {"medium": str, "sizeLimit": str}}
     ],
-    "containers": [{"name": str, "volumeMounts": [{"name": str, "mountPath": str}]}],
+    "containers": [{"name": str, "volumeMounts": [{"name": str, "mountPath": str, "subPath": str}]}],
+    "securityContext": {"runAsUser": int, "runAsGroup": int, "runAsNonRoot": bool, "fsGroup": int},
+    "imagePullSecrets": [{"name": str}],
+    "serviceAccountName": str,
     "nodeSelector": dict,
     "tolerations": [{"key": str, "operator": str, "value": str, "effect": str}],
 }
@@ -119,11 +122,41 @@ def test_every_machine_sees_the_volume_and_a_large_shared_memory(settings: Confi
     assert node["name"] == pod["containers"][0]["name"] == "node"
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
-    assert volumes["work"]["persistentVolumeClaim"] == {"claimName": "deeprec-work"}
+    assert volumes["claim-0"]["persistentVolumeClaim"] == {"claimName": "deeprec-work"}
     assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Gi"}
-    assert mounts == {"work": "/mnt/deeprec", "shared-memory": "/dev/shm"}
+    assert mounts == {"claim-0": "/mnt/deeprec", "shared-memory": "/dev/shm"}
     assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
+
+
+def test_it_is_the_pod_that_the_pipeline_gives_the_stage(settings: Config) -> None:
+    pod = {
+        "env": {"A": "1"},
+        "secrets": {"hub": {"token": "HF_TOKEN"}},
+        "labels": {"kueue.x-k8s.io/queue-name": "gpus"},
+        "pull_secrets": ["registry"],
+        "service_account": "trainer",
+        "scratch": "50Gi",
+        "volumes": [{"claim": "models", "path": "/models", "sub_path": "qwen"}],
+    }
+    tasks = {"train-stage-1": {**pod, "gpus": 8}}
+    pipeline = PipelineConfig.model_validate({"default": {"env": {"B": "2"}}, "tasks": tasks})
+    found = train_job(made(settings), pipeline, name="a", claim="work", mount="/mnt/deeprec", secret="s3")
+    check(found, SCHEMA)
+    assert found["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    told = {
+        one["name"]: one.get("value") or one["valueFrom"]["secretKeyRef"] for one in found["spec"]["trainer"]["env"]
+    }
+    assert told["HF_TOKEN"] == {"name": "hub", "key": "token"}
+    assert told["AWS_ACCESS_KEY_ID"] == {"name": "s3", "key": "AWS_ACCESS_KEY_ID"}
+    assert (told["A"], told["B"]) == ("1", "2")
+    [patch] = found["spec"]["runtimePatches"]
+    [node] = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    spec = node["template"]["spec"]["template"]["spec"]
+    mounted = {one["mountPath"]: one.get("subPath") for one in spec["containers"][0]["volumeMounts"]}
+    assert mounted == {"/dev/shm": None, "/models": "qwen", "/mnt/deeprec": None, "/home/deeprec": None}
+    assert spec["securityContext"] == {"runAsUser": 1000, "runAsGroup": 0, "runAsNonRoot": True, "fsGroup": 1000}
+    assert (spec["imagePullSecrets"], spec["serviceAccountName"]) == ([{"name": "registry"}], "trainer")
 
 
 def test_credentials_come_from_the_secret_and_are_nowhere_else(settings: Config) -> None:

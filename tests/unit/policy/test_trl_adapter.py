@@ -73,7 +73,7 @@ def run(model: Any, tokenizer: Any, make: Make, path: Path, stage: StageConfig =
 
 def test_the_installed_trl_is_the_pinned_one() -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert f"trl=={version('trl')}" in project["dependencies"]
+    assert f"trl=={version('trl')}" in project["optional-dependencies"]["train"]
 
 
 def test_prompts_come_in_order_and_in_rows_of_a_group(
