@@ -51,10 +51,11 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An object's name below the address, and the seconds since it was written."""
+    """An object's name below the address, the seconds since it was written, and what changes with its content."""
 
     name: str
     age: float
+    tag: str = ""
 
 
 class Objects(ABC):
@@ -195,7 +196,9 @@ class LocalObjects(Objects):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for path in (Path(place) / name for name in files if not name.startswith(".")):
                 with suppress(FileNotFoundError):
-                    listed.append(Listed(path.relative_to(self.root).as_posix(), now - path.stat().st_mtime))
+                    state = path.stat()
+                    tag = f"{state.st_size}-{state.st_mtime_ns}"
+                    listed.append(Listed(path.relative_to(self.root).as_posix(), now - state.st_mtime, tag))
         return sorted(listed, key=lambda one: one.name)
 
     def folders(self, folder: str = "") -> list[str]:
@@ -317,9 +320,11 @@ class S3Objects(Objects):
         now = datetime.now(UTC)
         with _s3_errors(self.address):
             found = self._minio.list_objects(self._bucket, prefix=self._key(folder, folder=True), recursive=True)
-            listed = [(item.object_name, item.last_modified or now) for item in found]
+            listed = [(item.object_name, item.last_modified or now, str(item.etag)) for item in found]
         start = len(self._key("", folder=True))
-        shown = [Listed(key[start:], (now - at).total_seconds()) for key, at in listed if not _hidden(key[start:])]
+        shown = [
+            Listed(key[start:], (now - at).total_seconds(), tag) for key, at, tag in listed if not _hidden(key[start:])
+        ]
         return sorted(shown, key=lambda one: one.name)
 
     def folders(self, folder: str = "") -> list[str]:

@@ -26,7 +26,8 @@ class DataConfig(Section):
     source: Literal["sample", "movielens", "recbole", "table"] = "sample"
     """``sample`` generates data; ``movielens`` and ``recbole`` read a directory; ``table`` reads CSV or Parquet."""
     path: str = ""
-    """Directory of the source; for ``table`` the directory that holds ``interactions`` and ``items``."""
+    """Directory of the source, or ``s3://bucket/prefix``, from where it is fetched; for ``table`` the directory that
+    holds ``interactions`` and ``items``."""
     interactions: str = "interactions.parquet"
     """``table`` only: file name of the interactions (.csv or .parquet)."""
     items: str = "items.parquet"

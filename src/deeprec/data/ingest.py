@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from deeprec.config import DataConfig
 from deeprec.data.cleaning import Cleaned, Drop, clean
 from deeprec.data.dataset import write_dataset
 from deeprec.data.source import Source
 from deeprec.errors import DataError
+from deeprec.objects import is_s3, open_objects
 from deeprec.types import JsonDict
 
 
@@ -58,9 +61,10 @@ def ingest(
 
     Raises:
         DataError: the source cannot be read or does not fit together; nothing is written then.
-        StoreError: ``out`` cannot be written.
+        StoreError: ``out`` cannot be written, or the source's store not be reached.
     """
-    source, notes = read_source(config, seed), []
+    with on_disk(config) as local:
+        source, notes = read_source(local, seed), []
     if forgotten is not None:
         source, left_out = _without(source, forgotten)
         notes += [f"dropped {left_out:,} interactions: the user was forgotten"] if left_out else []
@@ -102,6 +106,30 @@ def ingest(
         seed=seed,
     )
     return report
+
+
+@contextmanager
+def on_disk(config: DataConfig) -> Iterator[DataConfig]:
+    """The configuration with its source on this disk: objects of ``s3://`` are fetched whole, and removed afterwards.
+
+    Raises:
+        DataError: an object's name is no path below a directory; or what was raised within, with the address in it.
+        StoreError: the store cannot be reached, or the disk is full.
+    """
+    if config.source == "sample" or not is_s3(config.path):
+        yield config
+        return
+    with tempfile.TemporaryDirectory(prefix="deeprec-source-") as place:
+        objects = open_objects(config.path)
+        for name in (listed.name for listed in objects.names()):
+            if ".." in PurePosixPath(name).parts:
+                raise DataError(f"{config.path} holds an object named {name!r}, which is no path; rename or remove it")
+            (Path(place) / name).parent.mkdir(parents=True, exist_ok=True)
+            objects.get(name, Path(place) / name)
+        try:
+            yield config.model_copy(update={"path": place})
+        except DataError as error:
+            raise DataError(str(error).replace(place, config.path.rstrip("/"))) from error
 
 
 def read_source(config: DataConfig, seed: int) -> Source:

@@ -6,18 +6,24 @@ from pathlib import Path
 
 from deeprec.config import DataConfig
 from deeprec.errors import DataError
-from deeprec.store import content_digest
+from deeprec.objects import is_s3, open_objects
+from deeprec.store import config_digest, content_digest
 
 
 def source_version(config: DataConfig) -> str:
     """64 hexadecimal digits that change with the source's files, their names or contents; or ``generated``.
 
+    Objects of S3 are told apart by their ETags, so that none is fetched.
+
     Raises:
         DataError: there is nothing at ``data.path``, or a file of it cannot be read.
+        StoreError: the store cannot be reached.
     """
     check_source(config)
     if config.source == "sample":
         return "generated"
+    if is_s3(config.path):
+        return config_digest({"objects": [(listed.name, listed.tag) for listed in open_objects(config.path).names()]})
     try:
         return content_digest(Path(config.path))
     except OSError as error:
@@ -31,8 +37,11 @@ def check_source(config: DataConfig) -> None:
 
     Raises:
         DataError: there is not.
+        StoreError: the store cannot be reached.
     """
-    if config.source == "sample" or (config.path and Path(config.path).exists()):
+    if config.source == "sample":
+        return
+    if config.path and (open_objects(config.path).names() if is_s3(config.path) else Path(config.path).exists()):
         return
     named = f"there is nothing at {config.path}" if config.path else "data.path is empty"
-    raise DataError(f"{named}; give the source's directory with --set data.path=DIR")
+    raise DataError(f"{named}; give the source's directory, or its s3:// address, with --set data.path=DIR")
