@@ -96,10 +96,17 @@ def sweep_checkpoints(claim: Path, days: float, spared: str = "") -> None:
     for place in claim.iterdir() if claim.is_dir() else ():
         if place.name == spared or not _CHECKPOINTS.fullmatch(place.name):
             continue
-        newest = max((path.stat().st_mtime for path in (place, *place.rglob("*"))), default=0.0)
-        if newest < oldest:
+        if _newest(place) < oldest:
             print(f"removing checkpoints of {days:g} days and more: {place}", flush=True)
             shutil.rmtree(place, ignore_errors=True)
+
+
+def _newest(place: Path) -> float:
+    """When something below a directory was last written; now where it changes while it is looked at."""
+    try:
+        return max(path.stat().st_mtime for path in (place, *place.rglob("*")))
+    except OSError:
+        return time.time()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

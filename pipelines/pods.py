@@ -3,6 +3,7 @@
 KFP 2.16 cannot say an ``fsGroup``, a read-only root or a service account for a task; the last is the run's.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
@@ -99,8 +100,9 @@ def check_paths(config: Config, readers: Mapping[str, Iterable[str]]) -> None:
             "features.place to 'cluster'"
         )
     for key, path in _paths(config).items():
+        place = PurePosixPath(os.path.normpath(path))
         for task in readers[key.partition(".")[0]]:
-            if not any(PurePosixPath(path).is_relative_to(mount.path) for mount in config.pipeline.pod(task).volumes):
+            if not any(place.is_relative_to(mount.path) for mount in config.pipeline.pod(task).volumes):
                 raise ConfigError(
                     f"{key} is {path!r}, which lies on no volume of the pod of {task}; name the claim that holds it, "
                     f"as in pipeline.default.volumes: [{{claim: NAME, path: {_root(path)}}}]"

@@ -45,7 +45,7 @@ def sample(
 @app.command("import")
 def import_source(
     source: Annotated[str, typer.Argument(help="`movielens`, `recbole` or `table`.")],
-    path: Annotated[Path, typer.Argument(help="Directory of the source.")],
+    path: Annotated[str, typer.Argument(help="Directory of the source, or `s3://bucket/prefix`.")],
     out: Annotated[Path, typer.Argument(help="Directory of the dataset to write.")],
     column: Annotated[
         list[str] | None, typer.Option("--column", help="OURS=THEIRS, for example user_id=customer; repeatable.")
@@ -67,7 +67,7 @@ def import_source(
     --column title=name --set interactions=orders.csv --set items=products.csv --set "text_columns=[category,brand]"`
     """
     columns = dict(pair(text, "--column", "user_id=customer") for text in column or ())
-    values: dict[str, Any] = {"source": source, "path": str(path)}
+    values: dict[str, Any] = {"source": source, "path": path}
     if columns:
         values["columns"] = columns
     _ingest(_data_config(values, tuple(settings or ())), 0, out)

@@ -123,6 +123,7 @@ def test_the_tasks_that_read_a_sections_path_are_those_that_are_given_it(compile
         ),
         ({"data": {"path": "shop"}}, r"data\.path is 'shop', which lies on no volume of the pod of resolve-data; name"),
         ({"data": {"path": "/database"}}, r"data\.path is '/database'"),
+        ({"data": {"path": "/data/../shop"}}, r"data\.path is '/data/\.\./shop', which lies on no volume"),
         ({"features": {"path": "/features"}}, r"features\.path is '/features'.*\{claim: NAME, path: /features\}"),
         ({"features": {"path": ""}}, r"features\.path is empty, so that histories would end with a pod"),
         ({"bundle": {"uri": "/shelf"}}, r"bundle\.uri is '/shelf', .* of the pod of publish-bundle"),
