@@ -20,6 +20,7 @@ from deeprec.components.build_policy import build_policy
 from deeprec.components.check_data import check_data
 from deeprec.components.evaluate import evaluate
 from deeprec.components.ingest import ingest
+from deeprec.components.preflight import preflight
 from deeprec.components.publish_bundle import publish_bundle
 from deeprec.components.publish_features import publish_features
 from deeprec.components.refit import refit
@@ -37,6 +38,7 @@ from deeprec.pipelines.environment import environment
 NAME = "deeprec-training"
 
 TASKS = (
+    "preflight",
     "resolve-data",
     "ingest",
     "check-data",
@@ -56,7 +58,7 @@ TASKS = (
 TRAINING = frozenset({"train-trm", "train-stage-1", "train-stage-2", "train-trm-everything", "refit"})
 """Tasks that go on from a checkpoint when they are started again."""
 
-LOOKING = frozenset({"resolve-data"})
+LOOKING = frozenset({"preflight", "resolve-data"})
 """Tasks that look at what may have changed meanwhile; neither KFP's cache nor a resumed run takes an earlier result."""
 
 REQUIRE = PodTemplate(
@@ -65,8 +67,8 @@ REQUIRE = PodTemplate(
 """What stands behind a gate in a compiled pipeline asks for this; the rest is the default's."""
 
 READERS = {
-    "data": ("resolve-data", "ingest"),
-    "features": ("resolve-data", "ingest", "publish-features"),
+    "data": ("preflight", "resolve-data", "ingest"),
+    "features": ("preflight", "resolve-data", "ingest", "publish-features"),
     "text": (
         "train-trm",
         "build-policy",
@@ -79,9 +81,9 @@ READERS = {
         "publish-bundle",
     ),
     "policy": ("build-policy", "select-prompts", "train-stage-1", "train-stage-2"),
-    "bundle": ("publish-bundle",),
+    "bundle": ("preflight", "publish-bundle"),
 }
-"""Section with a path → the tasks that are given it; pinned by a test."""
+"""Section with a path → the tasks that read or write there; pinned by a test."""
 
 SIDE_EFFECTS = frozenset({"publish-features", "publish-bundle"})
 """Tasks that change something outside their own artifacts; KFP never caches them."""
@@ -105,6 +107,7 @@ def build(
         ConfigError: ``settings`` names a task that does not exist, or a quantity Kubernetes does not know.
     """
     place = _placement(settings, environment)
+    promised: dict[str, Any] = {} if in_turn else _promised(settings)
 
     def let_through(name: str, task: Any) -> Any:
         verdict = task.outputs["verdict"]
@@ -129,7 +132,15 @@ def build(
         bundle: dict,
         seed: int,
     ):
-        resolved = place("resolve-data", resolve_data(data=data, data_version=data_version, features=features))
+        looked = place(
+            "preflight",
+            preflight(
+                data=data, features=features, text=text, explore=explore, policy=policy, bundle=bundle, pods=promised
+            ),
+        )
+        resolved = place("resolve-data", resolve_data(data=data, data_version=data_version, features=features)).after(
+            looked
+        )
         ingested = place(
             "ingest", ingest(data=data, data_version=resolved.outputs["version"], features=features, seed=seed)
         )
@@ -289,6 +300,12 @@ def _check_processes(config: Config) -> None:
                 f"pipeline.tasks.{name}.gpus is {gpus}, but policy.parallel.per_node is {parallel.per_node}; each "
                 f"process trains on one accelerator, so make them equal"
             )
+
+
+def _promised(settings: PipelineConfig) -> dict[str, Any]:
+    """The accelerators that tasks will ask for, as a part of the section ``pipeline``."""
+    tasks = {name: {"gpus": settings.pod(name).gpus} for name in TASKS if settings.pod(name).gpus}
+    return {"tasks": tasks, "gpu_pool": settings.gpu_pool.model_dump(mode="json")} if tasks else {}
 
 
 def _placement(settings: PipelineConfig, environment: Mapping[str, str]) -> Callable[[str, Any], Any]:

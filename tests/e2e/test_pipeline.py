@@ -120,7 +120,7 @@ def test_resume_runs_what_a_change_touches_and_no_more(place: Path) -> None:
     done = run(place, "--resume", "--set", "evaluation.trajectories=3")
 
     assert done.returncode == 0, done.stdout + done.stderr
-    ran = dict.fromkeys(("resolve-data", "evaluate", "publish-bundle"), "ran")
+    ran = dict.fromkeys(("preflight", "resolve-data", "evaluate", "publish-bundle"), "ran")
     assert states(done.stdout) == dict.fromkeys(TASKS, "cached") | ran
     assert "deeprec serve" in done.stdout
     metrics = json.loads((place / "runs" / "small" / "metrics.json").read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ def test_nothing_runs_after_a_failed_data_gate(place: Path) -> None:
     done = run(place, "--workdir", "failed", "--set", "checks.min_users=100000")
 
     assert done.returncode == 1
-    reached = ("resolve-data", "ingest", "check-data")
+    reached = ("preflight", "resolve-data", "ingest", "check-data")
     assert states(done.stdout) == {**dict.fromkeys(reached, "ran"), "publish-features": "refused"}
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1
@@ -148,8 +148,8 @@ def test_nothing_is_published_after_a_failed_evaluation(place: Path) -> None:
     done = run(place, "--resume", "--set", "evaluation.gate.min_ndcg_10_trm=1.0")
 
     assert done.returncode == 1
-    ran = {"resolve-data": "ran", "evaluate": "ran", "refit": "refused"}
-    assert states(done.stdout) == dict.fromkeys(TASKS[:10], "cached") | ran
+    ran = {"preflight": "ran", "resolve-data": "ran", "evaluate": "ran", "refit": "refused"}
+    assert states(done.stdout) == dict.fromkeys(TASKS[:11], "cached") | ran
     assert read_artifact(place / "runs" / "small" / "bundle").digest == before
 
 
@@ -163,7 +163,7 @@ def test_a_resumed_run_reads_the_source_again_when_somebody_was_forgotten(place:
     assert told.returncode == 0
     done = run(place, "--resume", "--set", "checks.min_users=100000")
 
-    reached = ("resolve-data", "ingest", "check-data")
+    reached = ("preflight", "resolve-data", "ingest", "check-data")
     assert states(done.stdout) == {**dict.fromkeys(reached, "ran"), "publish-features": "refused"}
     made = max((place / "runs" / "small" / "pipeline").glob("*/ingest/dataset"), key=lambda path: path.stat().st_mtime)
     assert user not in read_dataset(made).sequences

@@ -123,3 +123,12 @@ def test_missing_bucket_prefix_and_server(client: Any, tmp_path: Path, monkeypat
     with pytest.raises(StoreError, match="write http"):
         get_directory("s3://models/x", tmp_path / "back")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x"]
+
+
+def test_a_doctor_writes_reads_and_writes_on_condition(client: Any) -> None:
+    from deeprec.doctor import store
+
+    assert "can be written, read, and written on condition" in store("s3://models/doctor")
+    assert keys(client, "doctor/") == []
+    with pytest.raises(StoreError, match="no-such-bucket"):
+        store("s3://no-such-bucket/doctor")

@@ -24,7 +24,7 @@ LEVELS = (
     {"explore", "rewards", "trm"},
     {"policy", "evaluation"},
     {"bundle"},
-    {"recommender"},
+    {"recommender", "doctor"},
     {"serving"},
     {"components"},
     {"pipelines"},

@@ -77,6 +77,11 @@ class ClusterPlace(FeaturePlace):
         """See ``FeaturePlace.prepare``: the tables are made by ``deeprec features migrate`` alone."""
         self.check()
 
+    def reach(self) -> None:
+        """See ``FeaturePlace.reach``: the database, and Redis."""
+        self.check()
+        self._online().ping()
+
     def publications(self) -> list[Publication]:
         """See ``FeaturePlace.publications``."""
         self.check_once()

@@ -205,6 +205,14 @@ class FeastRows:
 
         self._remove_fields("item_id", item_ids, definitions.item_view(publication), ("title", "phrases"))
 
+    def ping(self) -> None:
+        """
+        Raises:
+            FeatureError: Redis does not answer.
+        """
+        with self._refusing("be asked"):
+            self._redis.ping()
+
     def forget(self, user_id: str, events: int) -> None:
         """Remove all that there is of a user with so many events.
 

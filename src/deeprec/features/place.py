@@ -66,6 +66,14 @@ class FeaturePlace(ABC):
         """
         self.database.check()
 
+    def reach(self) -> None:
+        """See that every part of the place can be reached; more than ``check`` where it has several.
+
+        Raises:
+            FeatureError, StoreError: one cannot, or the tables are of another version.
+        """
+        self.check()
+
     @abstractmethod
     def publications(self) -> list[Publication]:
         """The whole publications, the newest first.

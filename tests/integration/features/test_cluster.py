@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from deeprec.config import FeaturesConfig
+from deeprec.doctor import feature_place
 from deeprec.errors import ConfigError, FeatureError, StoreError
 from deeprec.features.cluster import ClusterPlace
 from deeprec.features.events import EventWriter
@@ -39,6 +40,14 @@ def test_tables_are_made_by_one_command_and_only_looked_at_by_others(postgres: A
         place.check()
     with pytest.raises(FeatureError, match="install a newer deeprec"):
         place.migrate()
+
+
+def test_a_doctor_asks_the_database_and_redis(cluster_place: Any) -> None:
+    assert "can be reached, tables of this version" in feature_place(cluster_place.config())
+    with pytest.raises(FeatureError, match=r"cannot be asked .*see that features\.redis runs"):
+        feature_place(cluster_place.config(redis="127.0.0.1:1"))
+    with pytest.raises(StoreError, match="the database"):
+        feature_place(cluster_place.config(database="postgresql://a:b@127.0.0.1:1/c"))
 
 
 def test_addresses_come_from_the_environment_or_a_file(cluster_place: Any, monkeypatch: pytest.MonkeyPatch) -> None:

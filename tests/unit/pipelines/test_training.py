@@ -113,6 +113,14 @@ def test_each_gate_is_an_input_of_what_follows_it(tasks: dict[str, Any]) -> None
     assert found == GATED | BEHIND
 
 
+def test_what_a_run_needs_is_looked_for_before_anything_else(tasks: dict[str, Any]) -> None:
+    assert tasks["resolve-data"]["dependentTasks"] == ["preflight"]
+    assert "dependentTasks" not in tasks["preflight"]
+    told = tasks["preflight"]["inputs"]["parameters"]["pods"]["runtimeValue"]["constant"]
+    assert told["tasks"]["train-stage-1"] == {"gpus": 1}
+    assert told["gpu_pool"]["accelerator"] == "nvidia.com/gpu"
+
+
 def test_a_refusal_takes_no_accelerator_and_is_not_tried_again(
     documents: list[dict[str, Any]], tasks: dict[str, Any]
 ) -> None:
@@ -177,7 +185,7 @@ def test_the_bundle_takes_its_trm_from_the_refit_and_that_from_the_policys_own(t
 
 def test_tasks_with_side_effects_and_those_that_look_outside_are_never_cached(tasks: dict[str, Any]) -> None:
     cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == {*training.TASKS, *BEHIND} - {"resolve-data", "publish-features", "publish-bundle"}
+    assert cached == {*training.TASKS, *BEHIND} - {"preflight", "resolve-data", "publish-features", "publish-bundle"}
 
 
 def test_data_are_read_again_when_their_name_has_changed(tasks: dict[str, Any]) -> None:
@@ -262,7 +270,7 @@ def test_training_tasks_keep_their_checkpoints_on_the_claim(documents: list[dict
 
 def test_a_task_that_does_not_exist_is_refused() -> None:
     settings = Config.model_validate({"pipeline": {"tasks": {"train": {}}}}).pipeline
-    with pytest.raises(ConfigError, match=r"pipeline.tasks.train: there is no such task; the tasks are resolve-data"):
+    with pytest.raises(ConfigError, match=r"pipeline.tasks.train: there is no such task; the tasks are preflight"):
         training.build(settings)
 
 
