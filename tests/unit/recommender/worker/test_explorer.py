@@ -254,7 +254,7 @@ def test_one_that_dies_on_its_own_is_replaced(explorers: Any) -> None:
 
 
 def test_a_batch_that_takes_its_time_is_not_stuck_for_those_that_wait(explorers: Any, tmp_path: Path) -> None:
-    explorer = explorers(Make("slow", batch=1), timeouts=PolicyTimeouts(grace=0.05))
+    explorer = explorers(Make("slow", batch=1), timeouts=PolicyTimeouts(grace=0.2))
 
     async def explore() -> list[Any]:
         await explorer.loaded(SECONDS)
