@@ -26,8 +26,9 @@ def ingest(
 
         from deeprec.config import DataConfig, FeaturesConfig
         from deeprec.data.ingest import ingest as run
-        from deeprec.features.places import forgotten_in
+        from deeprec.features.places import accepted_in, forgotten_in
 
-        forgotten = partial(forgotten_in, FeaturesConfig.model_validate(features))
-        report = run(DataConfig.model_validate(data), seed, Path(dataset.path), forgotten)
+        place = FeaturesConfig.model_validate(features)
+        beside = {"forgotten": partial(forgotten_in, place), "accepted": partial(accepted_in, place)}
+        report = run(DataConfig.model_validate(data), seed, Path(dataset.path), **beside)
         print("\n".join(report.lines), flush=True)

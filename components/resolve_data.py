@@ -7,7 +7,8 @@ from deeprec.components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def resolve_data(data: dict, data_version: str, features: dict, version: dsl.OutputPath(str)):
-    """Name the source's contents and who was forgotten in the feature place, as ``version``.
+    """Name the source's contents and what the feature place adds or takes away, as ``version``: who was forgotten, and
+    the position of the event log where ``data.events`` joins it.
 
     ``data_version`` is the caller's own name of the contents, where reading all of them for one would take too long.
     """
@@ -18,10 +19,11 @@ def resolve_data(data: dict, data_version: str, features: dict, version: dsl.Out
     with reported():
         from deeprec.config import DataConfig, FeaturesConfig
         from deeprec.data.version import source_version
-        from deeprec.features.places import forgotten_digest
+        from deeprec.features.places import accepted_position, forgotten_digest
 
-        contents = data_version or source_version(DataConfig.model_validate(data))
-        forgotten = forgotten_digest(FeaturesConfig.model_validate(features))
-        found = "-".join(part for part in (contents, forgotten) if part)
+        source, place = DataConfig.model_validate(data), FeaturesConfig.model_validate(features)
+        contents = data_version or source_version(source)
+        events = accepted_position(place) if source.events else ""
+        found = "-".join(part for part in (contents, events, forgotten_digest(place)) if part)
         Path(version).write_text(found, encoding="utf-8")
         print(f"version of the data: {found}", flush=True)

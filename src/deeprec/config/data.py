@@ -42,6 +42,8 @@ class DataConfig(Section):
     """Catalogue column with a year, turned into a decade phrase; MovieLens titles give it. None or "": no decades."""
     repeats: Literal["first", "last"] = "first"
     """Which of a user's interactions with one item is kept, here and of the events that servers accept."""
+    events: bool = False
+    """Add the events that servers have accepted in the feature place to the source's interactions."""
     min_rating: float = 0.0
     """Interactions rated below this are dropped; 0 keeps all."""
     min_user_interactions: Positive = 5

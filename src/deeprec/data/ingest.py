@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from deeprec.config import DataConfig
 from deeprec.data.cleaning import Cleaned, Drop, clean
@@ -15,6 +16,9 @@ from deeprec.data.source import Source
 from deeprec.errors import DataError
 from deeprec.objects import is_s3, open_objects
 from deeprec.types import JsonDict
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,18 @@ class IngestReport:
 
 
 def ingest(
-    config: DataConfig, seed: int, out: str | Path, forgotten: Callable[[list[str]], set[str]] | None = None
+    config: DataConfig,
+    seed: int,
+    out: str | Path,
+    forgotten: Callable[[list[str]], set[str]] | None = None,
+    accepted: Callable[[], pl.DataFrame | None] | None = None,
 ) -> IngestReport:
     """Make a dataset at ``out``. The seed matters to generated data only.
 
-    ``forgotten``: of these users, those who are to be left out.
+    Args:
+        forgotten: of these users, those who are to be left out.
+        accepted: the events that servers have accepted (user_id, item_id, timestamp, rating), where ``data.events``
+            asks for them.
 
     Raises:
         DataError: the source cannot be read or does not fit together; nothing is written then.
@@ -65,6 +76,9 @@ def ingest(
     """
     with on_disk(config) as local:
         source, notes = read_source(local, seed), []
+    if config.events and accepted is not None and (events := accepted()) is not None:
+        source = _with(source, events)
+        notes.append(f"added {events.height:,} interactions: events that servers have accepted")
     if forgotten is not None:
         source, left_out = _without(source, forgotten)
         notes += [f"dropped {left_out:,} interactions: the user was forgotten"] if left_out else []
@@ -161,6 +175,27 @@ def read_source(config: DataConfig, seed: int) -> Source:
         config.year_column,
         config.time_unit,
     )
+
+
+def _with(source: Source, events: pl.DataFrame) -> Source:
+    """The source with accepted events behind its interactions; ids are text then.
+
+    Raises:
+        DataError: its timestamps are no seconds, so that events have no place among them.
+    """
+    import polars as pl
+
+    if source.time_unit != "seconds":
+        raise DataError(
+            f"data.events adds events, whose times are seconds, to {source.name}, whose timestamps are only an order; "
+            f"give the source's times in seconds, or set data.events to false"
+        )
+    ids = pl.col("user_id", "item_id").cast(pl.String)
+    interactions = source.interactions.with_columns(ids)
+    names = [name for name in ("user_id", "item_id", "timestamp", "rating") if name in interactions.columns]
+    typed = events.select(pl.col(name).cast(interactions.schema[name]) for name in names)
+    joined = pl.concat([interactions, typed], how="diagonal")
+    return replace(source, interactions=joined, items=source.items.with_columns(pl.col("item_id").cast(pl.String)))
 
 
 def _without(source: Source, forgotten: Callable[[list[str]], set[str]]) -> tuple[Source, int]:

@@ -23,6 +23,7 @@ from deeprec.errors import StoreError
 from deeprec.features.database import Database
 
 if TYPE_CHECKING:
+    import polars as pl
     from sqlalchemy import Connection
 
 _CHUNK = 500
@@ -274,31 +275,53 @@ class LockedUsers:
         return removed
 
 
-def write_table(log: EventLog, out: str | Path) -> int:
-    """Write a log as a Parquet table of interactions; the number of rows.
-
-    Columns: user_id, item_id, timestamp, rating, event, event_id, in order of acceptance.
+def read_table(log: EventLog) -> pl.DataFrame:
+    """A log as interactions: user_id, item_id, timestamp, rating, event, event_id, in order of acceptance.
 
     Raises:
-        StoreError: it cannot be read, or ``out`` cannot be written or is not named as a Parquet file.
+        StoreError: it cannot be read.
     """
     import polars as pl
     from sqlalchemy import select
 
     from deeprec.features.tables import EVENTS
 
-    if Path(out).suffix.lower() != ".parquet":
-        raise StoreError(f"{out} is written as Parquet, which nobody would read by that name; end it in .parquet")
     names = ("user_id", "item_id", "timestamp", "rating", "event", "event_id")
     types = dict.fromkeys(names, pl.String) | {"timestamp": pl.Int64, "rating": pl.Float32}
     with log.database.reading() as connection:
         rows = connection.execute(select(*(EVENTS.c[name] for name in names)).order_by(EVENTS.c.position))
-        table = pl.DataFrame(list(rows), schema=types, orient="row")
+        return pl.DataFrame(list(rows), schema=types, orient="row")
+
+
+def position(log: EventLog) -> str:
+    """What changes with every event that is accepted or removed; empty while there is none.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    from sqlalchemy import func, select
+
+    from deeprec.features.tables import EVENTS
+
+    with log.database.reading() as connection:
+        last, number = connection.execute(select(func.max(EVENTS.c.position), func.count())).one()
+    return f"events-{last}-{number}" if number else ""
+
+
+def write_table(log: EventLog, out: str | Path) -> int:
+    """Write a log as a Parquet table of interactions, see ``read_table``; the number of rows.
+
+    Raises:
+        StoreError: it cannot be read, or ``out`` cannot be written or is not named as a Parquet file.
+    """
+    if Path(out).suffix.lower() != ".parquet":
+        raise StoreError(f"{out} is written as Parquet, which nobody would read by that name; end it in .parquet")
+    table = read_table(log)
     try:
         table.write_parquet(out)
     except OSError as error:
         raise StoreError(f"cannot write {out}: {error}; name another place or free space") from error
-    return table.height
+    return len(table)
 
 
 def _chunks(values: Iterable[Value]) -> Iterator[list[Value]]:

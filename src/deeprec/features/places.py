@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deeprec.config import FeaturesConfig
 from deeprec.errors import ConfigError
 from deeprec.features.directory import EVENTS, DirectoryPlace
+from deeprec.features.log import position, read_table
 from deeprec.features.place import FeaturePlace
 from deeprec.store import config_digest
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def forgotten_in(features: FeaturesConfig, user_ids: Iterable[str]) -> set[str]:
@@ -28,6 +33,22 @@ def forgotten_digest(features: FeaturesConfig) -> str:
     with _existing(features) as place:
         found = set() if place is None else place.log.forgotten_hashes()
     return config_digest({"forgotten": sorted(found)})[:16] if found else ""
+
+
+def accepted_in(features: FeaturesConfig) -> pl.DataFrame | None:
+    """The events that servers have accepted in a place, see ``log.read_table``; None where there is no place yet.
+
+    Raises:
+        ConfigError, FeatureError, StoreError: the place cannot be read.
+    """
+    with _existing(features) as place:
+        return None if place is None else read_table(place.log)
+
+
+def accepted_position(features: FeaturesConfig) -> str:
+    """What changes with every event that is accepted; nothing where there is none. Raises what ``accepted_in`` does."""
+    with _existing(features) as place:
+        return "" if place is None else position(place.log)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from deeprec.data.dataset import read_dataset
 from deeprec.data.ingest import ingest
 from deeprec.features import publish as publish_module
 from deeprec.features.events import EventWriter
-from deeprec.features.places import forgotten_digest, forgotten_in
+from deeprec.features.places import accepted_in, accepted_position, forgotten_digest, forgotten_in
 from deeprec.serving.log.request_log import SCHEMA, RequestLog
 from deeprec.wire.events import Event
 
@@ -92,6 +92,30 @@ def test_later_trainings_leave_the_user_out(place: Any, tmp_path: Path) -> None:
     place.publish(tmp_path / "before")  # of a dataset that was made before
     assert place.history(users[3]) is None
     assert place.history(users[5]) is not None
+
+
+def test_later_trainings_read_what_servers_have_accepted(place: Any, tmp_path: Path, clock: Clock) -> None:
+    """Where ``data.events`` says so; and the data has another name with each event."""
+    config = DataConfig(sample=SampleConfig(users=60, items=40, mean_history=12), events=True)
+    beside = {"forgotten": partial(forgotten_in, place.config()), "accepted": partial(accepted_in, place.config())}
+    ingest(config, 0, tmp_path / "before", **beside)
+    before = read_dataset(tmp_path / "before")
+    user, other = list(before.sequences)[:2]
+    new = next(item.item_id for item in before.catalogue.items if item.item_id not in before.sequences[user])
+    place.publish(tmp_path / "before")
+    assert accepted_position(place.config()) == ""
+    EventWriter(place.open(), clock=clock).write([Event("e1", user, new), Event("e2", other, new)])
+    position = accepted_position(place.config())
+    report = ingest(config, 0, tmp_path / "after", **beside)
+    assert any(line.startswith("added 2 interactions: events") for line in report.lines)
+    after = read_dataset(tmp_path / "after").sequences
+    assert after[user] == (*before.sequences[user], new)
+    forget(place, other)
+    assert accepted_position(place.config()) not in ("", position)
+    ingest(config, 0, tmp_path / "forgotten", **beside)
+    assert other not in read_dataset(tmp_path / "forgotten").sequences
+    ingest(config.model_copy(update={"events": False}), 0, tmp_path / "without", **beside)
+    assert read_dataset(tmp_path / "without").sequences[user] == before.sequences[user]
 
 
 def test_a_user_who_is_forgotten_while_features_are_published_is_not_in_them(

@@ -91,6 +91,28 @@ def test_policy_positions_and_order_are_kept(tmp_path: Path) -> None:
     assert report.lines[-1] == "kept 1 users, 5 items, 5 interactions"
 
 
+def test_accepted_events_join_times_and_not_an_order(tmp_path: Path) -> None:
+    """Ids of the source may be integers, those of events are text; a rating is kept where the source has some."""
+    rows = [(1, item, 100 + item, 4.0) for item in range(5)]
+    names = ["user_id", "item_id", "timestamp", "rating"]
+    pl.DataFrame(rows, schema=names, orient="row").write_parquet(tmp_path / "interactions.parquet")
+    pl.DataFrame({"item_id": list(range(7)), "title": list("ABCDEFG")}).write_parquet(tmp_path / "items.parquet")
+    events = pl.DataFrame([("1", "5", 200, 5.0), ("1", "6", 201, 1.0), ("1", "gone", 202, 5.0)], names, orient="row")
+    config = DataConfig(
+        source="table", path=str(tmp_path), text_columns=(), min_item_interactions=1, min_rating=2.0, events=True
+    )
+    report = ingest(config, 0, tmp_path / "out", accepted=lambda: events)
+    assert read_dataset(tmp_path / "out").sequences == {"1": ("0", "1", "2", "3", "4", "5")}
+    assert "added 3 interactions: events that servers have accepted" in report.lines
+    assert {"dropped 1 interactions: item not in the catalogue", "dropped 1 interactions: rated below 2"} <= set(
+        report.lines
+    )
+    ordered = config.model_copy(update={"time_unit": "order"})
+    with pytest.raises(DataError, match=r"data\.events adds events, whose times are seconds, .* only an order"):
+        ingest(ordered, 0, tmp_path / "none", accepted=lambda: events)
+    assert not (tmp_path / "none").exists()
+
+
 def test_bad_input_leaves_nothing(tmp_path: Path) -> None:
     for config in (
         SMALL.model_copy(update={"min_user_interactions": 500}),
