@@ -74,7 +74,7 @@ def base_image() -> str:
 def image(name: str) -> str:
     """The tag of an image of the project, built from this checkout; layers are kept from one run to the next."""
     dist = tempfile.mkdtemp(prefix="deeprec-images-")
-    printed = checked(ROOT / "containers" / "build", IMAGES=name, DIST=dist, PYTHON_IMAGE=base_image(), TORCH_INDEX="")
+    printed = checked(ROOT / "containers" / "build", IMAGES=name, DIST=dist, PYTHON_IMAGE=base_image())
     BILLS[name] = json.loads((Path(dist) / f"{name}.cdx.json").read_text(encoding="utf-8"))
     shutil.rmtree(dist)
     return printed.splitlines()[-1].partition(": ")[0]
