@@ -69,17 +69,7 @@ REQUIRE = PodTemplate(
 READERS = {
     "data": ("preflight", "resolve-data", "ingest"),
     "features": ("preflight", "resolve-data", "ingest", "publish-features"),
-    "text": (
-        "train-trm",
-        "build-policy",
-        "select-prompts",
-        "train-stage-1",
-        "train-stage-2",
-        "train-trm-everything",
-        "evaluate",
-        "refit",
-        "publish-bundle",
-    ),
+    "text": TASKS[TASKS.index("train-trm") :],
     "policy": ("build-policy", "select-prompts", "train-stage-1", "train-stage-2"),
     "bundle": ("preflight", "publish-bundle"),
 }
@@ -294,7 +284,7 @@ def _check_processes(config: Config) -> None:
             f"the stages on several machines with `deeprec policy trainjob`"
         )
     for name in ("train-stage-1", "train-stage-2"):
-        gpus = config.pipeline.tasks.get(name, config.pipeline.default).gpus
+        gpus = config.pipeline.pod(name).gpus
         if gpus not in (0, parallel.per_node):
             raise ConfigError(
                 f"pipeline.tasks.{name}.gpus is {gpus}, but policy.parallel.per_node is {parallel.per_node}; each "
@@ -303,8 +293,9 @@ def _check_processes(config: Config) -> None:
 
 
 def _promised(settings: PipelineConfig) -> dict[str, Any]:
-    """The accelerators that tasks will ask for, as a part of the section ``pipeline``."""
-    tasks = {name: {"gpus": settings.pod(name).gpus} for name in TASKS if settings.pod(name).gpus}
+    """The accelerators that tasks will ask for, and images of their own, as a part of the section ``pipeline``."""
+    named = {name: settings.tasks.get(name, settings.default) for name in TASKS}
+    tasks = {name: {"gpus": pod.gpus, "image": pod.image} for name, pod in named.items() if pod.gpus or pod.image}
     return {"tasks": tasks, "gpu_pool": settings.gpu_pool.model_dump(mode="json")} if tasks else {}
 
 

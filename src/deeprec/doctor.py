@@ -217,10 +217,18 @@ def _engine_checks(config: Config) -> Iterator[Check]:
     }
     for key, kind in kinds.items():
         if kind == "vllm":
-            yield Check(f"vLLM, {key}", partial(_installed, key))
+            yield Check(f"vLLM, {key}", partial(vllm, key, config))
 
 
-def _installed(key: str) -> str:
+def vllm(key: str, config: Config) -> str:
+    """Whether vLLM is installed; not known of tasks that run in images of their own.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    elsewhere = [name for name, pod in config.pipeline.tasks.items() if pod.image and pod.gpus]
+    if elsewhere:
+        return f"not looked at: {', '.join(elsewhere)} run in images of their own"
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(f"{key} is 'vllm', which is not installed here; take an image with deeprec[train,gpu]")
     return "installed"

@@ -105,6 +105,14 @@ def test_models_that_lie_on_a_disk_are_not_asked_for(tmp_path: Path) -> None:
     assert [name for name in names if name.startswith("model")] == ["model BAAI/bge"]
 
 
+def test_vllm_is_not_looked_for_where_its_tasks_have_images_of_their_own() -> None:
+    task = {"gpus": 8, "image": "r/with-vllm@sha256:" + "0" * 64}
+    named = config(explore={"engine": {"kind": "vllm"}}, pipeline={"tasks": {"train-stage-1": task}})
+    assert "train-stage-1 run in images of their own" in doctor.vllm("explore.engine.kind", named)
+    with pytest.raises(ConfigError, match=r"deeprec\[train,gpu\]"):
+        doctor.vllm("explore.engine.kind", config(explore={"engine": {"kind": "vllm"}}))
+
+
 def test_some_node_of_the_pool_has_what_the_largest_task_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [({"pool": "gpu"}, {"nvidia.com/gpu": "4"}), ({"pool": "other"}, {"nvidia.com/gpu": "8"}), ({}, {})]
     pool = GpuPool(node_selector={"pool": "gpu"})

@@ -142,6 +142,7 @@ def test_a_path_that_no_volume_holds_is_refused(tmp_path: Path, changed: Any, me
 def test_addresses_and_names_of_models_need_no_volume(tmp_path: Path) -> None:
     named = config(bundle={"uri": "s3://b/shelf"}, policy={"model": "Qwen/Qwen2.5-7B"}, text={"model": "BAAI/bge"})
     training.compile(named, tmp_path / "train.yaml")
+    assert "s3://b/shelf" in (tmp_path / "train.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("image", ["r/deeprec-train:0.2.0", "deeprec-train", f"r/deeprec-train@{DIGEST[:-1]}"])

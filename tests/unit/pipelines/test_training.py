@@ -117,7 +117,7 @@ def test_what_a_run_needs_is_looked_for_before_anything_else(tasks: dict[str, An
     assert tasks["resolve-data"]["dependentTasks"] == ["preflight"]
     assert "dependentTasks" not in tasks["preflight"]
     told = tasks["preflight"]["inputs"]["parameters"]["pods"]["runtimeValue"]["constant"]
-    assert told["tasks"]["train-stage-1"] == {"gpus": 1}
+    assert told["tasks"]["train-stage-1"] == {"gpus": 1, "image": ""}
     assert told["gpu_pool"]["accelerator"] == "nvidia.com/gpu"
 
 
