@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,13 @@ from deeprec.data.dataset import read_dataset
 from deeprec.data.ingest import ingest
 from deeprec.data.splits import standalone_sequences, test_examples, trm_sequences, validation_examples
 from deeprec.errors import PolicyError
-from deeprec.evaluation.evaluate import Made, assemble, measure_all
+from deeprec.evaluation.evaluate import POLICIES, Made, assemble, measure_all
 from deeprec.evaluation.outcome import ranks_of
-from deeprec.evaluation.setting import Setting, measure, open_setting, roll_out, violations_of
+from deeprec.evaluation.setting import Setting, measure, open_setting, rolled_out, violations_of
 from deeprec.evaluation.significance import compare, ratio
 from deeprec.explore.loading import load_policy
 from deeprec.policy.build import build_policy, warm_start_policy
+from deeprec.policy.rollouts import roll_policy_out
 from deeprec.policy.select import select_prompts
 from deeprec.policy.stage import train_stage
 from deeprec.rewards.diversity import diversity_values
@@ -104,6 +106,7 @@ class Bench:
         minutes = {"TRM": self.timed("trm", lambda out: self.train_trm(out, trm_sequences(self.data)))} | {
             "histories": self.timed("histories", lambda out: self.histories(config, out)),
             "lessons": self.timed("start", lambda out: self.lessons(config, self.root / "histories", out)),
+            "candidates": self.timed("candidates", lambda out: self.roll_out("candidates", "start", out)),
             "prompts": self.timed("prompts", self.select),
             "stage 1": self.timed("stage1", lambda out: self.stage("stage1", config, self.root / "start", out)),
             "stage 2": self.timed("stage2", lambda out: self.stage("stage2", config, self.root / "stage1", out)),
@@ -111,7 +114,8 @@ class Bench:
                 "trm_everything", lambda out: self.train_trm(out, standalone_sequences(self.data))
             ),
         }
-        places = {name: self.root / name for name in ("trm_everything", "start", "prompts", "stage1", "stage2")}
+        made = ("trm_everything", "start", "candidates", "prompts", "stage1", "stage2")
+        places = {name: self.root / name for name in made} | self.rollouts(split)
         setting = self.setting(config, split)
         measured = measure_all(setting, self.data, Made(self.dataset, self.trm, **places), tell)
         taken = {
@@ -171,7 +175,7 @@ class Bench:
     def row(self, name: str, config: Config, policy: Path) -> tuple[Row, Any]:
         """A policy's figures on the validation target beside the TRM's, and its ranks."""
         setting = self.setting(config, "validation")
-        made = roll_out(setting, name, load_policy(policy), tell)
+        made = rolled_out(setting, load_policy(policy), lambda line: tell(f"{name}: {line}"))
         outcome = measure(setting, made, [violations_of(setting, one) for one in made])
         trm = ranks_of(setting.trm_answers, setting.examples, setting.explore.answer_size)
         beside = ratio(outcome.ranks, trm, 1000, config.seed)
@@ -212,12 +216,29 @@ class Bench:
             self.dataset, self.trm, histories, policy, config.explore, config.text, config.seed, out, progress=tell
         )
 
+    def roll_out(self, users: Any, policy: str, out: Path, timed: bool = False) -> None:
+        """A policy over given users."""
+        config = self.config
+        roll_policy_out(
+            users, self.dataset, self.trm, self.root / policy, config.policy.select, config.explore, config.text,
+            config.seed, out, timed=timed, progress=tell,
+        )  # fmt: skip
+
+    def rollouts(self, split: str) -> dict[str, Path]:
+        """Every policy before the item of ``split``, the last one's requests timed."""
+        places: dict[str, Path] = {}
+        for name in POLICIES:
+            place, timed = self.root / f"{name}-{split}", name == POLICIES[-1]
+            self.timed(place.name, partial(self.roll_out, split, name, timed=timed))
+            places[f"{name}_rollouts"] = place
+        return places
+
     def select(self, out: Path) -> None:
         """The prompts of both stages."""
         config = self.config
         select_prompts(
-            self.dataset, self.trm, self.root / "start", config.policy, config.explore, config.rewards, config.text,
-            config.seed, out, progress=tell,
+            self.dataset, self.root / "candidates", config.policy, config.explore, config.rewards, config.seed, out,
+            progress=tell,
         )  # fmt: skip
 
     def stage(self, stage: Any, config: Config, start: Path, out: Path) -> None:

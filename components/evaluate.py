@@ -17,9 +17,13 @@ def evaluate(
     trm: dsl.Input[dsl.Model],
     trm_everything: dsl.Input[dsl.Model],
     start: dsl.Input[dsl.Model],
+    candidates: dsl.Input[dsl.Artifact],
     prompts: dsl.Input[dsl.Artifact],
     stage1: dsl.Input[dsl.Model],
     stage2: dsl.Input[dsl.Model],
+    start_rollouts: dsl.Input[dsl.Artifact],
+    stage1_rollouts: dsl.Input[dsl.Artifact],
+    stage2_rollouts: dsl.Input[dsl.Artifact],
     results: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
@@ -41,8 +45,9 @@ def evaluate(
         kinds = ExploreConfig, RewardsConfig, TextConfig, EvaluationConfig
         raw = explore, rewards, text, evaluation
         sections = [kind.model_validate(section) for kind, section in zip(kinds, raw, strict=True)]
-        parts = dataset, trm, trm_everything, start, prompts, stage1, stage2
-        made = Made(*(Path(artifact.path) for artifact in parts))
+        parts = dataset, trm, trm_everything, start, candidates, prompts, stage1, stage2
+        rolled = start_rollouts, stage1_rollouts, stage2_rollouts
+        made = Made(*(Path(artifact.path) for artifact in (*parts, *rolled)))
         result, values = run(made, *sections, seed, Path(results.path), Path(report.path))
         Path(verdict).write_text(result.to_json(), encoding="utf-8")
         Path(serve).write_text(values["verdict"]["serve"], encoding="utf-8")

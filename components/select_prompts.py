@@ -1,4 +1,4 @@
-"""Component: roll the start policy out and choose both stages' prompts by difficulty."""
+"""Component: choose both stages' prompts by difficulty, from rollouts of the start."""
 
 from kfp import dsl
 
@@ -13,26 +13,24 @@ def select_prompts(
     stage2: dict,
     explore: dict,
     rewards: dict,
-    text: dict,
     seed: int,
     dataset: dsl.Input[dsl.Dataset],
-    trm: dsl.Input[dsl.Model],
-    start: dsl.Input[dsl.Model],
+    rollouts: dsl.Input[dsl.Artifact],
     prompts: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Write the prompts of the two stages, disjoint, and the rollouts they were chosen by."""
+    """Write the prompts of the two stages, disjoint."""
     from pathlib import Path
 
     from deeprec.components.boundary import reported
 
     with reported():
-        from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, TextConfig
+        from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig
         from deeprec.policy.select import select_prompts as run
 
         parts = {**policy, "select": select, "stage1": stage1, "stage2": stage2}
-        raw = (PolicyConfig, parts), (ExploreConfig, explore), (RewardsConfig, rewards), (TextConfig, text)
+        raw = (PolicyConfig, parts), (ExploreConfig, explore), (RewardsConfig, rewards)
         sections = [kind.model_validate(section) for kind, section in raw]
-        inputs = [Path(artifact.path) for artifact in (dataset, trm, start)]
+        inputs = [Path(artifact.path) for artifact in (dataset, rollouts)]
         for name, value in run(*inputs, *sections, seed, Path(prompts.path)).items():
             metrics.log_metric(name, value)

@@ -26,6 +26,7 @@ from deeprec.components.publish_features import publish_features
 from deeprec.components.refit import refit
 from deeprec.components.require import require
 from deeprec.components.resolve_data import resolve_data
+from deeprec.components.rollout import rollout
 from deeprec.components.select_prompts import select_prompts
 from deeprec.components.train_stage import train_stage
 from deeprec.components.train_trm import train_trm
@@ -45,10 +46,14 @@ TASKS = (
     "publish-features",
     "train-trm",
     "build-policy",
+    "rollout-candidates",
     "select-prompts",
     "train-stage-1",
     "train-stage-2",
     "train-trm-everything",
+    "rollout-start",
+    "rollout-stage-1",
+    "rollout-stage-2",
     "evaluate",
     "refit",
     "publish-bundle",
@@ -69,8 +74,8 @@ REQUIRE = PodTemplate(
 READERS = {
     "data": ("preflight", "resolve-data", "ingest"),
     "features": ("preflight", "resolve-data", "ingest", "publish-features"),
-    "text": TASKS[TASKS.index("train-trm") :],
-    "policy": ("build-policy", "select-prompts", "train-stage-1", "train-stage-2"),
+    "text": tuple(name for name in TASKS[TASKS.index("train-trm") :] if name != "select-prompts"),
+    "policy": ("build-policy", "train-stage-1", "train-stage-2"),
     "bundle": ("preflight", "publish-bundle"),
 }
 """Section with a path → the tasks that read or write there; pinned by a test."""
@@ -150,12 +155,18 @@ def build(
             "build-policy",
             build_policy(gate=retrieves, policy=policy, warm_start=warm_start, **world),
         ).outputs["start"]
-        world["rewards"] = rewards
+
+        def rolled(users: str, who: str, gate: Any, policy: Any, **more: Any) -> Any:
+            made = rollout(users=users, gate=gate, select=select, policy=policy, **{"timed": False, **world, **more})
+            return place(f"rollout-{who}", made)
+
+        candidates = rolled("candidates", "candidates", retrieves, start).outputs["rollouts"]
+        choosing = {"explore": explore, "rewards": rewards, "dataset": dataset, "seed": seed}
         prompts = place(
             "select-prompts",
-            select_prompts(policy=policy, select=select, stage1=stage1, stage2=stage2, start=start, **world),
+            select_prompts(policy=policy, select=select, stage1=stage1, stage2=stage2, rollouts=candidates, **choosing),
         ).outputs["prompts"]
-        learning = {"policy": policy, "prompts": prompts, **world}
+        learning = {"policy": policy, "rewards": rewards, "prompts": prompts, **world}
         first = place(
             "train-stage-1",
             train_stage(stage="stage1", gate=retrieves, settings=stage1, start=start, **learning),
@@ -178,16 +189,26 @@ def build(
         )
         if in_turn:
             everything.after(second)
+        started = rolled("test", "start", retrieves, start)
+        explored = rolled("test", "stage-1", explores, first.outputs["trained"])
+        ranked = rolled("test", "stage-2", ranks, second.outputs["trained"], timed=True)
+        if in_turn:
+            ranked.after(explored.after(started.after(everything)))
         evaluated = place(
             "evaluate",
             evaluate(
                 gate=ranks,
+                rewards=rewards,
                 evaluation=evaluation,
                 trm_everything=everything.outputs["model"],
                 start=start,
+                candidates=candidates,
                 prompts=prompts,
                 stage1=first.outputs["trained"],
                 stage2=second.outputs["trained"],
+                start_rollouts=started.outputs["rollouts"],
+                stage1_rollouts=explored.outputs["rollouts"],
+                stage2_rollouts=ranked.outputs["rollouts"],
                 **world,
             ),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import services
 
 
 @pytest.fixture(scope="session")
@@ -54,45 +55,8 @@ def client(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture(scope="module")
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of SeaweedFS's S3 server, with the bucket ``models``."""
-    from minio import Minio
-
-    place = tmp_path_factory.mktemp("seaweed")
-    identity = {"name": "tests", "credentials": [{"accessKey": "key", "secretKey": "secret"}], "actions": ["Admin"]}
-    (place / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    names = ("master", "volume", "filer", "s3")
-    ports = dict(zip([f"{name}.port{grpc}" for name in names for grpc in ("", ".grpc")], _free_ports(8), strict=True))
-    options = {
-        **ports, "dir": place, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "s3.config": place / "s3.json",
-        "s3.port.iceberg": 0, "master.volumeSizeLimitMB": 64, "volume.max": 20,
-    }  # fmt: skip
-    command = ["weed", "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]
-    command[0] = str(Path(sys.executable).with_name("weed"))
-    with (place / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        client = Minio(f"127.0.0.1:{ports['s3.port']}", "key", "secret", secure=False, region="us-east-1")
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                client.make_bucket("models")
-                client.list_objects("models")
-                break
-            except Exception:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"SeaweedFS did not start:\n{(place / 'log').read_text()[-2000:]}")
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{ports['s3.port']}"
-    finally:
-        process.kill()
-        process.wait(timeout=20)
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+    with services.seaweed(tmp_path_factory.mktemp("seaweed"), "models") as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

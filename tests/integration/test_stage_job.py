@@ -20,9 +20,9 @@ from deeprec.config import (
 )
 from deeprec.policy.build import build_policy
 from deeprec.policy.job import OUTCOME, StageJob
-from deeprec.policy.select import select_prompts
 from deeprec.store import get_directory, put_directory, read_artifact
 from tests import forkserver
+from tests.unit.policy.world import choose_prompts
 
 STORE = "s3://models/stage-job"
 
@@ -47,7 +47,7 @@ def test_artifacts_are_copied_from_the_store_and_to_it(
     rewards, text = RewardsConfig(), TextConfig(provider="hashing", width=32)
     start, prompts = tmp_path / "start", tmp_path / "prompts"
     build_policy(sample_dataset, toy_trm, policy, explore, text, 0, start, progress=quiet)
-    select_prompts(sample_dataset, toy_trm, start, policy, explore, rewards, text, 0, prompts, progress=quiet)
+    choose_prompts(sample_dataset, toy_trm, start, policy, explore, rewards, text, 0, prompts)
     for name, place in (("dataset", sample_dataset), ("trm", toy_trm), ("start", start)):
         put_directory(place, f"{STORE}/{name}")
     job = StageJob(

@@ -127,7 +127,10 @@ def train(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", help="Both stages' prompts; chosen with `--policy` and written there if absent."),
+        typer.Option(
+            "--prompts",
+            help="Both stages' prompts; if absent chosen by rollouts of `--policy`, which are kept beside them.",
+        ),
     ] = None,
     dataset: Data = None,
     trm: Trm = None,
@@ -235,7 +238,7 @@ def evaluate(
 
 @app.command()
 def trajectories(
-    file: Annotated[Path, typer.Argument(help="`trajectories.parquet` of an evaluation or of chosen prompts.")],
+    file: Annotated[Path, typer.Argument(help="`trajectories.parquet` of an evaluation or of rollouts.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML page to write.")],
     dataset: Data = None,
     trm: Trm = None,
@@ -251,7 +254,7 @@ def trajectories(
 
     `deeprec policy trajectories trajectories.parquet --run runs/quickstart --out page.html`
 
-    `deeprec policy trajectories models/prompts/trajectories.parquet --dataset data/ml-1m --trm models/trm
+    `deeprec policy trajectories models/prompts.rollouts/trajectories.parquet --dataset data/ml-1m --trm models/trm
     --config ml-1m --out page.html --set evaluation.trajectories=500`
     """
     from deeprec.evaluation.kept import kept_page
@@ -289,15 +292,19 @@ def _required(named: Path | None, option: str, what: str) -> Path:
 
 def _choose_prompts(place: Path, where: tuple[Path, Path], start: Path, settings: Config) -> None:
     """Choose both stages' prompts by difficulty, unless they have been chosen."""
+    from deeprec.policy.rollouts import roll_policy_out
     from deeprec.policy.select import select_prompts
     from deeprec.store import MANIFEST
 
     if (place / MANIFEST).is_file():
         return
     check_absent(place)
+    rollouts, seed = place.with_name(f"{place.name}.rollouts"), settings.seed
     text = text_of(where[1])
-    parts = settings.policy, settings.explore, settings.rewards, text, settings.seed, place
-    select_prompts(where[0], where[1], start, *parts, progress=say)
+    roll_policy_out(
+        "candidates", *where, start, settings.policy.select, settings.explore, text, seed, rollouts, progress=say
+    )
+    select_prompts(where[0], rollouts, settings.policy, settings.explore, settings.rewards, seed, place, progress=say)
     typer.echo(f"prompts  {place}")
 
 

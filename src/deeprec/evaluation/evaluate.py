@@ -2,10 +2,10 @@
 
 Baselines (popularity; the TRM; the TRM trained on everything before the validation item; one list as long as all calls
 together; fusion of the first list with the policy's next title; the scripted explorer where it differs from the TRM)
-and the policy after its start, stage 1 and stage 2 answer for every user with ``answer_size`` items, greedily; a
-rollout whose answer breaks a format rule counts as a miss. The policies generate on ``explore.engine``, one after
-another. The artifact, of kind ``evaluation``, holds ``metrics.json``, ``trajectories.parquet`` (stage 2) and
-``report.html``.
+and the policy after its start, stage 1 and stage 2 answer for every user with ``answer_size`` items. The policies have
+been rolled out by tasks of their own, greedily (``explore.rollouts``): here nothing is generated. A rollout whose
+answer breaks a format rule counts as a miss. The artifact, of kind ``evaluation``, holds ``metrics.json``,
+``trajectories.parquet`` (stage 2) and ``report.html``.
 
 Limits: one system's trajectories are in memory at a time, some 20 kB a user.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,25 +24,23 @@ from deeprec.checks.gate import Verdict
 from deeprec.config import EvaluationConfig, ExploreConfig, RewardsConfig, TextConfig
 from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.data.splits import popularity, test_examples
-from deeprec.errors import ArtifactError, ConfigError, PolicyError
+from deeprec.errors import ArtifactError, PolicyError
 from deeprec.evaluation.baselines import fusion_answers, one_list, popularity_answers, trm_answers
-from deeprec.evaluation.cost import minutes, policy_milliseconds, trm_milliseconds
 from deeprec.evaluation.outcome import Outcome, ranks_of
 from deeprec.evaluation.report import ReportData, render
 from deeprec.evaluation.setting import (
-    Progress,
     Setting,
     measure,
     open_setting,
-    roll_out,
     scored,
     stories,
     violations_of,
 )
 from deeprec.evaluation.significance import compare, ratio
 from deeprec.evaluation.verdict import POLICY, STEPS, best, decide, judge, sentences
-from deeprec.explore.loading import open_policy, same_policy
+from deeprec.explore.loading import fingerprint
 from deeprec.explore.opinion import open_opinion
+from deeprec.explore.rollouts import Progress, read_rollouts, rollouts_of
 from deeprec.explore.trajectories import write_trajectories
 from deeprec.store import read_artifact, write_artifact, write_text
 from deeprec.types import JsonDict, Opinion, Trajectory
@@ -55,25 +52,39 @@ POLICIES = ("start", "stage1", "stage2")
 
 @dataclass(frozen=True)
 class Made:
-    """The artifacts of a run: what is evaluated, and what it was made from."""
+    """The artifacts of a run: what is evaluated, and what it was made from; ``..._rollouts`` are those to measure."""
 
     dataset: Path
     trm: Path
     trm_everything: Path
     start: Path
+    candidates: Path
     prompts: Path
     stage1: Path
     stage2: Path
+    start_rollouts: Path
+    stage1_rollouts: Path
+    stage2_rollouts: Path
 
     @property
     def policies(self) -> dict[str, Path]:
         """The policies, in the order in which they were made."""
         return {"start": self.start, "stage1": self.stage1, "stage2": self.stage2}
 
+    @property
+    def rollouts(self) -> dict[str, Path]:
+        """The policies' rollouts to measure."""
+        return {"start": self.start_rollouts, "stage1": self.stage1_rollouts, "stage2": self.stage2_rollouts}
+
     def minutes(self) -> dict[str, float]:
         """What making the TRM that saw everything took, and the policy with all that it needs, its own TRM included."""
-        policy = [self.trm, self.start, self.prompts, self.stage1, self.stage2]
+        policy = [self.trm, self.start, self.candidates, self.prompts, self.stage1, self.stage2]
         return {"trm_everything": minutes([self.trm_everything]), "policy": minutes(policy)}
+
+
+def minutes(artifacts: Sequence[Path]) -> float:
+    """Minutes that the processes took which wrote these artifacts, their starts included."""
+    return sum(read_artifact(path, verify=False).seconds for path in artifacts) / 60
 
 
 @dataclass(frozen=True)
@@ -109,19 +120,14 @@ def evaluate(
 
     Raises:
         ArtifactError, DataError, TrmError, PolicyError: a part cannot be read or does not belong to the others.
-        ConfigError: the engine is a server, which has one policy and not these three.
         StoreError: the results cannot be written.
     """
-    if explore.engine.kind == "server":
-        raise ConfigError(
-            f"explore.engine.kind is 'server', and what {explore.engine.url} serves cannot be the start and both "
-            f"stages; set it to 'transformers' or 'vllm', or measure the served policy with `deeprec policy evaluate`"
-        )
     data = read_dataset(made.dataset)
     setting = open_setting(data, test_examples(data), made.trm, explore, rewards, text, seed)
     sections: dict[str, Any] = {"explore": explore, "rewards": rewards, "text": text, "evaluation": evaluation}
     configuration = {name: section.model_dump(mode="json") for name, section in sections.items()}
     parents = [made.dataset, made.trm, made.trm_everything, made.prompts, *made.policies.values()]
+    parents += made.rollouts.values()
     with write_artifact(out, KIND, config=configuration, parents=parents, seed=seed) as work:
         measured = measure_all(setting, data, made, progress)
         metrics = assemble(data, measured, made.minutes(), evaluation, seed)
@@ -188,18 +194,19 @@ def assemble(
 def measure_all(setting: Setting, data: Dataset, made: Made, progress: Progress) -> Measured:
     """Every recommender on the setting's users; those that answer by themselves first, then the policies.
 
-    A policy whose files equal an earlier one's (a stage that took no steps) is not rolled out again.
+    Raises:
+        ArtifactError: rollouts cannot be read, are of another policy or of other users, or the last ones' were not
+            timed.
     """
     progress(f"evaluating {len(setting.examples)} users")
     outcomes = _answering(setting, data, made, progress)
-    policies, last = _policies(setting, made.policies, progress)
+    policies, last = _policies(setting, made, progress)
     lengths = [
         sum(len(call.items) for call in one.calls) or setting.explore.items_per_call for one in last.trajectories
     ]
     outcomes["one_list"] = _one_list(setting, lengths)
     progress(_line("one_list", outcomes["one_list"]))
-    milliseconds = {"policy": last.milliseconds, "trm": trm_milliseconds(setting)}
-    return Measured(outcomes | policies, milliseconds, last.trajectories, last.violations)
+    return Measured(outcomes | policies, last.milliseconds, last.trajectories, last.violations)
 
 
 def _answering(setting: Setting, data: Dataset, made: Made, progress: Progress) -> dict[str, Outcome]:
@@ -256,29 +263,25 @@ class _Last:
 
     trajectories: list[Trajectory]
     violations: list[tuple[str, ...]]
-    milliseconds: float
+    milliseconds: dict[str, float]
 
 
-def _policies(setting: Setting, paths: Mapping[str, Path], progress: Progress) -> tuple[dict[str, Outcome], _Last]:
+def _policies(setting: Setting, made: Made, progress: Progress) -> tuple[dict[str, Outcome], _Last]:
     """Outcomes of the policies, and what is kept of the last one."""
-    manifests = {name: read_artifact(path, "policy") for name, path in paths.items()}
-    names = list(paths)
     outcomes: dict[str, Outcome] = {}
-    last = _Last([], [], 0.0)
-    previous = ""
-    for name, path in paths.items():
-        if previous and same_policy(manifests[previous], manifests[name]):
-            outcomes[name] = outcomes[previous]
-            progress(f"{name}: the same files as {previous}, so the same answers")
-        else:
-            with closing(open_policy(path, setting.explore.engine)) as policy:
-                trajectories = roll_out(setting, name, policy, progress)
-                is_last = all(same_policy(manifests[name], manifests[later]) for later in names[names.index(name) :])
-                taken = policy_milliseconds(setting, policy) if is_last else 0.0
-            last = _Last(trajectories, [violations_of(setting, one) for one in trajectories], taken)
-            outcomes[name] = measure(setting, last.trajectories, last.violations)
+    last = _Last([], [], {})
+    for name, path in made.rollouts.items():
+        described = read_rollouts(path)
+        if described.policy != fingerprint(read_artifact(made.policies[name], "policy", verify=False)):
+            raise ArtifactError(
+                f"the rollouts in {path} are not of the policy in {made.policies[name]}; make them anew"
+            )
+        trajectories = [one for _, own in rollouts_of(path, setting.examples) for one in own]
+        last = _Last(trajectories, [violations_of(setting, one) for one in trajectories], described.milliseconds)
+        outcomes[name] = measure(setting, last.trajectories, last.violations)
         progress(_line(name, outcomes[name]))
-        previous = name
+    if not last.milliseconds:
+        raise ArtifactError(f"the requests of the rollouts in {made.stage2_rollouts} were not timed; roll it out again")
     return outcomes, last
 
 

@@ -5,7 +5,7 @@ A policy answers greedily, once per user; a rollout whose answer breaks a format
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,16 +18,12 @@ from deeprec.evaluation.behaviour import behaviour
 from deeprec.evaluation.outcome import Outcome, ranks_of, valid_answers
 from deeprec.evaluation.reading import ReadTrajectory, choose, outcome_of, read
 from deeprec.explore.protocol import TitleBook
+from deeprec.explore.rollouts import Progress, roll_out
 from deeprec.explore.summary import summarise
 from deeprec.types import Catalogue, Embedder, Example, Policy, Trajectory
 
 if TYPE_CHECKING:
     from deeprec.trm.retriever import TrmRetriever
-
-PROGRESS_LINES = 8
-"""Progress lines per policy, at most some more."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -80,20 +76,10 @@ def open_setting(
     )
 
 
-def roll_out(setting: Setting, name: str, policy: Policy, progress: Progress) -> list[Trajectory]:
-    """Greedy rollouts for every user, in order, with a line after every few batches."""
-    from deeprec.explore.rollout import rollout
-
-    users = len(setting.examples)
-    step = setting.explore.batch_size * max(1, users // (setting.explore.batch_size * PROGRESS_LINES))
-    trajectories: list[Trajectory] = []
-    for first in range(0, users, step):
-        part = setting.examples[first : first + step]
-        trajectories += rollout(
-            policy, setting.retriever, setting.titles, part, setting.explore, temperature=0.0, seed=setting.seed
-        )
-        progress(f"{name}: {len(trajectories)} of {users} users")
-    return trajectories
+def rolled_out(setting: Setting, policy: Policy, progress: Progress) -> list[Trajectory]:
+    """A policy's greedy rollouts for every user, in order, with a line after every few batches."""
+    batches = roll_out(policy, setting.retriever, setting.titles, setting.examples, setting.explore, progress=progress)
+    return [trajectory for batch in batches for trajectory in batch]
 
 
 def violations_of(setting: Setting, trajectory: Trajectory) -> tuple[str, ...]:

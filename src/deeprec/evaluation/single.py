@@ -23,8 +23,9 @@ from deeprec.evaluation.browser import trajectory_page
 from deeprec.evaluation.charts import number
 from deeprec.evaluation.outcome import Outcome, ranks_of
 from deeprec.evaluation.reading import ReadTrajectory
-from deeprec.evaluation.setting import Progress, measure, open_setting, roll_out, scored, stories, violations_of
+from deeprec.evaluation.setting import measure, open_setting, rolled_out, scored, stories, violations_of
 from deeprec.explore.loading import open_policy
+from deeprec.explore.rollouts import Progress
 from deeprec.types import JsonDict
 
 Split = Literal["validation", "test"]
@@ -105,7 +106,7 @@ def evaluate_policy(
     setting = open_setting(data, examples, trm, explore, rewards, text, seed)
     k = explore.answer_size
     with closing(open_policy(policy, explore.engine)) as opened:
-        made = scored(setting, roll_out(setting, "policy", opened, progress))
+        made = scored(setting, rolled_out(setting, opened, lambda line: progress(f"policy: {line}")))
     broken = [violations_of(setting, trajectory) for trajectory in made]
     outcome = measure(setting, made, broken)
     popular = popularity_answers(popularity(data), data.catalogue, examples, k)

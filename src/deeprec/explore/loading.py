@@ -116,15 +116,10 @@ def _refuse_another_prompts(path: Path, tokenizer: Any) -> None:
         )
 
 
-def same_policy(first: Manifest, second: Manifest) -> bool:
-    """Whether two policy artifacts hold the same files, logs aside; then their greedy rollouts are the same."""
-    return _weights(first) == _weights(second)
-
-
 def fingerprint(manifest: Manifest) -> str:
-    """A name for a policy artifact's files, logs aside: what a server says that it serves."""
-    return FINGERPRINT + config_digest(_weights(manifest))[:12]
+    """A name for a policy artifact's files, logs aside: what a server says that it serves.
 
-
-def _weights(manifest: Manifest) -> dict[str, str]:
-    return {name: digest for name, digest in manifest.files.items() if name not in LOGS}
+    Artifacts of one name answer alike; a stage that took no steps has its start's.
+    """
+    files = {name: digest for name, digest in manifest.files.items() if name not in LOGS}
+    return FINGERPRINT + config_digest(files)[:12]

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, StageConfig, TextConfig
+from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, StageConfig
+from deeprec.data.dataset import read_dataset
 from deeprec.errors import PolicyError
-from deeprec.explore.loading import open_policy
-from deeprec.policy.setting import FORMAT_ONLY, Setting, derived_seed, is_valid, sample, score
+from deeprec.explore.rollouts import rollouts_of
+from deeprec.policy.rollouts import candidates
 from deeprec.store import read_artifact, write_artifact
 from deeprec.types import Example, Trajectory
 
 KIND = "prompts"
-TRAJECTORIES = "trajectories.parquet"
 MAX_PASSES = 4
 """A stage that would show its prompts more often than this is filled up with prompts that do not qualify."""
 
@@ -45,31 +44,31 @@ class Difficulty:
 
 def select_prompts(
     dataset: Path,
-    trm: Path,
-    start: Path,
+    rollouts: Path,
     policy: PolicyConfig,
     explore: ExploreConfig,
     rewards: RewardsConfig,
-    text: TextConfig,
     seed: int,
     out: Path,
     *,
     progress: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Write ``stage1.parquet`` and ``stage2.parquet`` (user_id, history_length, successes) and the rollouts.
+    """Write ``stage1.parquet`` and ``stage2.parquet`` (user_id, history_length, successes).
+
+    Args:
+        rollouts: of the start, for the candidates among the policy's examples; see ``rollouts.roll_policy_out``.
 
     Raises:
+        ArtifactError: the rollouts cannot be read, or are of other examples.
         PolicyError: there is no example to choose from.
     """
-    from deeprec.data.splits import policy_examples
-
-    setting = Setting.open(dataset, trm, text)
-    candidates = sample(policy_examples(setting.dataset), policy.select.candidates, derived_seed(seed, 10))
-    if len(candidates) < 2:
-        raise PolicyError(f"{len(candidates)} examples cannot be split between two stages; bring more users")
-    config = {"policy": policy.model_dump(mode="json"), "explore": explore.model_dump(mode="json")}
-    with write_artifact(out, KIND, config=config, parents=[dataset, trm, start], seed=seed) as work:
-        measured = _measure(setting, start, candidates, policy.select.rollouts, explore, rewards, seed, work, progress)
+    chosen_from = candidates(read_dataset(dataset), policy.select, seed)
+    config = {name: part.model_dump(mode="json") for name, part in (("policy", policy), ("explore", explore))}
+    with write_artifact(out, KIND, config=config, parents=[dataset, rollouts], seed=seed) as work:
+        measured = [
+            _difficulty(example, own, explore, strict=rewards.strict_format)
+            for example, own in rollouts_of(rollouts, chosen_from)
+        ]
         first, second = split_stages(measured, policy.stage1, policy.stage2, policy.select.stage2)
         _write(work / "stage1.parquet", first, [one.valid for one in first])
         _write(work / "stage2.parquet", second, [one.answered for one in second])
@@ -158,44 +157,16 @@ def _mixed(share: float) -> bool:
     return 0 < share < 1
 
 
-def _measure(
-    setting: Setting,
-    start: Path,
-    candidates: Sequence[Example],
-    rollouts: int,
-    explore: ExploreConfig,
-    rewards: RewardsConfig,
-    seed: int,
-    work: Path,
-    progress: Callable[[str], None],
-) -> list[Difficulty]:
-    """Roll out batch by batch, so that memory holds one batch of trajectories."""
-    from deeprec.explore.trajectories import TrajectoryWriter
+def _difficulty(
+    example: Example, trajectories: Sequence[Trajectory], explore: ExploreConfig, strict: bool
+) -> Difficulty:
+    from deeprec.rewards.format import format_violations
 
-    scorer = setting.scorer(FORMAT_ONLY, rewards, explore)
-    size = max(1, explore.batch_size // rollouts)
-    measured: list[Difficulty] = []
-    with closing(open_policy(start, explore.engine)) as policy, TrajectoryWriter(work / TRAJECTORIES) as writer:
-        for number, first in enumerate(range(0, len(candidates), size)):
-            part = candidates[first : first + size]
-            rows = [example for example in part for _ in range(rollouts)]
-            made = setting.roll(policy, rows, explore, explore.temperature, derived_seed(seed, 11, number))
-            scored = score(scorer, made, rows)
-            writer.write(scored)
-            measured += [
-                _difficulty(example, scored[place * rollouts : (place + 1) * rollouts])
-                for place, example in enumerate(part)
-            ]
-            progress(f"rolled out {len(measured)} of {len(candidates)} examples")
-    return measured
-
-
-def _difficulty(example: Example, trajectories: Sequence[Trajectory]) -> Difficulty:
     target = example.target
     found = [any(item.item_id == target for call in t.calls for item in call.items) for t in trajectories if t.calls]
     return Difficulty(
         example,
-        valid=float(np.mean([is_valid(trajectory) for trajectory in trajectories])),
+        valid=float(np.mean([not format_violations(one, explore, strict=strict) for one in trajectories])),
         answered=float(np.mean([target in trajectory.answer for trajectory in trajectories])),
         found=float(np.mean(found)) if found else 0.0,
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,48 +19,13 @@ from deeprec.features.place import FeaturePlace
 from deeprec.features.places import open_place
 from deeprec.features.publication import PublishedFeatures
 from deeprec.features.publish import publish
+from tests.services import PASSWORD, RedisServer
 
 START = 1_000_000_000
 """2001: the first interaction of every user, a second before the next one."""
 NOW = START + 500_000_000
 HISTORIES = {"u1": ["b", "a", "c"], "u2": ["c", "b"], "ü/3": ["a"]}
 CATALOGUE = ("a", "b", "c", "d")
-PASSWORD = "s3cret"
-
-
-class RedisServer:
-    """A server process that can be stopped and started again on its port, empty."""
-
-    def __init__(self, work: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self._work = work
-        self._process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port},password=${{DEEPREC_TEST_REDIS}}"
-
-    @property
-    def client(self) -> Any:
-        from redis import Redis
-        from redis.backoff import ConstantBackoff
-        from redis.retry import Retry
-
-        return Redis(port=self.port, password=PASSWORD, retry=Retry(ConstantBackoff(0.05), 200))
-
-    def start(self) -> None:
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--requirepass", PASSWORD]
-        nothing_kept = ["--save", "", "--appendonly", "no", "--dir", str(self._work)]
-        self._process = subprocess.Popen([*command, *nothing_kept], stdout=subprocess.DEVNULL)
-        self.client.ping()
-
-    def stop(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,7 @@ def test_all_steps_one_after_another(where: tuple[object, ...], models: Path) ->
 
     page = models / "page.html"
     kept = run(
-        "trajectories", models / "prompts" / "trajectories.parquet", *where, "--out", page, *sets(*SMALL[:7])
+        "trajectories", models / "prompts.rollouts" / "trajectories.parquet", *where, "--out", page, *sets(*SMALL[:7])
     )  # fmt: skip
     assert "(24 of 24 trajectories)" in kept
     assert "All 24 rollouts." in page.read_text()

@@ -25,12 +25,12 @@ def blocks(language: str) -> list[str]:
 def test_python_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = Call("anything", (), ())
     rewards = (RewardPart("format", 0.0, 1.0), RewardPart("listwise", 2.8, 0.5))
-    one = Trajectory("ann@3", "ann", (), (), (), (), "", (call,), (), EndReason.CALL_LIMIT, rewards)
+    one = Trajectory("ann@3", "ann", (), (), (), (), "", (call,), ("a",), EndReason.ANSWERED, rewards)
     write_trajectories(tmp_path / "kept.parquet", [one, one])
     [code] = blocks("python")
-    code = code.replace("models/prompts/trajectories.parquet", str(tmp_path / "kept.parquet"))
+    code = code.replace("models/prompts.rollouts/trajectories.parquet", str(tmp_path / "kept.parquet"))
     exec(compile(code, "docs/how-to/policy.md", "exec"), {})
-    assert capsys.readouterr().out == "ann call_limit 1 1.4\n" * 2
+    assert capsys.readouterr().out == "ann answered 1 ('a',)\n" * 2
 
 
 @pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines()])

@@ -21,7 +21,7 @@ TEXT = TextConfig(provider="hashing", width=32)
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset, two TRMs of one epoch, prompts, and three policy artifacts of which the last two are equal."""
+    """A dataset, two TRMs of one epoch, rollouts, prompts, and three policy artifacts, the last two equal."""
     root = tmp_path_factory.mktemp("world")
     generator = np.random.default_rng(0)
     rows = [
@@ -49,8 +49,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trm = TrmConfig(width=16, layers=1, heads=2, max_length=16, epochs=1, batch_size=16, bf16=False)
     train(root / "dataset", trm, TEXT, 0, root / "trm", root / "trm.html")
     train_directory(root / "dataset", trm, TEXT, 0, root / "trm_everything")
-    with write_artifact(root / "prompts", "prompts") as work:
-        (work / "stage1.parquet").write_bytes(b"")
+    for name, kind in (("candidates", "rollouts"), ("prompts", "prompts")):
+        with write_artifact(root / name, kind) as work:
+            (work / "rows.parquet").write_bytes(b"")
     for name, weights in (("start", "a"), ("stage1", "b"), ("stage2", "b")):
         with write_artifact(root / name, "policy") as work:
             (work / "weights.txt").write_text(weights, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The evaluation task on a small world: a real TRM, artifacts and loop; the policies are scripts at the port."""
+"""The evaluation task on a small world: a real TRM, artifacts and rollouts; the policies are scripts at the port."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import pytest
 
-from deeprec.config import EngineConfig, EvaluationConfig, EvaluationGate, ExploreConfig, RewardsConfig, TextConfig
+from deeprec.config import EvaluationConfig, EvaluationGate, ExploreConfig, RewardsConfig, SelectConfig, TextConfig
 from deeprec.data.dataset import read_dataset
 from deeprec.data.splits import test_examples as held_out_examples
-from deeprec.errors import ArtifactError, ConfigError, PolicyError
+from deeprec.errors import ArtifactError, PolicyError
 from deeprec.evaluation.baselines import trm_answers
 from deeprec.evaluation.evaluate import Made, evaluate
 from deeprec.evaluation.outcome import Outcome, ranks_of
@@ -23,21 +23,22 @@ from deeprec.explore.loading import load_policy
 from deeprec.explore.protocol import TitleBook
 from deeprec.explore.scripted import explore
 from deeprec.explore.trajectories import read_trajectories
+from deeprec.policy.rollouts import roll_policy_out
 from deeprec.store import read_artifact
 from deeprec.trm.retriever import TrmRetriever
 from deeprec.types import Call, Catalogue, EndReason, Example, Item, RetrievedItem, Trajectory
 
 USERS, ITEMS, K = 30, 40, 5
 EXPLORE = ExploreConfig(
-    items_per_call=8, answer_size=K, max_calls=3, max_new_tokens=900, max_context=9000, prompt="compact", batch_size=7,
-    engine=EngineConfig(kind="vllm"),
+    items_per_call=8, answer_size=K, max_calls=3, max_new_tokens=900, max_context=9000, prompt="compact", batch_size=7
 )  # fmt: skip
 TEXT = TextConfig(provider="hashing", width=32)
 GATE = EvaluationGate(min_valid_rate=0.5, min_ndcg_10_trm=0.0, min_ratio_to_trm=0.0)
 EVALUATION = EvaluationConfig(bootstrap_samples=200, trajectories=6, gate=GATE)
 METRICS = {"recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr"}
 BASELINES = {"popularity", "trm", "trm_everything", "one_list", "fusion"}
-PARTS = ("dataset", "trm", "trm_everything", "start", "prompts", "stage1", "stage2")
+PARTS = ("dataset", "trm", "trm_everything", "start", "candidates", "prompts", "stage1", "stage2")
+POLICIES = ("start", "stage1", "stage2")
 STEPS = {
     "trm_minus_popularity", "trm_everything_minus_trm", "fusion_minus_trm", "start_minus_trm", "stage1_minus_start",
     "stage2_minus_stage1", "stage2_minus_start", "stage2_minus_trm", "stage2_minus_trm_everything",
@@ -46,9 +47,21 @@ STEPS = {
 FIGURES = {"valid_rate", "mean_calls", "candidate_recall", "tokens_per_user", "same_as_trm", "top_preference_share"}
 
 
-def made(world: Path, **others: str) -> Made:
-    """The world's artifacts, some of them by another name."""
-    return Made(*(world / others.get(name, name) for name in PARTS))
+def made(world: Path, rolled: Path, **others: str) -> Made:
+    """The world's artifacts, some of them by another name, and the rollouts of its policies."""
+    parts = [world / others.get(name, name) for name in PARTS]
+    return Made(*parts, *(rolled / others.get(f"{name}_rollouts", name) for name in POLICIES))
+
+
+def roll_out(world: Path, policies: dict[str, Any], out: Path) -> None:
+    """The rollouts of the world's policies, by scripts."""
+    for name in POLICIES:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("deeprec.policy.rollouts.open_policy", lambda path, _: policies[path.name])
+            roll_policy_out(
+                "test", world / "dataset", world / "trm", world / name, SelectConfig(), EXPLORE, TEXT, 3, out / name,
+                timed=name == "stage2", progress=lambda line: None,
+            )  # fmt: skip
 
 
 def opinion(examples: Sequence[Example], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -67,16 +80,15 @@ class Run:
         evaluation: EvaluationConfig = EVALUATION,
         has_opinion: bool = True,
     ) -> None:
-        self.policies = {"start": policy("drama", repeats=5), "stage1": policy("comedy", repeats=1)}
+        stages = policy("comedy", repeats=1)
         self.lines: list[str] = []
-        self.opened: list[Any] = []
         self.out, self.report = out / "evaluation", out / "html" / "report.html"
+        roll_out(world, {"start": policy("drama", repeats=5), "stage1": stages, "stage2": stages}, out / "rolled")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("deeprec.evaluation.evaluate.open_policy", self.open)
             if has_opinion:
                 patch.setattr("deeprec.evaluation.evaluate.open_opinion", lambda *_: opinion)
             self.verdict, self.metrics = evaluate(
-                made(world),
+                made(world, out / "rolled"),
                 EXPLORE,
                 RewardsConfig(),
                 TEXT,
@@ -86,13 +98,6 @@ class Run:
                 self.report,
                 progress=self.lines.append,
             )
-
-    def open(self, path: Path, engine: EngineConfig) -> Any:
-        """As ``open_policy``, of an engine that has room for one policy at a time."""
-        assert engine == EXPLORE.engine
-        assert all(policy.closed for policy in self.opened)
-        self.opened.append(self.policies[path.name])
-        return self.opened[-1]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +141,7 @@ def test_the_verdict_agrees_with_the_figures(run: Run) -> None:
 def test_minutes_are_those_of_the_artifacts(run: Run, world: Path) -> None:
     seconds = {name: read_artifact(world / name).seconds for name in PARTS}
     assert run.metrics["minutes"]["trm_everything"] == pytest.approx(seconds["trm_everything"] / 60, abs=0.001)
-    policy = sum(seconds[name] for name in ("trm", "start", "prompts", "stage1", "stage2"))
+    policy = sum(seconds[name] for name in ("trm", "start", "candidates", "prompts", "stage1", "stage2"))
     assert run.metrics["minutes"]["policy"] == pytest.approx(policy / 60, abs=0.001)
 
 
@@ -186,30 +191,33 @@ def test_the_artifact_is_whole_and_says_the_same(run: Run) -> None:
     manifest = read_artifact(run.out, "evaluation")
     assert set(manifest.files) == {"metrics.json", "trajectories.parquet", "report.html"}
     assert manifest.seed == 3
-    assert {"dataset", "trm", "policy"} <= set(manifest.parents)
+    assert {"dataset", "trm", "policy", "rollouts"} <= set(manifest.parents)
     assert json.loads((run.out / "metrics.json").read_text(encoding="utf-8")) == run.metrics
     assert run.report.read_bytes() == (run.out / "report.html").read_bytes()
 
 
-def test_an_equal_policy_is_not_rolled_out_again(run: Run) -> None:
+def test_each_policy_is_measured_by_its_own_rollouts(run: Run) -> None:
     assert run.metrics["policy"]["stage2"] == run.metrics["policy"]["stage1"]
-    assert run.policies["stage1"].starts == -(-USERS // EXPLORE.batch_size) + USERS  # and each user by itself, timed
-    assert any("stage2: the same files as stage1" in line for line in run.lines)
-    assert run.policies["stage1"].temperatures == {0.0}
     assert run.metrics["policy"]["start"] != run.metrics["policy"]["stage1"]
 
 
-def test_the_policies_have_the_configured_engine_to_themselves(run: Run) -> None:
-    assert run.opened == list(run.policies.values())
-    assert [policy.closed for policy in run.opened] == [1, 1]
-    assert EXPLORE.engine.kind == "vllm"
-
-
-def test_a_server_has_one_policy_and_is_refused_for_three(world: Path, tmp_path: Path) -> None:
-    engine = EngineConfig(kind="server", url="http://policy:8000")
-    served = EXPLORE.model_copy(update={"engine": engine})
-    with pytest.raises(ConfigError, match="what http://policy:8000 serves cannot be the start and both"):
-        evaluate(made(world), served, RewardsConfig(), TEXT, EVALUATION, 0, tmp_path / "out", tmp_path / "report.html")
+@pytest.mark.parametrize(
+    ("others", "complaint"),
+    [
+        ({"stage1_rollouts": "start"}, "start are not of the policy in .*stage1; "),
+        ({"stage2_rollouts": "stage1"}, "stage1 were not timed"),
+        ({"start_rollouts": "absent"}, "absent"),
+    ],
+)
+def test_rollouts_of_another_policy_are_refused(
+    run: Run, world: Path, tmp_path: Path, others: dict[str, str], complaint: str
+) -> None:
+    parts = made(world, run.out.parent / "rolled", **others)
+    with pytest.raises(ArtifactError, match=complaint):
+        evaluate(
+            parts, EXPLORE, RewardsConfig(), TEXT, EVALUATION, 3, tmp_path / "out", tmp_path / "report.html",
+            progress=lambda line: None,
+        )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
@@ -269,10 +277,10 @@ def test_the_same_seed_gives_the_same_metrics(run: Run, world: Path, scripted_po
     ]
 
 
-def test_a_missing_policy_is_named_and_nothing_is_written(world: Path, tmp_path: Path) -> None:
+def test_a_missing_policy_is_named_and_nothing_is_written(run: Run, world: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="absent"):
         evaluate(
-            made(world, stage1="absent"),
+            made(world, run.out.parent / "rolled", stage1="absent"),
             EXPLORE,
             RewardsConfig(),
             TEXT,

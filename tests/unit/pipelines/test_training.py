@@ -39,6 +39,10 @@ GATED = {
     "build-policy": "require-trm",
     "train-stage-1": "require-trm",
     "train-stage-2": "require-stage-1",
+    "rollout-candidates": "require-trm",
+    "rollout-start": "require-trm",
+    "rollout-stage-1": "require-stage-1",
+    "rollout-stage-2": "require-stage-2",
     "train-trm-everything": "require-trm",
     "evaluate": "require-stage-2",
     "refit": "require-evaluation",
@@ -167,9 +171,32 @@ def test_evaluation_is_given_all_that_took_time(tasks: dict[str, Any]) -> None:
         "trm": ("train-trm", "model"),
         "trm_everything": ("train-trm-everything", "model"),
         "start": ("build-policy", "start"),
+        "candidates": ("rollout-candidates", "rollouts"),
         "prompts": ("select-prompts", "prompts"),
         "stage1": ("train-stage-1", "trained"),
         "stage2": ("train-stage-2", "trained"),
+        "start_rollouts": ("rollout-start", "rollouts"),
+        "stage1_rollouts": ("rollout-stage-1", "rollouts"),
+        "stage2_rollouts": ("rollout-stage-2", "rollouts"),
+    }
+
+
+def test_what_fails_after_a_rollout_does_not_roll_out_again(tasks: dict[str, Any]) -> None:
+    """Each policy is rolled out by tasks of its own, that KFP's cache keeps, as soon as there is one."""
+    policies = {
+        "rollout-candidates": ("build-policy", "start"),
+        "rollout-start": ("build-policy", "start"),
+        "rollout-stage-1": ("train-stage-1", "trained"),
+        "rollout-stage-2": ("train-stage-2", "trained"),
+    }
+    for name, policy in policies.items():
+        found = artifacts_of(tasks, name)
+        assert found["policy"] == policy
+        assert tasks[name]["cachingOptions"]["enableCache"]
+        assert "evaluation" not in tasks[name]["inputs"]["parameters"]
+    assert artifacts_of(tasks, "select-prompts") == {
+        "dataset": ("ingest", "dataset"),
+        "rollouts": ("rollout-candidates", "rollouts"),
     }
 
 
@@ -234,11 +261,13 @@ def test_gpu_pool_is_given_to_tasks_with_accelerators_only(documents: list[dict[
     pods = {name: pod for name, pod in pods.items() if "emptyDirMounts" in pod}
     assert set(pods) == {
         "exec-train-trm",
-        "exec-select-prompts",
+        "exec-rollout",
+        "exec-rollout-2",
+        "exec-rollout-3",
+        "exec-rollout-4",
         "exec-train-stage",
         "exec-train-stage-2",
         "exec-train-trm-everything",
-        "exec-evaluate",
         "exec-refit",
     }
     for pod in pods.values():

@@ -22,10 +22,9 @@ from deeprec.config import (
 )
 from deeprec.data.dataset import Dataset, read_dataset, write_dataset
 from deeprec.policy.build import build_policy
-from deeprec.policy.select import select_prompts
 from deeprec.policy.stage import train_stage
 from deeprec.trm.training import train
-from tests.unit.policy.world import EXPLORE, TEXT
+from tests.unit.policy.world import EXPLORE, TEXT, choose_prompts
 
 STAGE = StageConfig(
     steps=2, prompts_per_step=4, rollouts=4, sequences_per_update=16, micro_batch=16, learning_rate=1e-3
@@ -73,7 +72,7 @@ def trained(dataset: Path, place: Path) -> dict[str, torch.Tensor]:
     train(dataset, TrmConfig(width=32, layers=1, epochs=1), TEXT, 0, place / "trm", place / "trm.html")
     build_policy(dataset, place / "trm", POLICY, HELD, TEXT, 0, place / "start", **quiet)
     world, rewards = (dataset, place / "trm"), RewardsConfig()
-    select_prompts(*world, place / "start", POLICY, HELD, rewards, TEXT, 0, place / "prompts", **quiet)
+    choose_prompts(*world, place / "start", POLICY, HELD, rewards, TEXT, 0, place / "prompts")
     before = place / "start"
     for stage in ("stage1", "stage2"):
         train_stage(

@@ -1,23 +1,15 @@
-"""Prompts by difficulty, from shares made by hand; and the rollouts that measure it, with a scripted policy."""
+"""Prompts by difficulty, from shares made by hand."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import polars as pl
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, SelectConfig, StageConfig, TextConfig
-from deeprec.explore.trajectories import read_trajectories
-from deeprec.policy.select import Difficulty, _difficulty, select_prompts, split_stages
-from deeprec.store import write_artifact
+from deeprec.config import ExploreConfig, StageConfig
+from deeprec.policy.select import Difficulty, _difficulty, split_stages
 from deeprec.types import Call, EndReason, Example, RetrievedItem, Trajectory
 
 SHARES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
@@ -77,9 +69,11 @@ def test_rollouts_without_a_call_do_not_say_that_a_target_cannot_be_found() -> N
     blank = Trajectory(example.key, "u", (), (), (), (), "", (), (), EndReason.ANSWERED)
     hit, miss = (Call("anything", (), (RetrievedItem(item, 1.0),)) for item in ("t", "x"))
     found, missed = replace(blank, calls=(miss, hit)), replace(blank, calls=(miss,))
-    assert _difficulty(example, [blank, blank, found, found]).found == 1.0
-    assert _difficulty(example, [blank, missed, found, missed]).found == pytest.approx(1 / 3)
-    assert _difficulty(example, [blank, blank]).found == 0.0
+    assert _difficulty(example, [blank, blank, found, found], ExploreConfig(), strict=True).found == 1.0
+    assert _difficulty(example, [blank, missed, found, missed], ExploreConfig(), strict=True).found == pytest.approx(
+        1 / 3
+    )
+    assert _difficulty(example, [blank, blank], ExploreConfig(), strict=True).found == 0.0
 
 
 @settings(deadline=None)
@@ -102,72 +96,3 @@ def test_a_stage_without_steps_leaves_all_prompts_to_the_other() -> None:
     rows = measured(*[(0.5, 0.5)] * 12)
     assert [len(chosen) for chosen in split_stages(rows, stage(0, 4), stage(3, 4))] == [0, 12]
     assert [len(chosen) for chosen in split_stages(rows, stage(0, 4), stage(0, 4))] == [0, 0]
-
-
-Select = Callable[..., dict[str, float]]
-EXPLORE = ExploreConfig(
-    items_per_call=8, answer_size=5, max_calls=3, max_new_tokens=900, max_context=9000, prompt="compact", batch_size=8
-)
-
-
-@pytest.fixture
-def select(sample_dataset: Path, toy_trm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Select:
-    """``select(policy, progress, candidates)``: choose prompts into ``tmp_path / "prompts"``, two rollouts each."""
-    with write_artifact(tmp_path / "start", "policy") as work:
-        (work / "weights.txt").write_text("none", encoding="utf-8")
-
-    def run(policy: Any, progress: Callable[[str], None], candidates: int) -> dict[str, float]:
-        monkeypatch.setattr("deeprec.policy.select.open_policy", lambda *_: policy)
-        stages = {"stage1": stage(1, 4), "stage2": stage(1, 4)}
-        settings = PolicyConfig(select=SelectConfig(candidates=candidates, rollouts=2), **stages)
-        places = (sample_dataset, toy_trm, tmp_path / "start")
-        text = TextConfig(provider="hashing", width=32)
-        return select_prompts(
-            *places, settings, EXPLORE, RewardsConfig(), text, 0, tmp_path / "prompts", progress=progress
-        )
-
-    return run
-
-
-@pytest.mark.usefixtures("few_objects")
-def test_rollouts_are_written_as_they_come_and_memory_holds_a_batch(
-    select: Select, scripted_policy: Any, tmp_path: Path
-) -> None:
-    held: list[int] = []
-    before = sum(isinstance(one, Trajectory) for one in gc.get_objects())
-
-    def count(line: str) -> None:
-        held.append(sum(isinstance(one, Trajectory) for one in gc.get_objects()) - before)
-
-    policy = scripted_policy(repeats=5)
-    metrics = select(policy, count, 40)
-    assert metrics["candidates"] == 40
-    assert policy.starts == 40 * 2 / EXPLORE.batch_size
-    assert policy.closed == 1
-    assert 0 < max(held) <= 3 * EXPLORE.batch_size
-    file = pq.ParquetFile(tmp_path / "prompts" / "trajectories.parquet").metadata
-    assert {file.row_group(group).num_rows for group in range(file.num_row_groups)} == {EXPLORE.batch_size}
-    kept = list(read_trajectories(tmp_path / "prompts" / "trajectories.parquet"))
-    assert len(kept) == 80
-    assert len({one.example_key for one in kept}) == 40
-    valid = sum(one.reward == 0 for one in kept) / 80
-    assert 0 < valid < 1
-    assert metrics["valid_rate"] == pytest.approx(valid)
-    chosen = [pl.read_parquet(tmp_path / "prompts" / f"{name}.parquet") for name in ("stage1", "stage2")]
-    assert [len(table) for table in chosen] == [4, 4]
-    assert not set(chosen[0]["user_id"]) & set(chosen[1]["user_id"])
-
-
-def test_interrupted_while_rolling_out_it_leaves_nothing(select: Select, scripted_policy: Any, tmp_path: Path) -> None:
-    lines: list[str] = []
-
-    def interrupt(line: str) -> None:
-        lines.append(line)
-        if len(lines) == 3:
-            raise KeyboardInterrupt
-
-    policy = scripted_policy()
-    with pytest.raises(KeyboardInterrupt):
-        select(policy, interrupt, 40)
-    assert policy.closed == 1
-    assert [entry.name for entry in tmp_path.iterdir()] == ["start"]

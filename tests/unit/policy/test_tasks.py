@@ -30,11 +30,11 @@ from deeprec.explore.opinion import read_histories
 from deeprec.explore.protocol import MARKUP, TitleBook
 from deeprec.explore.rollout import stop_ids
 from deeprec.policy.build import add_markup, build_policy, read_curves, read_explore, warm_start_policy
-from deeprec.policy.select import read_prompts, select_prompts
+from deeprec.policy.select import read_prompts
 from deeprec.policy.stage import train_stage
 from deeprec.store import read_artifact, write_artifact
 from deeprec.trm.training import train
-from tests.unit.policy.world import EXPLORE, TEXT
+from tests.unit.policy.world import EXPLORE, TEXT, choose_prompts
 
 STAGE = StageConfig(
     steps=2, prompts_per_step=4, rollouts=4, sequences_per_update=8, micro_batch=4, learning_rate=1e-3, save_every=1
@@ -72,7 +72,7 @@ def start(sample_dataset: Path, trm: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def prompts(sample_dataset: Path, trm: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prompts") / "prompts"
-    select_prompts(sample_dataset, trm, start, POLICY, EXPLORE, REWARDS, TEXT, 0, out, progress=quiet)
+    choose_prompts(sample_dataset, trm, start, POLICY, EXPLORE, REWARDS, TEXT, 0, out)
     return out
 
 
@@ -106,7 +106,7 @@ def test_prompts_are_disjoint_examples_of_the_policy(dataset: Dataset, prompts: 
     assert first
     assert second
     assert not {example.key for example in first} & {example.key for example in second}
-    assert pl.read_parquet(prompts / "trajectories.parquet").height == 48
+    assert pl.read_parquet(prompts.with_name("prompts.rollouts") / "trajectories.parquet").height == 48
     with pytest.raises(PolicyError, match="not among"):
         read_prompts(prompts, "stage1", [])
 
@@ -149,7 +149,7 @@ def test_no_steps_copy_the_start_and_a_gate_can_fail(
         for name in read_artifact(start, "policy").files:
             shutil.copyfile(start / name, work / name)
         (work / HISTORIES).write_bytes(b"weights after histories")
-    select_prompts(sample_dataset, trm, learnt, idle, EXPLORE, REWARDS, TEXT, 0, chosen, progress=quiet)
+    choose_prompts(sample_dataset, trm, learnt, idle, EXPLORE, REWARDS, TEXT, 0, chosen)
     assert read_prompts(chosen, "stage1", []) == [], "a stage without steps has no prompts"
     verdict, _ = train_stage(
         "stage1", sample_dataset, trm, learnt, chosen, idle, EXPLORE, REWARDS, TEXT, 0,
@@ -201,7 +201,7 @@ def test_any_causal_model_takes_the_same_path(sample_dataset: Path, trm: Path, t
     start, prompts, out = tmp_path / "start", tmp_path / "prompts", tmp_path / "out"
     metrics = build_policy(sample_dataset, trm, policy, explore, TEXT, 0, start, progress=quiet)
     assert metrics["vocabulary"] == 257 + len(MARKUP)
-    select_prompts(sample_dataset, trm, start, policy, explore, REWARDS, TEXT, 0, prompts, progress=quiet)
+    choose_prompts(sample_dataset, trm, start, policy, explore, REWARDS, TEXT, 0, prompts)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setattr("deeprec.policy.stage.VALIDATION_USERS", 4)

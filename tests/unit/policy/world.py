@@ -15,6 +15,7 @@ from deeprec.config import (
     WarmStartConfig,
 )
 from deeprec.policy.build import build_policy
+from deeprec.policy.rollouts import roll_policy_out
 from deeprec.policy.select import select_prompts
 
 TEXT = TextConfig(provider="hashing", width=32)
@@ -26,6 +27,25 @@ POLICY = PolicyConfig(
     warm_start=WarmStartConfig(trajectories=200, epochs=8, batch_size=16, learning_rate=1e-2),
     select=SelectConfig(candidates=24, rollouts=2),
 )
+
+
+def choose_prompts(
+    dataset: Path,
+    trm: Path,
+    start: Path,
+    policy: PolicyConfig,
+    explore: ExploreConfig,
+    rewards: RewardsConfig,
+    text: TextConfig,
+    seed: int,
+    out: Path,
+) -> dict[str, float]:
+    """Roll a start out for its candidates, beside ``out``, and choose both stages' prompts."""
+    rollouts = out.with_name(f"{out.name}.rollouts")
+    roll_policy_out(
+        "candidates", dataset, trm, start, policy.select, explore, text, seed, rollouts, progress=lambda line: None
+    )
+    return select_prompts(dataset, rollouts, policy, explore, rewards, seed, out, progress=lambda line: None)
 
 
 @dataclass(frozen=True)
@@ -41,7 +61,5 @@ class World:
     def build(cls, dataset: Path, trm: Path, place: Path) -> World:
         start, prompts = place / "start", place / "prompts"
         build_policy(dataset, trm, POLICY, EXPLORE, TEXT, 0, start, progress=lambda line: None)
-        select_prompts(
-            dataset, trm, start, POLICY, EXPLORE, RewardsConfig(), TEXT, 0, prompts, progress=lambda line: None
-        )
+        choose_prompts(dataset, trm, start, POLICY, EXPLORE, RewardsConfig(), TEXT, 0, prompts)
         return cls(dataset, trm, start, prompts)
