@@ -13,10 +13,10 @@ LOCK = $(or $(UV),$(RUN)/uv) pip compile --quiet --generate-hashes --python-vers
 	--no-emit-package torch --no-annotate --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock quickstart check test test-slow test-kube images quick-tests all-tests lint golden format clean
+.PHONY: help install lock quickstart check test test-slow test-kube pipeline-in-containers images quick-tests all-tests lint golden format clean
 
 help: ## List the tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Install into .venv
 
@@ -65,6 +65,9 @@ all-tests:
 
 test-kube: $(STAMP) ## Build the images and run them as pods would (buildah and podman, as root): eight minutes
 	$(RUN)/python -m pytest -m kube tests/kube
+
+pipeline-in-containers: $(STAMP) ## Run the compiled pipeline in containers as its pods, and ask what it made (as test-kube): three minutes
+	@$(RUN)/python -m tests.kube.run_in_containers
 
 images: ## Build the images named by IMAGES (serve train policy) with buildah, podman or docker; see containers/build
 	PYTHON=$(PYTHON) containers/build

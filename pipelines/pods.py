@@ -40,8 +40,8 @@ def dress(task: Any, pod: PodTemplate, pool: GpuPool, environment: Mapping[str, 
         kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=dict(keys))
     for mount in pod.volumes:
         kubernetes.mount_pvc(task, pvc_name=mount.claim, mount_path=mount.path, sub_path=mount.sub_path)
-    if pod.scratch:
-        kubernetes.empty_dir_mount(task, volume_name="home", mount_path=HOME, size_limit=pod.scratch)
+    if HOME not in {mount.path for mount in pod.volumes}:
+        kubernetes.empty_dir_mount(task, volume_name="home", mount_path=HOME, size_limit=pod.scratch or None)
     for key, value in pod.labels.items():
         kubernetes.add_pod_label(task, label_key=key, label_value=value)
     if pod.pull_secrets:

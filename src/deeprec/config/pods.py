@@ -54,7 +54,8 @@ class PodTemplate(Section):
     gpus: int = Field(0, ge=0)
     """Accelerators from the GPU pool."""
     scratch: Quantity = ""
-    """Most that may be written to the pod's own disk, below its home directory, such as ``50Gi``; empty: no bound."""
+    """Most that may be written to the pod's own disk, below its home directory, such as ``50Gi``; empty: no bound. The
+    home is a volume of the pod's in any case, so that its root may be read-only."""
     retries: int = Field(2, ge=0)
     """Times KFP starts the task again after a failure. What a gate refused is never started again."""
     timeout_seconds: int = Field(0, ge=0)

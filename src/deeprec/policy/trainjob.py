@@ -131,13 +131,13 @@ def _patch(pod: PodTemplate, pool: GpuPool) -> JsonDict:
         {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": pool.shared_memory}}
     ]
     mounts: list[JsonDict] = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
+    if HOME not in {one.path for one in pod.volumes}:
+        volumes.append({"name": "home", "emptyDir": {"sizeLimit": pod.scratch} if pod.scratch else {}})
+        mounts.append({"name": "home", "mountPath": HOME})
     for number, one in enumerate(pod.volumes):
         volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": one.claim}})
         folder = {"subPath": one.sub_path} if one.sub_path else {}
         mounts.append({"name": f"claim-{number}", "mountPath": one.path, **folder})
-    if pod.scratch:
-        volumes.append({"name": "home", "emptyDir": {"sizeLimit": pod.scratch}})
-        mounts.append({"name": "home", "mountPath": HOME})
     template: JsonDict = {
         "volumes": volumes,
         "containers": [{"name": _CONTAINER, "volumeMounts": mounts}],

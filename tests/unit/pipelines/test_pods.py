@@ -94,9 +94,26 @@ def test_what_a_task_names_is_laid_over_the_default(compiled: Any) -> None:
     assert container["resources"]["resourceCpuRequest"] == "4"
 
 
+def test_every_pod_can_write_in_its_home_alone(compiled: Any) -> None:
+    """Where a cluster makes roots read-only: the commands of KFP's components make a directory first of all."""
+    _, pods = compiled
+    for name, pod in pods.items():
+        assert "/home/deeprec" in {one["mountPath"] for one in pod["emptyDirMounts"]}, name
+
+
+def test_a_claim_may_be_the_home(tmp_path: Path) -> None:
+    volumes = [*POD["volumes"], {"claim": "home", "path": "/home/deeprec"}]
+    training.compile(config(pipeline={"default": {**POD, "volumes": volumes}}), tmp_path / "train.yaml")
+    _, platforms = yaml.safe_load_all((tmp_path / "train.yaml").read_text(encoding="utf-8"))
+    pod = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-ingest"]
+    assert "emptyDirMounts" not in pod
+    assert "/home/deeprec" in {one["mountPath"] for one in pod["pvcMount"]}
+
+
 def test_what_stands_behind_a_gate_gets_neither_volumes_nor_credentials(compiled: Any) -> None:
     container, pod = pod_of(compiled, "require-trm")
-    assert not {"pvcMount", "secretAsEnv", "emptyDirMounts", "activeDeadlineSeconds"} & set(pod)
+    assert not {"pvcMount", "secretAsEnv", "activeDeadlineSeconds"} & set(pod)
+    assert pod["emptyDirMounts"] == [{"volumeName": "home", "mountPath": "/home/deeprec"}]
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "cpus"}
     assert container["image"].endswith(DIGEST)

@@ -124,7 +124,8 @@ def test_every_machine_sees_the_volume_and_a_large_shared_memory(settings: Confi
     mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
     assert volumes["claim-0"]["persistentVolumeClaim"] == {"claimName": "deeprec-work"}
     assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Gi"}
-    assert mounts == {"claim-0": "/mnt/deeprec", "shared-memory": "/dev/shm"}
+    assert mounts == {"claim-0": "/mnt/deeprec", "shared-memory": "/dev/shm", "home": "/home/deeprec"}
+    assert volumes["home"]["emptyDir"] == {}, "which may hold what it likes"
     assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
 
