@@ -15,11 +15,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deeprec import errors
 from deeprec.errors import ConfigError, DeepRecError, PipelineError, StoreError
 from deeprec.extras import missing
+
+if TYPE_CHECKING:
+    from deeprec.checks.gate import Verdict
 
 CHECKPOINTS = "DEEPREC_CHECKPOINTS"
 """Environment variable: directory in which this training task keeps checkpoints between attempts; unset in pods."""
@@ -107,6 +110,12 @@ def _newest(place: Path) -> float:
         return max(path.stat().st_mtime for path in (place, *place.rglob("*")))
     except OSError:
         return time.time()
+
+
+def show(verdict: "Verdict", artifact: Any) -> None:
+    """A gate's verdict as an artifact that KFP shows, with ``gate`` and ``passed`` in its metadata."""
+    Path(artifact.path).write_text(verdict.to_markdown(), encoding="utf-8")
+    artifact.metadata |= {"gate": verdict.gate, "passed": verdict.passed}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

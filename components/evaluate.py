@@ -8,6 +8,7 @@ from deeprec.components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def evaluate(
     gate: str,
+    name: str,
     explore: dict,
     rewards: dict,
     text: dict,
@@ -26,6 +27,7 @@ def evaluate(
     stage2_rollouts: dsl.Input[dsl.Artifact],
     results: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
+    outcome: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
     verdict: dsl.OutputPath(str),
     serve: dsl.OutputPath(str),
@@ -33,7 +35,7 @@ def evaluate(
     """Write metrics, trajectories, the report, the verdict, and which of policy and TRM is to serve."""
     from pathlib import Path
 
-    from deeprec.components.boundary import flatten, reported
+    from deeprec.components.boundary import flatten, reported, show
 
     with reported():
         from deeprec.checks.gate import require
@@ -48,9 +50,10 @@ def evaluate(
         parts = dataset, trm, trm_everything, start, candidates, prompts, stage1, stage2
         rolled = start_rollouts, stage1_rollouts, stage2_rollouts
         made = Made(*(Path(artifact.path) for artifact in (*parts, *rolled)))
-        result, values = run(made, *sections, seed, Path(results.path), Path(report.path))
+        result, values = run(made, *sections, seed, Path(results.path), Path(report.path), name=name)
         Path(verdict).write_text(result.to_json(), encoding="utf-8")
+        show(result, outcome)
         Path(serve).write_text(values["verdict"]["serve"], encoding="utf-8")
-        for name, value in flatten(values).items():
-            metrics.log_metric(name, value)
+        for key, value in flatten(values).items():
+            metrics.log_metric(key, value)
         print(result.reason, flush=True)

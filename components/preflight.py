@@ -1,4 +1,6 @@
-"""Component: see that all that a run will need is there, before anything is computed. It is never cached."""
+"""Component: settle what a run is to do, and see that all it will need is there. It is never cached."""
+
+from typing import NamedTuple
 
 from kfp import dsl
 
@@ -7,28 +9,63 @@ from deeprec.components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def preflight(
+    name: str,
+    overrides: str,
     data: dict,
+    checks: dict,
     features: dict,
     text: dict,
+    trm: dict,
     explore: dict,
+    rewards: dict,
     policy: dict,
+    warm_start: dict,
+    select: dict,
+    stage1: dict,
+    stage2: dict,
+    evaluation: dict,
     bundle: dict,
+    seed: int,
     pods: dict,
-    ready: dsl.OutputPath(str),
+) -> NamedTuple(
+    "Settled",
+    name=str,
+    data=dict,
+    checks=dict,
+    features=dict,
+    text=dict,
+    trm=dict,
+    explore=dict,
+    rewards=dict,
+    policy=dict,
+    warm_start=dict,
+    select=dict,
+    stage1=dict,
+    stage2=dict,
+    evaluation=dict,
+    bundle=dict,
+    seed=int,
 ):
-    """Run the checks of ``deeprec doctor``, print what each found, and fail with all that is missing."""
-    from pathlib import Path
+    """Give the sections with ``overrides`` laid over them, after the checks of ``deeprec doctor``, or fail with all
+    that is missing. ``pods`` says what cannot be seen of the tasks to come; it is empty where they are processes.
+    """
+    from collections import namedtuple
 
     from deeprec.components.boundary import reported
 
+    given = {
+        key: value for key, value in locals().items() if key not in ("overrides", "pods", "namedtuple", "reported")
+    }
     with reported():
-        from deeprec.config import Config
+        from deeprec.config.run import check_paths, from_parameters, to_parameters
         from deeprec.doctor import examine, require_all, training_checks
 
-        sections = {"data": data, "features": features, "text": text, "explore": explore, "bundle": bundle}
-        config = Config.model_validate({**sections, "policy": policy, "pipeline": pods})
+        config = from_parameters(given, overrides, pods.get("pipeline", {}))
+        if pods:
+            check_paths(config, pods["mounted"])
         findings = examine(training_checks(config))
         for finding in findings:
             print(finding, flush=True)
         require_all(findings)
-        Path(ready).write_text("yes", encoding="utf-8")
+        settled = to_parameters(config)
+    return namedtuple("Settled", settled)(**settled)

@@ -21,13 +21,14 @@ def train_stage(
     prompts: dsl.Input[dsl.Artifact],
     trained: dsl.Output[dsl.Model],
     report: dsl.Output[dsl.HTML],
+    outcome: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
     verdict: dsl.OutputPath(str),
 ):
     """Write the trained policy, the gate's report and its verdict."""
     from pathlib import Path
 
-    from deeprec.components.boundary import checkpoints, reported
+    from deeprec.components.boundary import checkpoints, reported, show
 
     with reported():
         from deeprec.checks.gate import require
@@ -44,6 +45,7 @@ def train_stage(
         kept = checkpoints(stage, policy, learning, explore, rewards, text, seed, uris)
         result, values = run(stage, *inputs, *sections, seed, Path(trained.path), Path(report.path), kept)
         Path(verdict).write_text(result.to_json(), encoding="utf-8")
+        show(result, outcome)
         for name, value in values.items():
             metrics.log_metric(name, value)
         print(result.reason, flush=True)

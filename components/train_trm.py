@@ -14,13 +14,14 @@ def train_trm(
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
     report: dsl.Output[dsl.HTML],
+    outcome: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
     verdict: dsl.OutputPath(str),
 ):
     """Write the TRM, the gate's report and its verdict."""
     from pathlib import Path
 
-    from deeprec.components.boundary import checkpoints, reported
+    from deeprec.components.boundary import checkpoints, reported, show
 
     with reported():
         from deeprec.checks.gate import require
@@ -33,6 +34,7 @@ def train_trm(
         outputs = Path(model.path), Path(report.path)
         result, values = train(Path(dataset.path), *sections, seed, *outputs, checkpoint=kept)
         Path(verdict).write_text(result.to_json(), encoding="utf-8")
+        show(result, outcome)
         for name, value in values.items():
             metrics.log_metric(name, value)
         print(result.reason, flush=True)

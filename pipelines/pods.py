@@ -3,16 +3,14 @@
 KFP 2.16 cannot say an ``fsGroup``, a read-only root or a service account for a task; the last is the run's.
 """
 
-import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from kfp import kubernetes
 
 from deeprec.components.boundary import CLAIM, GPUS, KEPT_DAYS
-from deeprec.config import Config, GpuPool, PipelineConfig, PodTemplate
+from deeprec.config import GpuPool, PipelineConfig, PodTemplate
 from deeprec.config.pods import HOME
 from deeprec.errors import ConfigError
 
@@ -83,47 +81,6 @@ def check_images(settings: PipelineConfig, tasks: Iterable[str]) -> None:
                 f"the image of {name} is {image!r}, a tag, which can be moved without KFP's cache seeing it; name "
                 f"it by digest (pipeline.image=REGISTRY/deeprec-train@sha256:…), or set pipeline.allow_tags to true"
             )
-
-
-def check_paths(config: Config, readers: Mapping[str, Iterable[str]]) -> None:
-    """See that every path of the configuration lies on a volume of each pod that reads or writes it.
-
-    Args:
-        readers: section → the tasks that are given it.
-
-    Raises:
-        ConfigError: one does not, or a place is not named at all.
-    """
-    if config.features.place == "directory" and not config.features.path:
-        raise ConfigError(
-            "features.path is empty, so that histories would end with a pod; set it to a directory on a volume, or "
-            "features.place to 'cluster'"
-        )
-    for key, path in _paths(config).items():
-        place = PurePosixPath(os.path.normpath(path))
-        for task in readers[key.partition(".")[0]]:
-            if not any(place.is_relative_to(mount.path) for mount in config.pipeline.pod(task).volumes):
-                raise ConfigError(
-                    f"{key} is {path!r}, which lies on no volume of the pod of {task}; name the claim that holds it, "
-                    f"as in pipeline.default.volumes: [{{claim: NAME, path: {_root(path)}}}]"
-                )
-
-
-def _paths(config: Config) -> dict[str, str]:
-    """Key → a path on a disk that it names; addresses and names of models are none."""
-    named = {
-        "data.path": config.data.path if config.data.source != "sample" else "",
-        "features.path": config.features.path if config.features.place == "directory" else "",
-        "features.offline": config.features.offline if config.features.place == "cluster" else "",
-        "bundle.uri": config.bundle.uri,
-        "text.model": config.text.model if config.text.model.startswith((".", "/", "~")) else "",
-        "policy.model": config.policy.model if config.policy.model.startswith((".", "/", "~")) else "",
-    }
-    return {key: path for key, path in named.items() if path and "://" not in path}
-
-
-def _root(path: str) -> str:
-    return str(PurePosixPath(path)) if path.startswith("/") else "/data"
 
 
 def _give_accelerators(task: Any, count: int, pool: GpuPool) -> None:

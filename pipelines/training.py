@@ -32,6 +32,7 @@ from deeprec.components.train_stage import train_stage
 from deeprec.components.train_trm import train_trm
 from deeprec.components.train_trm_everything import train_trm_everything
 from deeprec.config import Config, PipelineConfig, PodTemplate
+from deeprec.config.run import PARTS, SECTIONS, check_paths, check_run, to_parameters
 from deeprec.errors import ConfigError, PipelineError
 from deeprec.pipelines import pods
 from deeprec.pipelines.environment import environment
@@ -70,6 +71,9 @@ REQUIRE = PodTemplate(
     cpu="250m", memory="1Gi", gpus=0, retries=0, scratch="", timeout_seconds=0, volumes=(), secrets={}
 )
 """What stands behind a gate in a compiled pipeline asks for this; the rest is the default's."""
+
+ASKED = ("name", "overrides", *SECTIONS, *PARTS, "seed")
+"""Parameters that the first task settles for all others; besides, there is ``data_version``."""
 
 READERS = {
     "data": ("preflight", "resolve-data", "ingest"),
@@ -110,8 +114,10 @@ def build(
 
     @dsl.pipeline(name=NAME, description="From interactions and a catalogue to a served DeepRec recommender.")
     def training(
-        data: dict,
+        name: str,
         data_version: str,
+        overrides: str,
+        data: dict,
         checks: dict,
         features: dict,
         text: dict,
@@ -127,49 +133,62 @@ def build(
         bundle: dict,
         seed: int,
     ):
-        looked = place(
-            "preflight",
-            preflight(
-                data=data, features=features, text=text, explore=explore, policy=policy, bundle=bundle, pods=promised
-            ),
-        )
-        resolved = place("resolve-data", resolve_data(data=data, data_version=data_version, features=features)).after(
-            looked
+        asked = {key: value for key, value in locals().items() if key in ASKED}
+        given = place("preflight", preflight(pods=promised, **asked)).outputs
+        seed = given["seed"]
+        resolved = place(
+            "resolve-data",
+            resolve_data(data=given["data"], data_version=data_version, features=given["features"]),
         )
         ingested = place(
-            "ingest", ingest(data=data, data_version=resolved.outputs["version"], features=features, seed=seed)
+            "ingest",
+            ingest(
+                data=given["data"],
+                data_version=resolved.outputs["version"],
+                features=given["features"],
+                seed=seed,
+            ),
         )
-        dataset = ingested.outputs["dataset"]
-        checked = let_through("require-data", place("check-data", check_data(checks=checks, dataset=dataset)))
+        dataset, text, explore, rewards = ingested.outputs["dataset"], given["text"], given["explore"], given["rewards"]
+        checked = let_through("require-data", place("check-data", check_data(checks=given["checks"], dataset=dataset)))
         published = place(
             "publish-features",
-            publish_features(gate=checked, features=features, dataset=dataset),
+            publish_features(gate=checked, features=given["features"], dataset=dataset),
         )
         retrieval = place(
             "train-trm",
-            train_trm(gate=checked, trm=trm, text=text, seed=seed, dataset=dataset),
+            train_trm(gate=checked, trm=given["trm"], text=text, seed=seed, dataset=dataset),
         ).after(published)
         retrieves = let_through("require-trm", retrieval)
         world = {"dataset": dataset, "trm": retrieval.outputs["model"], "explore": explore, "text": text, "seed": seed}
         start = place(
             "build-policy",
-            build_policy(gate=retrieves, policy=policy, warm_start=warm_start, **world),
+            build_policy(gate=retrieves, policy=given["policy"], warm_start=given["warm_start"], **world),
         ).outputs["start"]
 
         def rolled(users: str, who: str, gate: Any, policy: Any, **more: Any) -> Any:
-            made = rollout(users=users, gate=gate, select=select, policy=policy, **{"timed": False, **world, **more})
+            made = rollout(
+                users=users, gate=gate, select=given["select"], policy=policy, **{"timed": False, **world, **more}
+            )
             return place(f"rollout-{who}", made)
 
         candidates = rolled("candidates", "candidates", retrieves, start).outputs["rollouts"]
         choosing = {"explore": explore, "rewards": rewards, "dataset": dataset, "seed": seed}
         prompts = place(
             "select-prompts",
-            select_prompts(policy=policy, select=select, stage1=stage1, stage2=stage2, rollouts=candidates, **choosing),
+            select_prompts(
+                policy=given["policy"],
+                select=given["select"],
+                stage1=given["stage1"],
+                stage2=given["stage2"],
+                rollouts=candidates,
+                **choosing,
+            ),
         ).outputs["prompts"]
-        learning = {"policy": policy, "rewards": rewards, "prompts": prompts, **world}
+        learning = {"policy": given["policy"], "rewards": rewards, "prompts": prompts, **world}
         first = place(
             "train-stage-1",
-            train_stage(stage="stage1", gate=retrieves, settings=stage1, start=start, **learning),
+            train_stage(stage="stage1", gate=retrieves, settings=given["stage1"], start=start, **learning),
         )
         explores = let_through("require-stage-1", first)
         second = place(
@@ -177,7 +196,7 @@ def build(
             train_stage(
                 stage="stage2",
                 gate=explores,
-                settings=stage2,
+                settings=given["stage2"],
                 start=first.outputs["trained"],
                 **learning,
             ),
@@ -185,7 +204,7 @@ def build(
         ranks = let_through("require-stage-2", second)
         everything = place(
             "train-trm-everything",
-            train_trm_everything(gate=retrieves, trm=trm, text=text, seed=seed, dataset=dataset),
+            train_trm_everything(gate=retrieves, trm=given["trm"], text=text, seed=seed, dataset=dataset),
         )
         if in_turn:
             everything.after(second)
@@ -199,7 +218,8 @@ def build(
             evaluate(
                 gate=ranks,
                 rewards=rewards,
-                evaluation=evaluation,
+                evaluation=given["evaluation"],
+                name=given["name"],
                 trm_everything=everything.outputs["model"],
                 start=start,
                 candidates=candidates,
@@ -218,9 +238,9 @@ def build(
             refit(
                 gate=serves,
                 serve=evaluated.outputs["serve"],
-                trm=trm,
+                trm=given["trm"],
                 text=text,
-                settings=bundle,
+                settings=given["bundle"],
                 seed=seed,
                 dataset=dataset,
                 policy_trm=retrieval.outputs["model"],
@@ -232,7 +252,7 @@ def build(
                 gate=serves,
                 text=text,
                 explore=explore,
-                settings=bundle,
+                settings=given["bundle"],
                 dataset=dataset,
                 trm=serving.outputs["model"],
                 policy=second.outputs["trained"],
@@ -242,37 +262,20 @@ def build(
         )
 
     pods.lift_retry_limit(training)
+    _describe(training)
     return training
 
 
 def arguments(config: Config, data_version: str = "") -> dict[str, Any]:
-    """The pipeline's parameters for a configuration: each section as plain data, the policy's parts apart.
+    """The pipeline's parameters for a configuration.
 
-    A task is given only the sections it reads, so that another learning rate of stage 2 leaves everything before it
-    valid. ``data_version`` is the caller's name of the source's contents; where it is empty, each run reads them for
-    one. KFP's parameters cannot hold null, so that ``data.year_column`` is passed as "" where there is none, which the
-    configuration reads as none.
+    ``data_version`` is the caller's name of the source's contents; where it is empty, each run reads them for one.
 
     Raises:
-        ConfigError: the engine is a server, which cannot have the policies that the run is yet to make; the stages'
-            processes do not fit their pods; or answers are to be ranked by a policy that has learnt from no history.
+        ConfigError: a run cannot have these settings; see ``config.run.check_run``.
     """
-    _check_processes(config)
-    if config.policy.model == "tiny" and config.policy.warm_start.asks_the_unlearnt:
-        raise ConfigError(
-            "policy.warm_start.judge is 'histories', but policy.warm_start.histories.passes is 0, and a policy that "
-            "has learnt from no history has no opinion to rank answers by; set passes to 1 or more, or judge to 'lists'"
-        )
-    if config.explore.engine.kind == "server":
-        raise ConfigError(
-            f"explore.engine.kind is 'server', but the policies of a run are made while it runs, so that "
-            f"{config.explore.engine.url} cannot be serving them; set it to 'transformers' or 'vllm'"
-        )
-    tree = config.model_dump(mode="json")
-    tree["data"]["year_column"] = tree["data"]["year_column"] or ""
-    parts = {name: tree["policy"].pop(name) for name in ("warm_start", "select", "stage1", "stage2")}
-    names = ("data", "checks", "features", "text", "trm", "explore", "rewards", "policy", "evaluation", "bundle")
-    return {**{name: tree[name] for name in names}, **parts, "seed": config.seed, "data_version": data_version}
+    check_run(config)
+    return {**to_parameters(config), "data_version": data_version, "overrides": ""}
 
 
 def compile(config: Config, path: Path, data_version: str = "") -> None:
@@ -286,7 +289,7 @@ def compile(config: Config, path: Path, data_version: str = "") -> None:
     given = arguments(config, data_version)
     pipeline = build(config.pipeline, environment=environment(config))
     pods.check_images(config.pipeline, TASKS)
-    pods.check_paths(config, READERS)
+    check_paths(config, _mounted(config.pipeline))
     try:
         with tempfile.TemporaryDirectory(prefix=".deeprec-", dir=path.parent) as folder:
             draft = Path(folder) / "pipeline.yaml"
@@ -296,28 +299,35 @@ def compile(config: Config, path: Path, data_version: str = "") -> None:
         raise PipelineError(f"cannot write {path}: {error.strerror}; name a file in a directory that exists") from error
 
 
-def _check_processes(config: Config) -> None:
-    """A stage's task is one pod, with an accelerator for each of its processes, or none at all."""
-    parallel = config.policy.parallel
-    if parallel.nodes > 1:
-        raise ConfigError(
-            f"policy.parallel.nodes is {parallel.nodes}, but a task of the pipeline is one pod; set it to 1, and train "
-            f"the stages on several machines with `deeprec policy trainjob`"
-        )
-    for name in ("train-stage-1", "train-stage-2"):
-        gpus = config.pipeline.pod(name).gpus
-        if gpus not in (0, parallel.per_node):
-            raise ConfigError(
-                f"pipeline.tasks.{name}.gpus is {gpus}, but policy.parallel.per_node is {parallel.per_node}; each "
-                f"process trains on one accelerator, so make them equal"
-            )
+def _describe(graph: Any) -> None:
+    """Say beside each parameter what it is, for the form that starts a run."""
+    section = "as JSON, and simpler to change by overrides"
+    told = {
+        "name": "Name of the run; it stands above its report.",
+        "data_version": "Your name of the data's contents; where it is empty, the run reads them for one.",
+        "overrides": "Lines section.key=value, laid over what stands below: trm.epochs=20, policy.stage2.steps=40.",
+        "seed": "The one seed.",
+        **{name: f"{about[0].upper()}{about[1:]}; {section}." for name, about in {**SECTIONS, **PARTS}.items()},
+    }
+    parameters = graph.pipeline_spec.root.input_definitions.parameters
+    for name, text in told.items():
+        parameters[name].description = text
 
 
 def _promised(settings: PipelineConfig) -> dict[str, Any]:
-    """The accelerators that tasks will ask for, and images of their own, as a part of the section ``pipeline``."""
+    """What the first task cannot see of the pods: accelerators that are asked for, images, and volumes by section."""
     named = {name: settings.tasks.get(name, settings.default) for name in TASKS}
     tasks = {name: {"gpus": pod.gpus, "image": pod.image} for name, pod in named.items() if pod.gpus or pod.image}
-    return {"tasks": tasks, "gpu_pool": settings.gpu_pool.model_dump(mode="json")} if tasks else {}
+    pipeline = {"tasks": tasks, "gpu_pool": settings.gpu_pool.model_dump(mode="json")} if tasks else {}
+    return {"pipeline": pipeline, "mounted": _mounted(settings)}
+
+
+def _mounted(settings: PipelineConfig) -> dict[str, dict[str, list[str]]]:
+    """Section with a path → tasks → where their volumes are."""
+    return {
+        section: {name: [mount.path for mount in settings.pod(name).volumes] for name in tasks}
+        for section, tasks in READERS.items()
+    }
 
 
 def _placement(settings: PipelineConfig, environment: Mapping[str, str]) -> Callable[[str, Any], Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deeprec.config import Config, DataConfig, FeaturesConfig, GpuPool
+from deeprec.config.run import check_run
 from deeprec.errors import ConfigError, DeepRecError, PipelineError, StoreError
 from deeprec.objects import is_s3, open_objects
 
@@ -68,6 +69,7 @@ def require_all(findings: Sequence[Finding]) -> None:
 def training_checks(config: Config) -> list[Check]:
     """What a training run needs, in the order in which it would miss it."""
     return [
+        Check("settings", partial(settings, config)),
         Check("data", partial(data, config.data)),
         Check("feature place", partial(feature_place, config.features)),
         *_store_checks(config),
@@ -75,6 +77,12 @@ def training_checks(config: Config) -> list[Check]:
         *_engine_checks(config),
         *_accelerator_checks(config),
     ]
+
+
+def settings(config: Config) -> str:
+    """Whether a run can have these settings; see ``config.run.check_run`` for what it raises."""
+    check_run(config)
+    return "a run can have them"
 
 
 def data(settings: DataConfig) -> str:

@@ -14,6 +14,7 @@ from deeprec import doctor
 from deeprec.cli import app
 from deeprec.components.preflight import preflight
 from deeprec.config import Config, GpuPool
+from deeprec.config.run import to_parameters
 from deeprec.errors import ConfigError, PipelineError, StoreError
 
 SHELF = "store, bundle.uri"
@@ -40,7 +41,7 @@ def test_all_checks_are_told_whatever_the_others_found(tmp_path: Path) -> None:
     ]
     assert "there is nothing at" in findings["data"].sentence
     assert "deeprec[train,gpu]" in findings["vLLM, explore.engine.kind"].sentence
-    with pytest.raises(PipelineError, match=r"4 of 4 checks did not pass: data: .*; and feature place: .*; and store"):
+    with pytest.raises(PipelineError, match=r"4 of 5 checks did not pass: data: .*; and feature place: .*; and store"):
         doctor.require_all(list(findings.values()))
 
 
@@ -48,7 +49,7 @@ def test_where_all_is_there_nothing_is_left_behind(tmp_path: Path) -> None:
     fine = config(features={"path": str(tmp_path / "features")}, bundle={"uri": str(tmp_path / "shelf")})
     findings = doctor.examine(doctor.training_checks(fine))
     assert all(finding.passed for finding in findings), findings
-    assert [finding.name for finding in findings] == ["data", "feature place", SHELF]
+    assert [finding.name for finding in findings] == ["settings", "data", "feature place", SHELF]
     assert list(tmp_path.iterdir()) == []
     doctor.require_all(findings)
 
@@ -127,21 +128,72 @@ def test_some_node_of_the_pool_has_what_the_largest_task_asks_for(monkeypatch: p
 def test_the_command_ends_with_1_where_something_is_missing(tmp_path: Path) -> None:
     shelf = ("--set", f"bundle.uri={tmp_path / 'shelf'}")
     told = CliRunner().invoke(app, ["doctor", *shelf])
-    assert (told.exit_code, told.output.count("✓"), told.output.count("✗")) == (0, 3, 0)
+    assert (told.exit_code, told.output.count("✓"), told.output.count("✗")) == (0, 4, 0)
     told = CliRunner().invoke(app, ["doctor", *shelf, "--set", "data.source=movielens", "--set", "data.path=/nowhere"])
-    assert (told.exit_code, told.output.count("✓"), told.output.count("✗")) == (1, 2, 1)
+    assert (told.exit_code, told.output.count("✓"), told.output.count("✗")) == (1, 3, 1)
 
 
-def test_the_task_fails_with_all_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(**data: Any) -> None:
-        sections = {"data": data, "features": {}, "text": {}, "explore": {}, "policy": {}, "bundle": {}, "pods": {}}
-        preflight.python_func(**sections, ready=str(tmp_path / "ready"))
+def settle(overrides: str = "", pods: Any = None, **sections: Any) -> Any:
+    """What the pipeline's first task makes of a configuration."""
+    given = to_parameters(config(**sections))
+    return preflight.python_func(**given, overrides=overrides, pods=pods or {})
 
+
+def test_the_task_fails_with_all_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run(source="movielens", path="/nowhere")
-    first, *_, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("✗ data: there is nothing at /nowhere")
-    assert last.startswith("error: PipelineError: 1 of 2 checks did not pass: data: there is nothing at /nowhere")
-    assert not (tmp_path / "ready").exists()
-    run()
-    assert (tmp_path / "ready").read_text() == "yes"
+        settle(data={"source": "movielens", "path": "/nowhere"}, explore={"engine": {"kind": "vllm"}})
+    _, second, *_, last = capsys.readouterr().out.splitlines()
+    assert second.startswith("✗ data: there is nothing at /nowhere")
+    assert last.startswith("error: PipelineError: 2 of 4 checks did not pass: data: there is nothing at /nowhere")
+    assert settle()._asdict() == to_parameters(config())
+
+
+def test_the_task_lays_what_somebody_overrides_over_the_sections(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = """
+    # a longer training
+    trm.epochs = 7
+    policy.stage2={steps: 3}
+    policy.tiny.width=64
+    data.year_column=
+    name=longer
+    seed=11
+    """
+    found = settle(lines, trm={"width": 32})._asdict()
+    assert (found["name"], found["seed"]) == ("longer", 11)
+    assert (found["trm"]["epochs"], found["trm"]["width"]) == (7, 32)
+    assert (found["stage2"]["steps"], found["stage1"]) == (3, to_parameters(config())["stage1"])
+    assert (found["policy"]["tiny"]["width"], found["data"]["year_column"]) == (64, "")
+    assert "stage2" not in found["policy"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        ("trm.epochs=3\n\ntrm.width", "ConfigError: overrides, line 3: 'trm.width' is not of the form"),
+        ("trm.epochs=[", "ConfigError: overrides, line 1: 'trm.epochs=[': the value is not valid YAML"),
+        ("trm.epoch=3", "ConfigError: the run's parameters: unknown key trm.epoch"),
+        ("trm.epochs=-3", "ConfigError: the run's parameters: trm.epochs:"),
+        ("seed.x=3", "ConfigError: overrides, line 1: 'seed.x=3': seed is a value, not a section"),
+        ("pipeline.default.cpu=3", "ConfigError: overrides, line 1: pipeline is no parameter of a run; compile the"),
+        ("serving.port=3", "ConfigError: overrides, line 1: serving is no parameter of a run; set it where the server"),
+        ("policy.parallel.per_node=4", "settings: pipeline.tasks.train-stage-1.gpus is 2, but"),
+        ("explore.engine={kind: server, url: http://p}", "settings: explore.engine.kind is 'server'"),
+        (
+            "bundle.uri=/other",
+            "ConfigError: bundle.uri is '/other', which lies on no volume of the pod of publish-bundle",
+        ),
+    ],
+)
+def test_what_cannot_be_overridden_ends_the_run_in_one_line(
+    overrides: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pods = {
+        "pipeline": {"tasks": {"train-stage-1": {"gpus": 2}, "train-stage-2": {"gpus": 2}}},
+        "mounted": {"bundle": {"publish-bundle": ["/shelf"]}},
+    }
+    with pytest.raises(SystemExit) as ended:
+        settle(overrides, pods, policy={"parallel": {"per_node": 2}}, features={"place": "directory", "path": "s3://f"})
+    assert ended.value.code
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert complaint in last

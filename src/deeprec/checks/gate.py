@@ -77,6 +77,12 @@ class Verdict:
                 f"a gate's verdict cannot be read ({one_line(str(error))}); run the stage that writes it again"
             ) from error
 
+    def to_markdown(self) -> str:
+        """The verdict for a person: the reason, then a table of the checks."""
+        rows = [(row.name, row.observed, row.rule, row.outcome) for row in self.rows]
+        lines = [_row(cells) for cells in (("check", "observed", "rule", "outcome"), ("---",) * 4, *rows)]
+        return "\n".join([f"**{self.reason}**", "", *(lines if rows else [])]) + "\n"
+
 
 @dataclass(frozen=True, slots=True)
 class ReportSection:
@@ -179,6 +185,11 @@ def _reason(gate: str, rows: Sequence[CheckRow], failed: Sequence[CheckRow]) -> 
     )
     more = len(failed) - _NAMED_FAILURES
     return f"{gate}: failed {len(failed)} of {checked} checks: {named}" + (f"; and {more} more" if more > 0 else "")
+
+
+def _row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def _paragraphs(text: str) -> list[str]:

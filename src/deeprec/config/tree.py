@@ -106,23 +106,24 @@ def _describe(item: Any) -> str:
     return f"{told} (got {item['input']!r:.80})"
 
 
-def apply_override(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str, where: str = "--set") -> None:
     """Set one key of a raw tree as ``--set section.key=value`` says; the value is YAML.
 
     Raises:
-        ConfigError: it is malformed, or goes through a value as if it were a section.
+        ConfigError: it is malformed, or goes through a value as if it were a section; the message begins with
+            ``where``.
     """
-    key, separator, text = override.partition("=")
+    key, separator, text = (part.strip() for part in override.partition("="))
     if not separator or not key:
-        raise ConfigError(f"--set {override!r} is not of the form section.key=value, for example trm.epochs=5")
+        raise ConfigError(f"{where} {override!r} is not of the form section.key=value, for example trm.epochs=5")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+        raise ConfigError(f"{where} {override!r}: the value is not valid YAML: {error}") from error
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override!r}: {parent} is a value, not a section")
+            raise ConfigError(f"{where} {override!r}: {parent} is a value, not a section")
     node[last] = value if text else ""

@@ -111,9 +111,14 @@ def evaluate(
     seed: int,
     out: Path,
     report: Path,
+    *,
+    name: str = "",
     progress: Progress = say,
 ) -> tuple[Verdict, JsonDict]:
     """Evaluate everything, write the artifact to ``out`` and the report to the file ``report`` as well.
+
+    Args:
+        name: of the run, for the report's heading.
 
     Returns:
         The gate's verdict and what ``metrics.json`` holds, see ``assemble``.
@@ -137,6 +142,7 @@ def evaluate(
         outcomes = measured.outcomes
         page = render(
             ReportData(
+                name=name,
                 metrics=metrics,
                 verdict=verdict,
                 sentences=sentences(metrics),

@@ -48,13 +48,14 @@ _CURVE_TEXT = "One panel per figure and reward part, by rollout batch; a gap is 
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything the report shows.
+    """Everything the report shows; ``name`` is the run's, or empty.
 
     ``metrics`` is the evaluation's ``metrics.json``; ``curves`` holds rows per step under ``trm``, ``trm_everything``,
     ``start``, ``stage1`` and ``stage2``; ``trajectories`` are the last policy's, picked by ``reading.choose`` from one
     per user; ``configuration`` is shown as YAML, section by section.
     """
 
+    name: str
     metrics: JsonDict
     verdict: Verdict
     sentences: Sequence[str]

@@ -4,11 +4,12 @@ import errno
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from deeprec.checks.gate import CheckRow, Verdict
-from deeprec.components.boundary import CHECKPOINTS, CLAIM, KEPT_DAYS, checkpoints, flatten, read_error, reported
+from deeprec.components.boundary import CHECKPOINTS, CLAIM, KEPT_DAYS, checkpoints, flatten, read_error, reported, show
 from deeprec.components.require import require
 from deeprec.config import TrmConfig
 from deeprec.errors import CheckFailed, DataError, StoreError
@@ -29,6 +30,20 @@ def test_a_full_disk_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     status, line = ends(OSError(errno.ENOSPC, "No space left on device", "/a/b"), capsys)
     assert status == 2
     assert line.startswith("error: StoreError: the disk is full while writing /a/b")
+
+
+def test_a_verdict_is_an_artifact_that_is_shown(tmp_path: Path) -> None:
+    artifact = SimpleNamespace(path=str(tmp_path / "outcome"), metadata={"kept": 1})
+    show(Verdict.of("data", [CheckRow("a | b", "1\n2", "r", True), CheckRow("c", "3", "r", None)]), artifact)
+    assert artifact.metadata == {"kept": 1, "gate": "data", "passed": True}
+    assert (tmp_path / "outcome").read_text().splitlines() == [
+        "**data: passed, 1 of 1 checks (1 skipped)**",
+        "",
+        "| check | observed | rule | outcome |",
+        "| --- | --- | --- | --- |",
+        "| a \\| b | 1 2 | r | passed |",
+        "| c | 3 | r | skipped |",
+    ]
 
 
 def test_a_section_that_is_not_valid_is_a_configuration_error(capsys: pytest.CaptureFixture[str]) -> None:

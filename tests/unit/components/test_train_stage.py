@@ -35,8 +35,8 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
 
     def run(settings: dict[str, Any], log: Callable[[str, float], None] = lambda name, value: None) -> tuple[Any, ...]:
         artifacts = {
-            name: SimpleNamespace(path=str(tmp_path / name), uri=f"s3://a/{name}")
-            for name in (*INPUTS, "trained", "report")
+            name: SimpleNamespace(path=str(tmp_path / name), uri=f"s3://a/{name}", metadata={})
+            for name in (*INPUTS, "trained", "report", "outcome")
         }
         train_stage.python_func(
             stage="stage2", gate=PASSED.to_json(), policy={"stage2": {"steps": 1}}, settings=settings, explore={},

@@ -39,6 +39,7 @@ def test_a_killed_training_is_gone_on_with_where_the_runner_keeps_its_state(
         dataset=SimpleNamespace(path=str(tmp_path / "dataset"), uri="s3://a/dataset"),
         model=SimpleNamespace(path=str(tmp_path / "model")),
         report=SimpleNamespace(path=str(tmp_path / "report")),
+        outcome=SimpleNamespace(path=str(tmp_path / "outcome"), metadata={}),
         metrics=SimpleNamespace(log_metric=logged.__setitem__),
         verdict=str(tmp_path / "verdict"),
     )

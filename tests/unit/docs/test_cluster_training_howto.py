@@ -11,7 +11,7 @@ import yaml
 from typer.main import get_command
 
 from deeprec.cli import app
-from deeprec.config import HealthConfig, PipelineConfig, PolicyConfig, load_config
+from deeprec.config import HealthConfig, PolicyConfig, load_config
 from deeprec.policy.arguments import MOST_CORRECTION
 
 ROOT = Path(__file__).parents[3]
@@ -41,8 +41,7 @@ def test_there_are_commands() -> None:
 
 
 def test_the_sections_shown_are_those_of_the_profile() -> None:
-    shown, pods = blocks("yaml")
-    PipelineConfig.model_validate(yaml.safe_load(pods)["pipeline"])
+    [shown] = blocks("yaml")
     policy = PolicyConfig.model_validate(yaml.safe_load(shown)["policy"])
     for name in ("model", "dtype", "parallel", "generation", "lora"):
         assert getattr(policy, name) == getattr(PROFILE.policy, name)

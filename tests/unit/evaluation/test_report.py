@@ -63,6 +63,7 @@ def _data() -> ReportData:
     }
     steps = [{"step": 1, "format": -0.5, "listwise": None}, {"step": 2, "format": -0.1, "listwise": 0.25}]
     return ReportData(
+        name="<b>shop</b>",
         metrics=metrics,
         verdict=Verdict("evaluate", True, "evaluate: passed", (CheckRow("valid_rate", "1", "at least 0", True),)),
         sentences=["The policy is below the TRM.", "The bundle serves the TRM alone."],
@@ -161,6 +162,7 @@ def test_every_section_is_there(page: _Page, text: str) -> None:
 
 def test_hostile_text_stays_text(page: _Page) -> None:
     assert "alert('owned')" in page.text
+    assert "<b>shop</b>: DeepRec evaluation" in page.text
     assert not any(tag == "img" for tag, _ in page.tags)
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     data = sum(name.startswith("figure-") or name == "trajectories-data" for name in page.scripts)

@@ -126,7 +126,11 @@ def test_the_tasks_that_read_a_sections_path_are_those_that_are_given_it(compile
             task["taskInfo"]["name"]
             for task in graph["root"]["dag"]["tasks"].values()
             for parameter in task["inputs"].get("parameters", {}).values()
-            if parameter.get("componentInputParameter") == section
+            if section
+            in (
+                parameter.get("componentInputParameter"),
+                parameter.get("taskOutputParameter", {}).get("outputParameterKey"),
+            )
         }
         beside = {"refit", "preflight", "select-prompts"}  # which are given sections whose paths they do not touch
         assert given - beside == set(tasks) - beside, section

@@ -14,6 +14,7 @@ import yaml
 from kfp.local import graph_utils
 
 from deeprec.config import Config, DataConfig, PolicyConfig, load_config
+from deeprec.config.run import PARTS, SECTIONS
 from deeprec.errors import ConfigError, PipelineError
 from deeprec.pipelines import training
 
@@ -118,11 +119,48 @@ def test_each_gate_is_an_input_of_what_follows_it(tasks: dict[str, Any]) -> None
 
 
 def test_what_a_run_needs_is_looked_for_before_anything_else(tasks: dict[str, Any]) -> None:
-    assert tasks["resolve-data"]["dependentTasks"] == ["preflight"]
     assert "dependentTasks" not in tasks["preflight"]
     told = tasks["preflight"]["inputs"]["parameters"]["pods"]["runtimeValue"]["constant"]
-    assert told["tasks"]["train-stage-1"] == {"gpus": 1, "image": ""}
-    assert told["gpu_pool"]["accelerator"] == "nvidia.com/gpu"
+    assert told["pipeline"]["tasks"]["train-stage-1"] == {"gpus": 1, "image": ""}
+    assert told["pipeline"]["gpu_pool"]["accelerator"] == "nvidia.com/gpu"
+    assert told["mounted"]["data"] == {"preflight": ["/data"], "resolve-data": ["/data"], "ingest": ["/data"]}
+
+
+def test_every_task_is_given_what_the_first_has_settled(tasks: dict[str, Any]) -> None:
+    """So that what somebody overrides in the form that starts a run reaches all of them, and KFP's cache sees it."""
+    for name, task in tasks.items():
+        given = task["inputs"].get("parameters", {})
+        asked = {one["componentInputParameter"] for one in given.values() if "componentInputParameter" in one}
+        if name == "preflight":
+            assert asked == {"name", "overrides", "seed", *SECTIONS, *PARTS}
+        else:
+            assert asked == ({"data_version"} if name == "resolve-data" else set())
+
+
+def test_the_form_that_starts_a_run_says_what_each_parameter_is(documents: list[dict[str, Any]]) -> None:
+    parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
+    assert set(parameters) == {"name", "data_version", "overrides", "seed", *SECTIONS, *PARTS}
+    assert all(one["description"].endswith(".") for one in parameters.values())
+    assert parameters["overrides"]["description"].startswith("Lines section.key=value, laid over")
+    kinds = {name: one["parameterType"] for name, one in parameters.items()}
+    assert {name for name, kind in kinds.items() if kind == "STRING"} == {"name", "data_version", "overrides"}
+    assert parameters["name"]["defaultValue"] == "cluster"
+    assert parameters["overrides"]["defaultValue"] == ""
+
+
+def test_reports_gates_and_figures_are_artifacts_of_their_types(documents: list[dict[str, Any]]) -> None:
+    """What KFP's page shows of a task: HTML, Markdown, and tables of metrics."""
+    found: dict[str, dict[str, str]] = {}
+    for name, component in documents[0]["components"].items():
+        for key, one in component.get("outputDefinitions", {}).get("artifacts", {}).items():
+            found.setdefault(name.removeprefix("comp-"), {})[key] = one["artifactType"]["schemaTitle"]
+    for name in ("check-data", "train-trm", "train-stage", "train-stage-2", "evaluate"):
+        assert (found[name]["report"], found[name]["outcome"]) == ("system.HTML", "system.Markdown")
+    measured = {name for name, outputs in found.items() if outputs.get("metrics") == "system.Metrics"}
+    assert measured == {
+        "check-data", "publish-features", "train-trm", "build-policy", "rollout", "rollout-2", "rollout-3", "rollout-4",
+        "select-prompts", "train-stage", "train-stage-2", "train-trm-everything", "evaluate",
+    }  # fmt: skip
 
 
 def test_a_refusal_takes_no_accelerator_and_is_not_tried_again(
@@ -159,7 +197,7 @@ def artifacts_of(tasks: dict[str, Any], name: str) -> dict[str, tuple[str, str]]
 
 def test_the_trm_on_everything_is_trained_beside_the_policy(tasks: dict[str, Any]) -> None:
     """It needs no policy, so that on a cluster neither waits for the other."""
-    assert set(tasks["train-trm-everything"]["dependentTasks"]) == {"ingest", "require-2"}
+    assert set(tasks["train-trm-everything"]["dependentTasks"]) == {"ingest", "preflight", "require-2"}
     given = tasks["train-trm-everything"]["inputs"]["parameters"]
     assert given["trm"] == tasks["train-trm"]["inputs"]["parameters"]["trm"]
     assert artifacts_of(tasks, "train-trm-everything") == {"dataset": ("ingest", "dataset")}
@@ -232,7 +270,7 @@ def test_configuration_sections_are_parameters(documents: list[dict[str, Any]]) 
     assert parameters["trm"]["defaultValue"]["epochs"] == 40
     assert parameters["seed"]["defaultValue"] == 7
     assert parameters["data_version"]["defaultValue"] == "v1"
-    assert not {"pipeline", "serving", "name"} & set(parameters)
+    assert not {"pipeline", "serving"} & set(parameters)
 
 
 def test_arguments_hold_the_whole_policy_in_parts() -> None:
