@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 UV := $(shell command -v uv)
 PIP := $(RUN)/python -m pip --disable-pip-version-check --quiet
 FAST_PIP := $(if $(UV),$(UV) pip install --quiet --python $(RUN)/python,$(PIP) install)
-LOCKS := base serve train pipeline cluster gpu dev
+LOCKS := base policy serve train pipeline cluster gpu dev
 LOCK = $(or $(UV),$(RUN)/uv) pip compile --quiet --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-emit-package torch --no-annotate --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 

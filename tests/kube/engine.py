@@ -71,10 +71,22 @@ def base_image() -> str:
 
 
 @cache
+def vllm_stand_in() -> str:
+    """The name of an image that stands for vLLM's own, of some ten GB: a Python with pip, and no vLLM."""
+    name = "localhost/vllm-stand-in"
+    with tempfile.TemporaryDirectory() as place:
+        text = f"FROM {base_image()}\nRUN python3 -m venv /opt/venv\nENV PATH=/opt/venv/bin:$PATH\n"
+        (Path(place) / "Containerfile").write_text(text)
+        checked("buildah", "build", "--layers", "--tag", name, place)
+    return name
+
+
+@cache
 def image(name: str) -> str:
     """The tag of an image of the project, built from this checkout; layers are kept from one run to the next."""
     dist = tempfile.mkdtemp(prefix="deeprec-images-")
-    printed = checked(ROOT / "containers" / "build", IMAGES=name, DIST=dist, PYTHON_IMAGE=base_image())
+    bases = {"PYTHON_IMAGE": base_image()} | ({"VLLM_IMAGE": vllm_stand_in()} if name == "policy" else {})
+    printed = checked(ROOT / "containers" / "build", IMAGES=name, DIST=dist, **bases)
     BILLS[name] = json.loads((Path(dist) / f"{name}.cdx.json").read_text(encoding="utf-8"))
     shutil.rmtree(dist)
     return printed.splitlines()[-1].partition(": ")[0]

@@ -21,7 +21,7 @@ from deeprec import extras
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LISTS: dict[str, list[str]] = {"base": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
-LOCKED = ("base", *extras.EXTRAS)
+LOCKED = ("base", "policy", *extras.EXTRAS)
 
 
 def asked(name: str) -> Iterator[Requirement]:
