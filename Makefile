@@ -7,7 +7,8 @@ PYTEST = $(RUN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-r
 unexport PYTHONDONTWRITEBYTECODE
 UV := $(shell command -v uv)
 PIP := $(RUN)/python -m pip --disable-pip-version-check --quiet
-FAST_PIP := $(if $(UV),$(UV) pip install --quiet --python $(RUN)/python,$(PIP) install)
+# uv knows nothing of pip's settings (certificates, an index), and what it cannot fetch pip may.
+FAST_PIP = $(if $(UV),$(UV) pip install --quiet --python $(RUN)/python $(1) ||) $(PIP) install $(1)
 LOCKS := base policy serve train pipeline cluster gpu dev
 LOCK = $(or $(UV),$(RUN)/uv) pip compile --quiet --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-emit-package torch --no-annotate --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
@@ -26,7 +27,7 @@ $(STAMP): pyproject.toml requirements/dev.txt requirements/torch.txt
 		|| { echo "error: $(PYTHON) is $$($(PYTHON) --version); Python 3.11 is needed: make PYTHON=python3.11 …" >&2; exit 2; }
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt
-	$(FAST_PIP) --no-deps --require-hashes -r requirements/dev.txt
+	$(call FAST_PIP,--no-deps --require-hashes -r requirements/dev.txt)
 	$(PIP) install --no-deps -e .
 	@touch $(STAMP)
 
