@@ -14,7 +14,7 @@ LOCK = $(or $(UV),$(RUN)/uv) pip compile --quiet --generate-hashes --python-vers
 	--no-emit-package torch --no-annotate --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock quickstart check test test-slow test-kube pipeline-in-containers images quick-tests all-tests lint golden format clean
+.PHONY: help install lock quickstart check test test-slow test-kube pipeline-in-containers images chart quick-tests all-tests lint golden format clean
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,7 +64,7 @@ quick-tests:
 all-tests:
 	$(PYTEST) -m "not slow and not kube"
 
-test-kube: $(STAMP) ## Build the images and run them as pods would (buildah and podman, as root): eight minutes
+test-kube: $(STAMP) ## Build the images and run them as pods would (buildah and podman, as root), and check the chart: ten minutes
 	$(RUN)/python -m pytest -m kube tests/kube
 
 pipeline-in-containers: $(STAMP) ## Run the compiled pipeline in containers as its pods, and ask what it made (as test-kube): three minutes
@@ -73,8 +73,12 @@ pipeline-in-containers: $(STAMP) ## Run the compiled pipeline in containers as i
 images: ## Build the images named by IMAGES (serve train policy) with buildah, podman or docker; see containers/build
 	PYTHON=$(PYTHON) containers/build
 
-golden: $(STAMP) ## Write the golden files of compiled pipelines anew
+golden: $(STAMP) ## Write the golden files of compiled pipelines and of the chart anew
 	DEEPREC_UPDATE_GOLDEN=1 $(RUN)/python -m pytest tests/unit/pipelines/test_training.py
+	DEEPREC_UPDATE_GOLDEN=1 $(RUN)/python -m pytest -m kube tests/kube/test_chart.py -k golden
+
+chart: $(STAMP) ## Write the chart's schema and README anew after a change of its values
+	$(RUN)/python helm/values.py
 
 format: $(STAMP) ## Format the code
 	$(RUN)/ruff check --fix .
