@@ -152,7 +152,7 @@ def test_policy_learning(
     assert {"popularity", "trm", "trm_everything", "one_list", "fusion"} <= set(found["baselines"])
     assert list(found["policy"]) == ["start", "stage1", "stage2"]
     assert found["baselines"]["fusion"]["ndcg@10"] > 0
-    parts = ("TRM", "histories", "lessons", "prompts", "stage 1", "stage 2", "TRM on everything")
+    parts = ("TRM", "histories", "lessons", "candidates", "prompts", "stage 1", "stage 2", "TRM on everything")
     assert tuple(found["minutes of each"]) == parts
     assert found["verdict"]["sentence"] in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
