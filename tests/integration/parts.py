@@ -26,8 +26,11 @@ EXPLORE = ExploreConfig(items_per_call=8, answer_size=5, max_calls=3, max_new_to
 KINDS = ("dataset", "trm", "policy", "evaluation", "published")
 
 
-def make_run(place: Path) -> Path:
-    """``place`` as a run's directory with ``bundle`` and ``features``; the policy is untrained: no valid answer."""
+def make_run(place: Path, features: FeaturesConfig | None = None) -> Path:
+    """``place`` as a run's directory with ``bundle`` and ``features``; the policy is untrained: no valid answer.
+
+    ``features`` is where histories are published, ``place/features`` if not named.
+    """
     from deeprec.data.ingest import ingest
     from deeprec.features.publish import publish as publish_features
     from deeprec.policy.build import build_policy
@@ -40,7 +43,7 @@ def make_run(place: Path) -> Path:
     )
     sample = SampleConfig(users=60, items=50, mean_history=20)
     ingest(DataConfig(source="sample", sample=sample), 0, parts["dataset"])
-    publish_features(parts["dataset"], FeaturesConfig(path=str(place / "features")), parts["published"])
+    publish_features(parts["dataset"], features or FeaturesConfig(path=str(place / "features")), parts["published"])
     train(parts["dataset"], trm, TEXT, 0, parts["trm"], place / "trm.html")
     build_policy(parts["dataset"], parts["trm"], tiny, EXPLORE, TEXT, 0, parts["policy"])
     with write_artifact(parts["evaluation"], "evaluation", parents=[parts["dataset"]]) as work:

@@ -52,6 +52,7 @@ class Events:
         self._retry_after = str(serving.retry_after)
         self._token = Path(serving.events_token) if serving.events_token else None
         self._writer: EventWriter | None = None
+        self._away = False
         self._writes = MicroBatcher(self._write, MAX_TOGETHER, "events", alone=False)
         self.closed = "the server is loading"
         """Why nothing is accepted; empty once it is."""
@@ -75,13 +76,20 @@ class Events:
             logger.warning("%s", self.closed)
 
     def reachable(self) -> bool:
-        """Whether the store can be asked now."""
-        try:
-            if self._writer is not None:
-                self._writer.check()
-        except (FeatureError, StoreError):
+        """Whether the store can be asked now; that it cannot, and that it can again, is logged once."""
+        if self._writer is None:
             return False
-        return self._writer is not None
+        try:
+            self._writer.check()
+        except (FeatureError, StoreError) as error:
+            if not self._away:
+                logger.warning("not ready, since events cannot be written: %s", error)
+            self._away = True
+            return False
+        if self._away:
+            logger.warning("events can be written again")
+        self._away = False
+        return True
 
     def admit(self, authorization: str) -> None:
         """Refuse whoever does not name the token, where one is asked for.

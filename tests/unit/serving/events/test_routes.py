@@ -42,6 +42,10 @@ class Writer:
             raise self.failure
         return tuple(self._outcome(event) for event in events)
 
+    def check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
     def _outcome(self, event: Event) -> Outcome:
         if event.item_id == "x":
             return Outcome(event.event_id, "refused", "item 'x' is unknown")
@@ -197,3 +201,18 @@ def test_the_route_is_described(client: TestClient) -> None:
     assert {"event_id", "user_id", "item_id"} == set(events["items"]["required"])
     assert "white" not in str(operation)
     assert operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("Stored")
+
+
+def test_that_the_store_cannot_be_asked_is_said_once(writer: Writer, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that is not ready for want of a password says so, and not every five seconds."""
+    events = Events(lambda: writer, ServingConfig(), ServingMetrics())  # type: ignore[arg-type, return-value]
+    assert not events.reachable(), "it is not open yet"
+    events.open()
+    writer.failure = FeatureError("features.redis takes no such password")
+    assert [events.reachable() for _ in range(3)] == [False] * 3
+    writer.failure = None
+    assert [events.reachable() for _ in range(2)] == [True] * 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "not ready, since events cannot be written: features.redis takes no such password",
+        "events can be written again",
+    ]
