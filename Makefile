@@ -14,7 +14,7 @@ LOCK = $(or $(UV),$(RUN)/uv) pip compile --quiet --generate-hashes --python-vers
 	--no-emit-package torch --no-annotate --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock quickstart check test test-slow test-kube pipeline-in-containers images chart manifests quick-tests all-tests lint golden format clean
+.PHONY: help install lock quickstart check test test-slow test-kube pipeline-in-containers images chart docs manifests quick-tests all-tests lint golden format clean
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ images: ## Build the images named by IMAGES (serve train policy) with buildah, p
 golden: $(STAMP) ## Write the golden files of compiled pipelines and of the chart anew
 	DEEPREC_UPDATE_GOLDEN=1 $(RUN)/python -m pytest tests/unit/pipelines/test_training.py
 	DEEPREC_UPDATE_GOLDEN=1 $(RUN)/python -m pytest -m kube tests/kube/test_chart.py -k golden
+
+docs: $(STAMP) ## Write the reference pages that follow from the code anew
+	$(RUN)/python docs/write.py
 
 manifests: $(STAMP) ## Write the manifests for Kustomize anew from the chart; HELM names Helm's program
 	$(RUN)/python helm/manifests.py --helm $(or $(HELM),helm)

@@ -1,4 +1,4 @@
-"""The command line: ``deeprec run | data | features | trm | policy | explore | evaluate | bundle | serve | …``.
+"""The command line: ``deeprec run | config | data | features | trm | policy | explore | evaluate | serve | …``.
 
 Errors of ours are translated here, once: one red line on standard error, and the error's exit status (2 for bad input,
 1 for a failed gate or task). Commands import what they need when they run, so that ``deeprec --help`` is quick.
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from deeprec import __version__
-from deeprec.cli import bundle, data, doctor, evaluate, explore, features, pipeline, policy, run, serve, trm
+from deeprec.cli import bundle, config, data, doctor, evaluate, explore, features, pipeline, policy, run, serve, trm
 from deeprec.errors import DeepRecError
 from deeprec.extras import missing
 
@@ -45,6 +45,7 @@ def _options(
 
 run.register(app)
 doctor.register(app)
+app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(features.app, name="features")
 app.add_typer(trm.app, name="trm")

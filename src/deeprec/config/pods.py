@@ -8,7 +8,12 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from deeprec.config.section import Section
 
-Quantity = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
+Quantity = Annotated[
+    str,
+    BeforeValidator(
+        lambda value: str(value) if isinstance(value, int | float) else value, json_schema_input_type=str | int | float
+    ),
+]
 """An amount as Kubernetes writes it: ``500m``, ``8Gi``; a number is one too."""
 
 HOME = "/home/deeprec"
@@ -77,7 +82,7 @@ class PodTemplate(Section):
     group: int = Field(0, ge=0)
     """Its group."""
 
-    @field_validator("secrets", mode="before")
+    @field_validator("secrets", mode="before", json_schema_input_type=dict[str, dict[str, str] | list[str]])
     @classmethod
     def _keys_as_variables(cls, secrets: Any) -> Any:
         if not isinstance(secrets, dict):

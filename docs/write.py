@@ -1,0 +1,97 @@
+"""Writes the reference pages that follow from the code: the configuration and the command line. `make docs` calls it.
+
+python docs/write.py
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from deeprec.cli import app
+from deeprec.config import Config
+from deeprec.config.explained import below, keys
+
+PLACE = Path(__file__).parent / "reference"
+_MARKUP = re.compile(r"\[/?(?:bold|dim|italic)[^\]]*\]")
+
+
+def configuration() -> str:
+    """The page of every key."""
+    lines = [
+        "# Configuration",
+        "",
+        "One tree, from a YAML file (`--config`), the environment over it (`DEEPREC__TRM__EPOCHS=5`) and",
+        "`--set trm.epochs=5` over both. Unknown keys are refused. `deeprec config show` prints what they come to,",
+        "`deeprec config explain KEY` says of a key what stands here, `deeprec config schema` is a schema for editors.",
+        "",
+    ]
+    sections = [key for key in keys(Config) if key.is_section]
+    lines += _table([key for key in below(Config) if not key.is_section])
+    for section in sections:
+        level = "##" if "." not in section.name else "###"
+        lines += [f"{level} {section.name}", "", _plain(section.text), ""]
+        own = [key for key in below(Config, section.name) if not key.is_section]
+        lines += _table(own) if own else []
+    return "\n".join(lines)
+
+
+def _table(rows: list[Any]) -> list[str]:
+    said = [
+        f"| `{key.name}` | {_cell(key.kind)} | `{key.default.replace('|', chr(92) + '|')}` | {_cell(key.text)} |"
+        for key in rows
+    ]
+    return ["| key | values | default | |", "|---|---|---|---|", *said, ""]
+
+
+def command_line() -> str:
+    """The page of every command."""
+    lines = ["# Command line", "", "Exit status: 0, or 1 for a failed gate or task, or 2 for bad input.", ""]
+    for path, command in _commands(get_command(app), ("deeprec",)):
+        lines += [f"## {' '.join(path)}", "", _plain(inspect.cleandoc(command.help or "")), ""]
+        arguments = [one for one in command.params if one.param_type_name == "argument"]
+        options = [one for one in command.params if one.param_type_name == "option" and "--help" not in one.opts]
+        if arguments or options:
+            rows = [f"| `{_name(one)}` | {_cell(getattr(one, 'help', '') or '')} |" for one in (*arguments, *options)]
+            lines += ["| | |", "|---|---|", *rows, ""]
+    return "\n".join(lines)
+
+
+def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield path, command
+        return
+    for name in sorted(inner):
+        yield from _commands(inner[name], (*path, name))
+
+
+def _name(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return str(parameter.name).upper()
+    return ", ".join(sorted(parameter.opts, key=len, reverse=True))
+
+
+def _plain(text: str) -> str:
+    return _MARKUP.sub("", text).replace("``", "`").replace("\b", "").strip()
+
+
+def _cell(text: str) -> str:
+    return " ".join(_plain(text).split()).replace("|", r"\|")
+
+
+def written() -> dict[Path, str]:
+    """What the generated pages have to hold."""
+    pages = {"configuration.md": configuration(), "command-line.md": command_line()}
+    return {PLACE / name: re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n" for name, text in pages.items()}
+
+
+if __name__ == "__main__":
+    for path, content in written().items():
+        path.write_text(content, encoding="utf-8")
+        print(path)
