@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -136,6 +137,15 @@ def test_a_rule_names_the_file_and_the_fault(fault: str) -> None:
     assert found, fault
     assert all(said.startswith("templates/") for said in found)
     assert any(fault in said for said in found), found
+
+
+def test_the_values_that_the_page_on_installing_shows_are_taken(tmp_path: Path) -> None:
+    page = (CHART.parents[1] / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
+    [values] = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "shop.yaml").write_text(values, encoding="utf-8")
+    objects = profile("cpu", "--values", tmp_path / "shop.yaml")
+    assert faults(objects) == []
+    assert "s3://shop/bundles" in str([one.object for one in objects if one.kind == "InferenceService"])
 
 
 # ------------------------------------------------------------------------------------------------------- as it is said
