@@ -1,1 +1,1 @@
-"""Every figure the README quotes, one command each: ``python -m benchmarks.NAME``."""
+"""Every figure of docs/explanation/measured.md, one command each: ``python -m benchmarks.NAME``."""
