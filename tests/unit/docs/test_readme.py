@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from typer.main import get_command
 
 from deeprec.cli import app
+from deeprec.config import Config
+from deeprec.config.explained import keys
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,6 +35,27 @@ def test_its_table_is_of_the_page_that_says_how_it_was_measured() -> None:
     assert len(rows) == 8
     for name, ndcg, recall in rows:
         assert f"| {name} | {recall} | {ndcg} |" in measured, name
+
+
+def test_every_page_is_in_the_index_and_links_lead_somewhere() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(([^)]+)\)", index))
+    assert all((ROOT / "docs" / path).exists() for path in linked)
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")} - {"index.md"}
+    assert pages - linked == set()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "explanation").glob("*.md")), ids=lambda page: page.name)
+def test_what_an_explanation_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:docs|helm|configs|pipelines)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), path
+    known = {key.name for key in keys(Config)}
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    named = {
+        name for name in re.findall(r"`([a-z_0-9]+(?:\.[a-z_0-9]+)+)`", text) if name.partition(".")[0] in sections
+    }
+    assert {name for name in named if not name.endswith((".md", ".py", ".yaml", ".json", ".parquet"))} <= known
 
 
 def test_pages_that_are_named_are_there() -> None:
