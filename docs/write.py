@@ -1,4 +1,6 @@
-"""Writes the reference pages that follow from the code: the configuration and the command line. `make docs` calls it.
+"""Writes the reference pages that follow from the code: configuration, command line, HTTP. `make docs` calls it.
+
+The page on HTTP is of a server's own document, and is written by the test that has one.
 
 python docs/write.py
 """
@@ -77,6 +79,60 @@ def _name(parameter: Any) -> str:
     return ", ".join(sorted(parameter.opts, key=len, reverse=True))
 
 
+def http(document: dict[str, Any]) -> str:
+    """The page of what a recommender takes and answers, from its OpenAPI document."""
+    lines = [
+        "# HTTP",
+        "",
+        "What `deeprec serve recommender` takes and answers; `GET /openapi.json` says it to programs. The servers",
+        "`deeprec serve trm` and `deeprec serve events` have the parts of it that are theirs. Models are called",
+        "`deeprec`, `deeprec-trm`, `deeprec-events` unless `serving.name` says otherwise. What is taken in a request",
+        "beside its types, and what is refused with which sentence: `docs/reference/requests.md`.",
+        "",
+        "| | | answers |",
+        "|---|---|---|",
+    ]
+    schemas: dict[str, Any] = document["components"]["schemas"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            given = [f"`{one['name']}`" for one in operation.get("parameters", ())]
+            said = f"{operation['summary']}{'; ' + ', '.join(given) if given else ''}"
+            statuses = ", ".join(sorted(operation["responses"]))
+            lines.append(f"| `{method.upper()} {path}` | {_cell(said)} | {statuses} |")
+    for name in sorted(_used(document)):
+        schema = schemas[name]
+        lines += ["", f"## {name}", "", _plain(inspect.cleandoc(schema.get("description", ""))), ""]
+        required = schema.get("required", ())
+        rows = [
+            f"| `{key}` | {_cell(_kind(one))}{'' if key in required else ', optional'} "
+            f"| {_cell(one.get('description', ''))} |"
+            for key, one in schema.get("properties", {}).items()
+        ]
+        lines += ["| field | | |", "|---|---|---|", *rows] if rows else []
+    return _tidy("\n".join(lines))
+
+
+def _used(document: dict[str, Any]) -> set[str]:
+    """Schemas of ours: those of KServe's own calls, and of FastAPI's errors, are theirs to describe."""
+    theirs = re.compile(
+        r"^(HTTP)?Validation|Response$|^(Metadata)?Tensor|^InferenceRequest$|^Request(In|Out)put$|Tensor$"
+    )
+    return {name for name in document["components"]["schemas"] if not theirs.search(name)}
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        return f"`{schema['$ref'].rpartition('/')[2]}`"
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    several = schema.get("anyOf") or schema.get("oneOf")
+    if several:
+        return " or ".join(_kind(one) for one in several)
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema.get('items', {}))}"
+    return str(schema.get("type", "any value"))
+
+
 def _plain(text: str) -> str:
     return _MARKUP.sub("", text).replace("``", "`").replace("\b", "").strip()
 
@@ -88,7 +144,11 @@ def _cell(text: str) -> str:
 def written() -> dict[Path, str]:
     """What the generated pages have to hold."""
     pages = {"configuration.md": configuration(), "command-line.md": command_line()}
-    return {PLACE / name: re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n" for name, text in pages.items()}
+    return {PLACE / name: _tidy(text) for name, text in pages.items()}
+
+
+def _tidy(text: str) -> str:
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ TOGETHER = {
     for place in (
         "browser/test_real_server.py",
         "integration/test_call_it_howto.py",
+        "integration/test_http_reference.py",
         "integration/test_recommender_api.py",
         "integration/test_servers_apart.py",
     )
