@@ -79,7 +79,7 @@ golden: $(STAMP) ## Write the golden files of compiled pipelines and of the char
 
 docs: $(STAMP) ## Write the reference pages that follow from the code anew
 	$(RUN)/python docs/write.py
-	DEEPREC_UPDATE_GOLDEN=1 $(RUN)/python -m pytest tests/integration/test_http_reference.py
+	DEEPREC_UPDATE_GOLDEN=1 $(RUN)/python -m pytest tests/integration/test_http_reference.py tests/e2e/test_pipeline.py -k "page or reference"
 
 manifests: $(STAMP) ## Write the manifests for Kustomize anew from the chart; HELM names Helm's program
 	$(RUN)/python helm/manifests.py --helm $(or $(HELM),helm)

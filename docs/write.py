@@ -1,6 +1,7 @@
 """Writes the reference pages that follow from the code: configuration, command line, HTTP. `make docs` calls it.
 
-The page on HTTP is of a server's own document, and is written by the test that has one.
+The page on HTTP is of a server's own document, that on artifacts of a run's manifests: they are written by the tests
+that have one.
 
 python docs/write.py
 """
@@ -109,6 +110,70 @@ def http(document: dict[str, Any]) -> str:
             for key, one in schema.get("properties", {}).items()
         ]
         lines += ["| field | | |", "|---|---|---|", *rows] if rows else []
+    return _tidy("\n".join(lines))
+
+
+ARTIFACTS = {
+    "dataset": "Cleaned interactions and the catalogue, in the one format that everything reads.",
+    "features": "What was published to the feature place, by its name there.",
+    "trm": "A TRM: it recommends by itself (`deeprec trm recommend`).",
+    "policy": "A policy, as a Hugging Face directory: the start, or after a stage.",
+    "rollouts": "What a policy did for given users, unscored.",
+    "prompts": "Which examples each stage learns from.",
+    "evaluation": "Every recommender on the test item.",
+    "bundle": "All that serves, and which of policy and TRM it is.",
+}
+"""Kind of artifact → what it is."""
+FILES = {
+    "dataset.json": "time unit, columns, how many positions are the policy's",
+    "interactions.parquet": "user, item, timestamp, in order",
+    "items.parquet": "the catalogue",
+    "record.json": "the publication's name, counts, and what it was made from",
+    "model.safetensors": "weights",
+    "config.json": "the model's shape and settings",
+    "curves.json": "figures by step or epoch",
+    "metrics.json": "figures",
+    "catalogue.json": "items with titles, phrases and attributes",
+    "phrases.json": "phrases with their counts",
+    "vectors.safetensors": "vectors of items and phrases",
+    "explore.json": "the loop's limits and prompt",
+    "tokenizer.json": "the tokenizer",
+    "tokenizer_config.json": "the tokenizer's settings",
+    "generation_config.json": "transformers' own",
+    "histories.safetensors": "a start's weights before it was taught to explore",
+    "rollouts.json": "for whom, how often, at which temperature, of which policy, and how long requests took",
+    "trajectories.parquet": "one row a rollout: token ids, loss mask, log-probabilities, calls, answer, end, rewards",
+    "stage1.parquet": "prompts of stage 1: user, history length, share of valid rollouts",
+    "stage2.parquet": "prompts of stage 2: user, history length, share that answered the target",
+    "report.html": "the report",
+    "bundle.json": "the decision and its reason, parts by digest, the version",
+    "popularity.safetensors": "how often each item occurs",
+    "text.json": "which text encoder",
+}
+"""File of an artifact → what is in it."""
+
+
+def artifacts(made: dict[str, Any]) -> str:
+    """The page of what tasks hand to one another, from the manifests of a run, by task and output."""
+    lines = [
+        "# Artifacts",
+        "",
+        "What tasks hand to one another, and a run leaves: a directory with files and a `manifest.json`, which has",
+        "each file's sha256, the sha256 of the manifests of what it was made from, its configuration's digest, the",
+        "seed and the version. It is written whole or not at all, and checked when it is read",
+        "(`deeprec.store.read_artifact`).",
+        "",
+    ]
+    for kind, about in ARTIFACTS.items():
+        of_kind = {place: one for place, one in made.items() if one.kind == kind}
+        lines += [f"## {kind}", "", about, "", f"Made by {', '.join(f'`{place}`' for place in of_kind)}.", ""]
+        parents = sorted({re.sub(r"-\d+$", "", name) for one in of_kind.values() for name in one.parents})
+        lines += [f"Made from {', '.join(parents)}.", ""] if parents else []
+        files = sorted({name for one in of_kind.values() for name in one.files})
+        parts = sorted({name.partition("/")[0] for name in files if "/" in name})
+        rows = [f"| `{name}` | {FILES[name]} |" for name in files if "/" not in name]
+        rows += [f"| `{name}/` | the {name}, whole |" for name in parts]
+        lines += ["| file | |", "|---|---|", *rows, ""]
     return _tidy("\n".join(lines))
 
 

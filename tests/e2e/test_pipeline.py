@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from deeprec.pipelines.training import TASKS
 from deeprec.store import read_artifact
 from tests import forkserver
 
+ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {
     "name": "small",
     "seed": 3,
@@ -125,6 +127,28 @@ def test_resume_runs_what_a_change_touches_and_no_more(place: Path) -> None:
     assert "deeprec serve" in done.stdout
     metrics = json.loads((place / "runs" / "small" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["seconds"]["train-trm"] > 0
+
+
+def test_the_reference_of_artifacts_is_what_a_run_leaves(place: Path) -> None:
+    [run] = (place / "runs" / "small" / "pipeline").iterdir()
+    made = {}
+    for task in TASKS:
+        folder = next((one for one in folders(run) if one[0] == task), None)
+        for manifest in sorted(folder[1].glob("*/manifest.json")) if folder else ():
+            made[task] = read_artifact(manifest.parent, verify=False)
+    written = runpy.run_path(str(ROOT / "docs" / "write.py"))["artifacts"](made)
+    page = ROOT / "docs" / "reference" / "artifacts.md"
+    if os.environ.get("DEEPREC_UPDATE_GOLDEN"):
+        page.write_text(written, encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == written, "DEEPREC_UPDATE_GOLDEN=1 writes it anew"
+
+
+def folders(run: Path) -> list[tuple[str, Path]]:
+    """Each task, and the directory that KFP's local runner has named after its component."""
+    numbers = {"train-stage": "train-stage-1", "train-stage-2": "train-stage-2"}
+    rolled = ("rollout-candidates", "rollout-start", "rollout-stage-1", "rollout-stage-2")
+    numbers |= {f"rollout{'' if place == 0 else f'-{place + 1}'}": name for place, name in enumerate(rolled)}
+    return [(numbers.get(folder.name, folder.name), folder) for folder in run.iterdir()]
 
 
 def test_nothing_runs_after_a_failed_data_gate(place: Path) -> None:

@@ -11,7 +11,8 @@ from deeprec.config import ServingConfig
 from deeprec.serving.http.bundle_server import BundleServer
 from deeprec.types import JsonDict
 
-PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
 TYPES = {"counter": "_total", "info": "_info"}
 
 
@@ -26,9 +27,9 @@ def test_it_lists_every_instrument_with_its_type_and_labels(tmp_path: Path) -> N
     assert dict(rows) == there
 
 
-def test_its_alerts_name_what_there_is() -> None:
-    [block] = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)
-    [group] = yaml.safe_load(block)["groups"]
+def test_the_charts_alerts_name_what_there_is() -> None:
+    text = (ROOT / "helm" / "deeprec" / "files" / "alerts.yaml").read_text(encoding="utf-8")
+    [group] = yaml.safe_load(re.sub(r"\{\{.*?\}\}", "x", text))["groups"]
     listed = {name for name, _ in re.findall(r"^\| `(deeprec_\w+)` \| (\w+)", PAGE, flags=re.M)}
     for rule in group["rules"]:
         named = {name.removesuffix("_count") for name in re.findall(r"deeprec_\w+", rule["expr"])}
