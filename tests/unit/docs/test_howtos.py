@@ -1,4 +1,4 @@
-"""The pages for operators: alerts and reasons are all there, keys are keys, commands are commands."""
+"""Pages of commands: alerts and reasons are all there, keys are keys, commands are commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 CHART = ROOT / "helm" / "deeprec"
 PAGES = {
     name: (ROOT / "docs" / "how-to" / f"{name}.md").read_text(encoding="utf-8")
-    for name in ("install", "operate", "troubleshoot")
+    for name in ("install", "operate", "troubleshoot", "own-data")
 } | {"upgrade": (CHART / "UPGRADE.md").read_text(encoding="utf-8")}
 
 
@@ -94,3 +94,10 @@ def test_pages_that_are_named_are_there() -> None:
     for page in PAGES.values():
         for path in re.findall(r"`((?:docs|helm|manifests)/[\w./-]+)`", page):
             assert (ROOT / path).exists(), path
+
+
+def test_the_configuration_that_is_shown_is_one() -> None:
+    [shown] = re.findall(r"```yaml\n(.*?)```", PAGES["own-data"], flags=re.DOTALL)
+    found = Config.model_validate(yaml.safe_load(shown))
+    assert found.data.columns["user_id"] == "customer"
+    assert found.data.year_column is None
