@@ -340,6 +340,8 @@ def _placement(settings: PipelineConfig, environment: Mapping[str, str]) -> Call
         pod = settings.pod(name)
         if name not in TASKS:
             pod = pod.model_copy(update={key: getattr(REQUIRE, key) for key in REQUIRE.model_fields_set})
+        if name == "preflight":  # what it finds wrong is as wrong a minute later
+            pod = pod.model_copy(update={"retries": 0})
         try:
             pods.dress(task, pod, settings.gpu_pool, environment)
         except ValueError as error:
