@@ -102,6 +102,9 @@ def playing(
         if part in container:
             container[part] = [re.sub(r"\$\((\w+)\)", lambda name: told[name[1]], text) for text in container[part]]
     container.pop("ports", None)
+    for amounts in container["resources"].values():  # of which there are none here
+        for name in [name for name in amounts if "/" in name]:
+            del amounts[name]
     probe = container.get("readinessProbe")
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
         container.pop(kind, None)  # podman acts on a liveness probe by its own command in the container

@@ -21,7 +21,7 @@ from tests import services
 from tests.integration.parts import make_run
 from tests.kube.engine import image, unavailable
 from tests.kube.kubeplay import PlayedPod, playing
-from tests.kube.rendered import Pod, Rendered, pods, render
+from tests.kube.rendered import CHART, Pod, Rendered, pods, render
 
 MISSING = unavailable() or (
     None if find_postgres() and shutil.which("redis-server") else "postgresql and redis-server are not installed"
@@ -132,6 +132,16 @@ def test_the_trms_runtime_answers(cluster: Cluster, migrated: str) -> None:
         asked = {"instances": [{"history": [], "k": 3}]}
         answer = httpx.post(f"{pod.url}/v1/models/deeprec-trm:predict", json=asked, timeout=60).json()
     assert len(answer["predictions"][0]["items"]) == 3
+
+
+def test_the_policys_runtime_starts_what_its_image_has(cluster: Cluster) -> None:
+    """On the image whose base stands for vLLM's, there is no vLLM: the command comes as far as to say so."""
+    image("policy")
+    objects = render("--values", CHART / "values-gpu.yaml", "--set", "images.registry=localhost/")
+    of_policy = Cluster(objects, cluster.secrets, cluster.place).pod("policy")
+    with playing(of_policy, objects, cluster.secrets, cluster.place, restart="Never") as pod:
+        assert pod.wait_end() != 0
+        assert pod.log.strip().startswith("error: vLLM is not installed where deeprec is")
 
 
 def test_the_charts_own_test_asks_sends_an_event_and_asks_again(
