@@ -251,7 +251,7 @@ class Bench:
     def setting(self, config: Config, split: str) -> Setting:
         """All users, for the target of ``split``."""
         examples = test_examples(self.data) if split == "test" else validation_examples(self.data)
-        return open_setting(self.data, examples, self.trm, config.explore, config.rewards, config.text, config.seed)
+        return open_setting(self.data, examples, self.trm, config.explore, config.rewards, config.text)
 
     def _load(self, changes: Sequence[str] = ()) -> Config:
         return load_config(CONFIGS / f"{self.profile}.yaml", (*self.overrides, *changes))

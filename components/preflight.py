@@ -49,13 +49,12 @@ def preflight(
     """Give the sections with ``overrides`` laid over them, after the checks of ``deeprec doctor``, or fail with all
     that is missing. ``pods`` says what cannot be seen of the tasks to come; it is empty where they are processes.
     """
+    given = {**locals()}
+
     from collections import namedtuple
 
     from deeprec.components.boundary import reported
 
-    given = {
-        key: value for key, value in locals().items() if key not in ("overrides", "pods", "namedtuple", "reported")
-    }
     with reported():
         from deeprec.config.run import check_paths, from_parameters, to_parameters
         from deeprec.doctor import examine, require_all, training_checks

@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 ROOT = Path(__file__).parents[2]
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 NEEDED = ("buildah", "podman", "runc", "debootstrap")
@@ -117,6 +119,16 @@ class Container:
     def signal(self, name: str) -> None:
         """Send it a signal."""
         checked("podman", "kill", "--signal", name, self.name)
+
+    def wait_ready(self, url: str, seconds: float = 120) -> None:
+        """Return when the server that it runs says that it is ready; AssertionError, with its log, when it does not."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and self.status is None:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/v2/health/ready", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.2)
+        raise AssertionError(f"not ready:\n{self.log[-3000:]}")
 
     def ended(self, seconds: float) -> tuple[int, float]:
         """Its exit status, and after how many seconds it was there."""

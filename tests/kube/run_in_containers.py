@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ import yaml
 
 from benchmarks.postgres import PostgresServer, find_postgres
 from tests import services
-from tests.kube.engine import CONFINED, Container, checked, image, running, unavailable
+from tests.kube.engine import CONFINED, checked, image, running, unavailable
 from tests.kube.played import Namespace, play
 
 ROOT = Path(__file__).parents[2]
@@ -130,26 +129,13 @@ def answer(serve: str, given: list[str], config: Path, user: str) -> dict[str, A
     command = ("serve", "recommender", shelf, "--config", "/config.yaml", "--host", "127.0.0.1", "--port", port)
     with running(serve, *command, mounts=[f"{config}:/config.yaml:ro"], options=given) as container:
         url = f"http://127.0.0.1:{port}"
-        ready(url, container)
+        container.wait_ready(url)
         asked = {"instances": [{"user_id": user, "k": 5}]}
         told = httpx.post(f"{url}/v1/models/deeprec:predict", json=asked, timeout=60).raise_for_status().json()
         [prediction] = told["predictions"]
         assert (prediction["user_known"], len(prediction["items"])) == (True, 5), prediction
         tell(f"the serving image answered by {prediction['path']}")
         return dict(prediction)
-
-
-def ready(url: str, container: Container) -> None:
-    """Wait until a server says that it is."""
-    until = time.monotonic() + 120
-    while time.monotonic() < until and container.status is None:
-        try:
-            if httpx.get(f"{url}/v2/health/ready", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise AssertionError(f"not ready:\n{container.log[-3000:]}")
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import pytest
 
 from deeprec import __version__
 from tests.integration.parts import make_run
-from tests.kube.engine import BILLS, CONFINED, Container, call, checked, image, running, unavailable
+from tests.kube.engine import BILLS, CONFINED, call, checked, image, running, unavailable
+from tests.services import free_ports
 
 pytestmark = [pytest.mark.kube, pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "")]
 
@@ -124,12 +123,12 @@ def test_the_training_image_can_run_a_task_and_each_list_is_in_the_right_one() -
 
 
 def test_the_serving_image_serves_a_bundle_from_a_read_only_mount_and_ends_when_told(run: Path) -> None:
-    port = free_port()
+    [port] = free_ports(1)
     command = ("serve", "recommender", "/bundle", "--features", "/features", "--host", "127.0.0.1", "--port", port)
     mounts = (f"{run / 'bundle'}:/bundle:ro", f"{run / 'features'}:/features:ro")
     with running(image("serve"), *command, mounts=mounts) as container:
         url = f"http://127.0.0.1:{port}"
-        ready(url, container)
+        container.wait_ready(url)
         asked = {"instances": [{"history": [], "k": 3}, {"user_id": "u0001", "k": 3}]}
         answers = httpx.post(f"{url}/v1/models/deeprec:predict", json=asked, timeout=60).json()["predictions"]
         assert [len(answer["items"]) for answer in answers] == [3, 3]
@@ -138,22 +137,3 @@ def test_the_serving_image_serves_a_bundle_from_a_read_only_mount_and_ends_when_
         status, seconds = container.ended(30)
     assert status == 0
     assert seconds < 15
-
-
-def ready(url: str, container: Container) -> None:
-    """Wait until a server says that it is."""
-    until = time.monotonic() + 120
-    while time.monotonic() < until and container.status is None:
-        try:
-            if httpx.get(f"{url}/v2/health/ready", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    pytest.fail(f"not ready:\n{container.log[-3000:]}")
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])

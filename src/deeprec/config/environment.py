@@ -7,15 +7,14 @@ labels) is one value.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 
 import yaml
 
+from deeprec.config.explained import PREFIX, keys, variable
 from deeprec.config.section import Section
 from deeprec.errors import ConfigError
-
-PREFIX = "DEEPREC__"
 
 
 def environment_overrides(tree: type[Section], environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -24,7 +23,7 @@ def environment_overrides(tree: type[Section], environment: Mapping[str, str]) -
     Raises:
         ConfigError: a variable names no key, and the message the nearest; or its value is not YAML.
     """
-    known = {variable(key): key for key in sorted(_keys(tree))}
+    known = {variable(key.name): key.name for key in sorted(keys(tree), key=lambda key: key.name) if not key.is_section}
     given = {name: text for name, text in environment.items() if name.startswith(PREFIX)}
     for name, text in given.items():
         if name not in known:
@@ -36,17 +35,3 @@ def environment_overrides(tree: type[Section], environment: Mapping[str, str]) -
             problem = " ".join(str(error).split())
             raise ConfigError(f"the environment variable {name}: the value is not valid YAML: {problem}") from error
     return tuple(f"{key}={given[name]}" for name, key in known.items() if name in given)
-
-
-def variable(key: str) -> str:
-    """The environment variable of a key such as ``serving.log.path``."""
-    return PREFIX + key.replace(".", "__").upper()
-
-
-def _keys(tree: type[Section], before: str = "") -> Iterator[str]:
-    for name, field in tree.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from _keys(kind, f"{before}{name}.")
-        else:
-            yield before + name

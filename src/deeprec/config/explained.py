@@ -9,6 +9,7 @@ import json
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -16,6 +17,7 @@ from pydantic.fields import FieldInfo
 from deeprec.config.section import Section
 from deeprec.errors import ConfigError
 
+PREFIX = "DEEPREC__"
 _BOUNDS = {"gt": "above {}", "ge": "at least {}", "lt": "below {}", "le": "at most {}", "pattern": "matching `{}`"}
 _NAMES: dict[Any, str] = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null"}
 
@@ -36,8 +38,13 @@ class Key:
 
     @property
     def variable(self) -> str:
-        """The environment variable that sets it."""
-        return "DEEPREC__" + self.name.upper().replace(".", "__")
+        """The environment variable that sets it; see ``environment``."""
+        return variable(self.name)
+
+
+def variable(key: str) -> str:
+    """The environment variable of a key such as ``serving.log.path``."""
+    return PREFIX + key.replace(".", "__").upper()
 
 
 def keys(tree: type[Section], above: str = "") -> Iterator[Key]:
@@ -61,14 +68,10 @@ def explain(tree: type[Section], name: str) -> tuple[Key, list[Key]]:
     """
     found = {key.name: key for key in keys(tree)}
     if name not in found:
-        import difflib
-
         last = name.rpartition(".")[2]
-        alike = [key for key in found if key.rpartition(".")[2] == last] or difflib.get_close_matches(name, found)
-        nearest = (
-            f"; did you mean {', '.join(alike[:3])}?" if alike else "; `deeprec config explain` lists the sections"
-        )
-        raise ConfigError(f"there is no key {name}{nearest}")
+        alike = [key for key in found if key.rpartition(".")[2] == last] or get_close_matches(name, found)
+        cure = f"did you mean {', '.join(alike[:3])}?" if alike else "`deeprec config explain` lists the sections"
+        raise ConfigError(f"there is no key {name}; {cure}")
     return found[name], below(tree, name)
 
 

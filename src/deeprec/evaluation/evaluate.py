@@ -38,9 +38,8 @@ from deeprec.evaluation.setting import (
 )
 from deeprec.evaluation.significance import compare, ratio
 from deeprec.evaluation.verdict import POLICY, STEPS, best, decide, judge, sentences
-from deeprec.explore.loading import fingerprint
 from deeprec.explore.opinion import open_opinion
-from deeprec.explore.rollouts import Progress, read_rollouts, rollouts_of
+from deeprec.explore.rollouts import Progress, open_rollouts, rollouts_of
 from deeprec.explore.trajectories import write_trajectories
 from deeprec.store import read_artifact, write_artifact, write_text
 from deeprec.types import JsonDict, Opinion, Trajectory
@@ -128,7 +127,7 @@ def evaluate(
         StoreError: the results cannot be written.
     """
     data = read_dataset(made.dataset)
-    setting = open_setting(data, test_examples(data), made.trm, explore, rewards, text, seed)
+    setting = open_setting(data, test_examples(data), made.trm, explore, rewards, text)
     sections: dict[str, Any] = {"explore": explore, "rewards": rewards, "text": text, "evaluation": evaluation}
     configuration = {name: section.model_dump(mode="json") for name, section in sections.items()}
     parents = [made.dataset, made.trm, made.trm_everything, made.prompts, *made.policies.values()]
@@ -277,12 +276,8 @@ def _policies(setting: Setting, made: Made, progress: Progress) -> tuple[dict[st
     outcomes: dict[str, Outcome] = {}
     last = _Last([], [], {})
     for name, path in made.rollouts.items():
-        described = read_rollouts(path)
-        if described.policy != fingerprint(read_artifact(made.policies[name], "policy", verify=False)):
-            raise ArtifactError(
-                f"the rollouts in {path} are not of the policy in {made.policies[name]}; make them anew"
-            )
-        trajectories = [one for _, own in rollouts_of(path, setting.examples) for one in own]
+        described = open_rollouts(path, [made.dataset, made.trm, made.policies[name]])
+        trajectories = [one for _, own in rollouts_of(path, described.repeats, setting.examples) for one in own]
         last = _Last(trajectories, [violations_of(setting, one) for one in trajectories], described.milliseconds)
         outcomes[name] = measure(setting, last.trajectories, last.violations)
         progress(_line(name, outcomes[name]))

@@ -38,7 +38,6 @@ class Setting:
     explore: ExploreConfig
     rewards: RewardsConfig
     trm_answers: Sequence[tuple[str, ...]]
-    seed: int
 
 
 def open_setting(
@@ -48,7 +47,6 @@ def open_setting(
     explore: ExploreConfig,
     rewards: RewardsConfig,
     text: TextConfig,
-    seed: int,
 ) -> Setting:
     """The setting of some of a dataset's examples, with the TRM trained on it.
 
@@ -72,7 +70,6 @@ def open_setting(
         explore=explore,
         rewards=rewards,
         trm_answers=trm_answers(retriever, examples, explore.answer_size),
-        seed=seed,
     )
 
 

@@ -103,7 +103,7 @@ def evaluate_policy(
     if users is not None and users < len(examples):
         drawn = np.random.default_rng(seed).choice(len(examples), size=users, replace=False)
         examples = [examples[place] for place in sorted(drawn)]
-    setting = open_setting(data, examples, trm, explore, rewards, text, seed)
+    setting = open_setting(data, examples, trm, explore, rewards, text)
     k = explore.answer_size
     with closing(open_policy(policy, explore.engine)) as opened:
         made = scored(setting, rolled_out(setting, opened, lambda line: progress(f"policy: {line}")))

@@ -7,7 +7,7 @@ other, and ``rollouts.json``, the rest of ``Rollouts``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -63,12 +63,11 @@ def roll_out(
 class Rollouts:
     """What an artifact's rollouts are.
 
-    ``users`` names whom they are for, ``policy`` the files of the policy (``loading.fingerprint``); ``milliseconds``
-    are medians of single requests, with ``policy`` and ``trm``, where they were timed.
+    ``users`` names whom they are for; ``milliseconds`` are medians of single requests, with ``policy`` and ``trm``,
+    where they were timed.
     """
 
     users: str
-    policy: str
     repeats: int
     temperature: float
     milliseconds: dict[str, float]
@@ -78,23 +77,28 @@ class Rollouts:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def read_rollouts(path: Path) -> Rollouts:
-    """What the rollouts of an artifact are; the artifact is verified.
+def open_rollouts(path: Path, made_of: Iterable[Path]) -> Rollouts:
+    """What the rollouts of an artifact are; it is verified, and was made of these artifacts.
 
     Raises:
-        ArtifactError: there is none, or a file differs from its hash.
+        ArtifactError: there is none, a file differs from its hash, or they were made of others.
     """
-    read_artifact(path, KIND)
+    parents = set(read_artifact(path, KIND).parents.values())
+    for other in made_of:
+        if read_artifact(other, verify=False).digest not in parents:
+            raise ArtifactError(f"the rollouts in {path} were not made with {other}; roll the policy out again")
     return Rollouts(**json.loads((path / DESCRIPTION).read_text(encoding="utf-8")))
 
 
-def rollouts_of(path: Path, examples: Sequence[Example]) -> Iterator[tuple[Example, list[Trajectory]]]:
+def rollouts_of(path: Path, repeats: int, examples: Sequence[Example]) -> Iterator[tuple[Example, list[Trajectory]]]:
     """Each example with its rollouts, as they were made; one batch of the file is in memory at a time.
 
+    Args:
+        repeats: as ``open_rollouts`` says.
+
     Raises:
-        ArtifactError: the artifact cannot be read, or was made for other examples.
+        ArtifactError: they cannot be read, or are of other examples.
     """
-    repeats = read_rollouts(path).repeats
     kept = read_trajectories(path / TRAJECTORIES)
     for example in examples:
         own = list(islice(kept, repeats))

@@ -18,11 +18,11 @@ import numpy as np
 from deeprec.config import ExploreConfig, SelectConfig, TextConfig
 from deeprec.data.dataset import Dataset
 from deeprec.errors import ConfigError, PolicyError
-from deeprec.explore.loading import fingerprint, open_policy
+from deeprec.explore.loading import open_policy
 from deeprec.explore.rollouts import DESCRIPTION, KIND, TRAJECTORIES, Progress, Rollouts, roll_out
 from deeprec.explore.trajectories import TrajectoryWriter
 from deeprec.policy.setting import Setting, derived_seed, sample
-from deeprec.store import read_artifact, write_artifact
+from deeprec.store import write_artifact
 from deeprec.types import Example, Policy, Query, Trajectory
 
 Users = Literal["candidates", "validation", "test"]
@@ -78,7 +78,6 @@ def roll_policy_out(
         raise ConfigError(f"there are no users {users!r} to roll out for; name one of {', '.join(get_args(Users))}")
     config = {"users": users, "select": select.model_dump(mode="json"), "explore": explore.model_dump(mode="json")}
     repeats, temperature = (select.rollouts, explore.temperature) if users == "candidates" else (1, 0.0)
-    made_of = fingerprint(read_artifact(policy, "policy"))
     setting = Setting.open(dataset, trm, text)
     examples = _examples(users, setting.dataset, select, seed)
     with write_artifact(out, KIND, config=config, parents=[dataset, trm, policy], seed=seed) as work:
@@ -89,7 +88,7 @@ def roll_policy_out(
             )  # fmt: skip
             figures = _keep(work, rolled)
             milliseconds = _milliseconds(setting, actor, examples, explore) if timed else {}
-        kept = Rollouts(users, made_of, repeats, temperature, milliseconds)
+        kept = Rollouts(users, repeats, temperature, milliseconds)
         (work / DESCRIPTION).write_text(kept.to_json(), encoding="utf-8")
     return figures
 

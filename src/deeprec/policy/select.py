@@ -18,7 +18,7 @@ import numpy as np
 from deeprec.config import ExploreConfig, PolicyConfig, RewardsConfig, StageConfig
 from deeprec.data.dataset import read_dataset
 from deeprec.errors import PolicyError
-from deeprec.explore.rollouts import rollouts_of
+from deeprec.explore.rollouts import open_rollouts, rollouts_of
 from deeprec.policy.rollouts import candidates
 from deeprec.store import read_artifact, write_artifact
 from deeprec.types import Example, Trajectory
@@ -65,9 +65,10 @@ def select_prompts(
     chosen_from = candidates(read_dataset(dataset), policy.select, seed)
     config = {name: part.model_dump(mode="json") for name, part in (("policy", policy), ("explore", explore))}
     with write_artifact(out, KIND, config=config, parents=[dataset, rollouts], seed=seed) as work:
+        repeats = open_rollouts(rollouts, [dataset]).repeats
         measured = [
             _difficulty(example, own, explore, strict=rewards.strict_format)
-            for example, own in rollouts_of(rollouts, chosen_from)
+            for example, own in rollouts_of(rollouts, repeats, chosen_from)
         ]
         first, second = split_stages(measured, policy.stage1, policy.stage2, policy.select.stage2)
         _write(work / "stage1.parquet", first, [one.valid for one in first])

@@ -36,7 +36,9 @@ def test_its_commands_exist_with_their_options() -> None:
 
 def test_its_pods_are_settings() -> None:
     [pods] = blocks("yaml")
-    PipelineConfig.model_validate(yaml.safe_load(pods)["pipeline"])
+    found = PipelineConfig.model_validate(yaml.safe_load(pods)["pipeline"])
+    assert found.pod("ingest").secrets["deeprec-hub"] == {"token": "HF_TOKEN"}
+    assert {mount.path for mount in found.pod("ingest").volumes} == {"/data"}
 
 
 def test_its_overrides_are_taken() -> None:

@@ -23,7 +23,7 @@ from deeprec.data.dataset import read_dataset
 from deeprec.data.splits import test_examples as held_out_examples
 from deeprec.data.splits import validation_examples
 from deeprec.errors import ArtifactError, ConfigError
-from deeprec.explore.rollouts import read_rollouts, rollouts_of
+from deeprec.explore.rollouts import open_rollouts, rollouts_of
 from deeprec.explore.trajectories import read_trajectories
 from deeprec.policy.rollouts import REQUESTS, candidates, roll_policy_out
 from deeprec.policy.select import select_prompts
@@ -110,14 +110,14 @@ def test_every_user_is_rolled_out_greedily_before_the_item_of_a_split(
     for users, examples in (("test", held_out_examples(data)), ("validation", validation_examples(data))):
         policy = scripted_policy()
         figures = roll_out(users, policy, users)
-        found = list(rollouts_of(tmp_path / users, examples))
+        found = list(rollouts_of(tmp_path / users, 1, examples))
         assert [(example, one.example_key) for example, [one] in found] == [(each, each.key) for each in examples]
         assert figures == {"rollouts": len(examples), "mean_calls": 2.0, "answered": 1.0}
         assert policy.temperatures == {0.0}
     with pytest.raises(ArtifactError, match="of other users"):
-        list(rollouts_of(tmp_path / "test", validation_examples(data)))
+        list(rollouts_of(tmp_path / "test", 1, validation_examples(data)))
     with pytest.raises(ArtifactError, match="of other users"):
-        list(rollouts_of(tmp_path / "test", held_out_examples(data)[:-1]))
+        list(rollouts_of(tmp_path / "test", 1, held_out_examples(data)[:-1]))
 
 
 def test_candidates_are_the_policys_own_examples(sample_dataset: Path) -> None:
@@ -132,14 +132,16 @@ def test_single_requests_are_timed_where_that_is_asked_for(
     roll_out: RollOut, scripted_policy: Any, sample_dataset: Path, tmp_path: Path
 ) -> None:
     roll_out("test", scripted_policy(), "plain")
-    assert read_rollouts(tmp_path / "plain").milliseconds == {}
+    assert open_rollouts(tmp_path / "plain", [sample_dataset]).milliseconds == {}
     policy = scripted_policy()
     roll_out("test", policy, "timed", timed=True)
     assert policy.starts == -(-len(read_dataset(sample_dataset).sequences) // EXPLORE.batch_size) + REQUESTS
-    taken = read_rollouts(tmp_path / "timed").milliseconds
+    taken = open_rollouts(tmp_path / "timed", [sample_dataset]).milliseconds
     assert set(taken) == {"policy", "trm"}
     assert all(value > 0 for value in taken.values())
     assert {"dataset", "trm", "policy"} <= set(read_artifact(tmp_path / "timed", "rollouts").parents)
+    with pytest.raises(ArtifactError, match=r"were not made with .*plain; roll the policy out again"):
+        open_rollouts(tmp_path / "timed", [sample_dataset, tmp_path / "plain"])
 
 
 def test_other_users_are_refused(roll_out: RollOut, scripted_policy: Any, tmp_path: Path) -> None:
