@@ -2,9 +2,8 @@
 
 ``build`` makes the graph for a set of pods (image, CPU, memory, accelerators, retries); what is learned from which data
 is in the pipeline's parameters, one per configuration section, so that a schedule changes nothing else and KFP's cache
-sees every input; what can change without them, the source's contents, is named by the first task. Gates succeed and
-hand their verdict on; the next task refuses. No ``dsl.If``: KFP's local runner takes every condition for false. KFP
-reads annotations as objects, so this file does without postponed ones.
+sees every input; what can change without them, the source's contents, is named by the second task. The tasks and what
+flows between them are in ``graph``. KFP reads annotations as objects, so this file does without postponed ones.
 """
 
 import os
@@ -16,26 +15,14 @@ from typing import Any
 
 from kfp import compiler, dsl
 
-from deeprec.components.build_policy import build_policy
-from deeprec.components.check_data import check_data
-from deeprec.components.evaluate import evaluate
-from deeprec.components.ingest import ingest
 from deeprec.components.preflight import preflight
-from deeprec.components.publish_bundle import publish_bundle
-from deeprec.components.publish_features import publish_features
-from deeprec.components.refit import refit
 from deeprec.components.require import require
-from deeprec.components.resolve_data import resolve_data
-from deeprec.components.rollout import rollout
-from deeprec.components.select_prompts import select_prompts
-from deeprec.components.train_stage import train_stage
-from deeprec.components.train_trm import train_trm
-from deeprec.components.train_trm_everything import train_trm_everything
 from deeprec.config import Config, PipelineConfig, PodTemplate
 from deeprec.config.run import PARTS, SECTIONS, check_paths, check_run, to_parameters
 from deeprec.errors import ConfigError, PipelineError
 from deeprec.pipelines import pods
 from deeprec.pipelines.environment import environment
+from deeprec.pipelines.graph import Graph
 
 NAME = "deeprec-training"
 
@@ -135,131 +122,12 @@ def build(
     ):
         asked = {key: value for key, value in locals().items() if key in ASKED}
         given = place("preflight", preflight(pods=promised, **asked)).outputs
-        seed = given["seed"]
-        resolved = place(
-            "resolve-data",
-            resolve_data(data=given["data"], data_version=data_version, features=given["features"]),
-        )
-        ingested = place(
-            "ingest",
-            ingest(
-                data=given["data"],
-                data_version=resolved.outputs["version"],
-                features=given["features"],
-                seed=seed,
-            ),
-        )
-        dataset, text, explore, rewards = ingested.outputs["dataset"], given["text"], given["explore"], given["rewards"]
-        checked = let_through("require-data", place("check-data", check_data(checks=given["checks"], dataset=dataset)))
-        published = place(
-            "publish-features",
-            publish_features(gate=checked, features=given["features"], dataset=dataset),
-        )
-        retrieval = place(
-            "train-trm",
-            train_trm(gate=checked, trm=given["trm"], text=text, seed=seed, dataset=dataset),
-        ).after(published)
-        retrieves = let_through("require-trm", retrieval)
-        world = {"dataset": dataset, "trm": retrieval.outputs["model"], "explore": explore, "text": text, "seed": seed}
-        start = place(
-            "build-policy",
-            build_policy(gate=retrieves, policy=given["policy"], warm_start=given["warm_start"], **world),
-        ).outputs["start"]
-
-        def rolled(users: str, who: str, gate: Any, policy: Any, **more: Any) -> Any:
-            made = rollout(
-                users=users, gate=gate, select=given["select"], policy=policy, **{"timed": False, **world, **more}
-            )
-            return place(f"rollout-{who}", made)
-
-        candidates = rolled("candidates", "candidates", retrieves, start).outputs["rollouts"]
-        choosing = {"explore": explore, "rewards": rewards, "dataset": dataset, "seed": seed}
-        prompts = place(
-            "select-prompts",
-            select_prompts(
-                policy=given["policy"],
-                select=given["select"],
-                stage1=given["stage1"],
-                stage2=given["stage2"],
-                rollouts=candidates,
-                **choosing,
-            ),
-        ).outputs["prompts"]
-        learning = {"policy": given["policy"], "rewards": rewards, "prompts": prompts, **world}
-        first = place(
-            "train-stage-1",
-            train_stage(stage="stage1", gate=retrieves, settings=given["stage1"], start=start, **learning),
-        )
-        explores = let_through("require-stage-1", first)
-        second = place(
-            "train-stage-2",
-            train_stage(
-                stage="stage2",
-                gate=explores,
-                settings=given["stage2"],
-                start=first.outputs["trained"],
-                **learning,
-            ),
-        )
-        ranks = let_through("require-stage-2", second)
-        everything = place(
-            "train-trm-everything",
-            train_trm_everything(gate=retrieves, trm=given["trm"], text=text, seed=seed, dataset=dataset),
-        )
-        if in_turn:
-            everything.after(second)
-        started = rolled("test", "start", retrieves, start)
-        explored = rolled("test", "stage-1", explores, first.outputs["trained"])
-        ranked = rolled("test", "stage-2", ranks, second.outputs["trained"], timed=True)
-        if in_turn:
-            ranked.after(explored.after(started.after(everything)))
-        evaluated = place(
-            "evaluate",
-            evaluate(
-                gate=ranks,
-                rewards=rewards,
-                evaluation=given["evaluation"],
-                name=given["name"],
-                trm_everything=everything.outputs["model"],
-                start=start,
-                candidates=candidates,
-                prompts=prompts,
-                stage1=first.outputs["trained"],
-                stage2=second.outputs["trained"],
-                start_rollouts=started.outputs["rollouts"],
-                stage1_rollouts=explored.outputs["rollouts"],
-                stage2_rollouts=ranked.outputs["rollouts"],
-                **world,
-            ),
-        )
-        serves = let_through("require-evaluation", evaluated)
-        serving = place(
-            "refit",
-            refit(
-                gate=serves,
-                serve=evaluated.outputs["serve"],
-                trm=given["trm"],
-                text=text,
-                settings=given["bundle"],
-                seed=seed,
-                dataset=dataset,
-                policy_trm=retrieval.outputs["model"],
-            ),
-        )
-        place(
-            "publish-bundle",
-            publish_bundle(
-                gate=serves,
-                text=text,
-                explore=explore,
-                settings=given["bundle"],
-                dataset=dataset,
-                trm=serving.outputs["model"],
-                policy=second.outputs["trained"],
-                evaluation=evaluated.outputs["results"],
-                features=published.outputs["published"],
-            ),
-        )
+        graph = Graph(place, let_through, in_turn, given)
+        graph.prepare(data_version)
+        graph.retrieve()
+        graph.learn()
+        graph.judge()
+        graph.publish()
 
     pods.lift_retry_limit(training)
     _describe(training)
