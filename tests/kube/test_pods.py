@@ -179,6 +179,10 @@ def test_a_killed_server_comes_back(events: PlayedPod) -> None:
         ("events", "deeprec-features", "DEEPREC_REDIS", "127.0.0.1:{redis},password=wrong", "features.redis"),
         ("recommender", "deeprec-features", "DEEPREC_REDIS", "127.0.0.1:{redis},password=wrong", "features.redis"),
         ("recommender", "deeprec-store", "AWS_SECRET_ACCESS_KEY", "wrong", SHELF),
+        ("events", "deeprec-features", "DEEPREC_DATABASE", "", "DEEPREC_DATABASE"),
+        ("recommender", "deeprec-features", "DEEPREC_REDIS", "", "DEEPREC_REDIS"),
+        ("recommender", "deeprec-store", "AWS_ACCESS_KEY_ID", "", "AWS_ACCESS_KEY_ID"),
+        ("migrate", "deeprec-features", "DEEPREC_DATABASE", "", "DEEPREC_DATABASE"),
     ],
 )
 def test_a_wrong_secret_is_said_in_a_sentence(
@@ -194,7 +198,8 @@ def test_a_wrong_secret_is_said_in_a_sentence(
         until = time.monotonic() + 60
         while said not in pod.log and pod.state["Running"]:
             assert time.monotonic() < until, pod.log[-2000:]
-            pod.ready()  # which is what a cluster asks all the time
+            if pod.probe:
+                pod.ready()  # which is what a cluster asks all the time
             time.sleep(0.3)
         if component == "events":
             assert not pod.ready()
@@ -202,3 +207,27 @@ def test_a_wrong_secret_is_said_in_a_sentence(
         assert lines, pod.log[-3000:]
         assert "Traceback" not in pod.log
         assert "wrong" not in pod.log, "no secret is told"
+
+
+@pytest.mark.parametrize("component", ["migrate", "events", "recommender", "trm"])
+def test_a_pod_whose_secret_is_missing_or_lacks_a_key_is_not_started_and_the_reason_names_it(
+    cluster: Cluster, component: str
+) -> None:
+    """As a kubelet does (CreateContainerConfigError), since no reference is optional: there is no process to crash."""
+    pod = cluster.pod(component)
+    [container] = pod.containers
+    named = [one["valueFrom"]["secretKeyRef"] for one in container["env"] if "secretKeyRef" in one.get("valueFrom", {})]
+    assert named
+    without: list[tuple[str, dict[str, dict[str, str]]]] = [
+        (reference["name"], {name: keys for name, keys in cluster.secrets.items() if name != reference["name"]})
+        for reference in named
+    ]
+    for reference in named:
+        kept = {key: value for key, value in cluster.secrets[reference["name"]].items() if key != reference["key"]}
+        without.append((reference["key"], {**cluster.secrets, reference["name"]: kept}))
+    for missing, secrets in without:
+        with (
+            pytest.raises(AssertionError, match=missing),
+            playing(pod, cluster.objects, secrets, cluster.place, restart="Never"),
+        ):
+            pytest.fail("it was started")

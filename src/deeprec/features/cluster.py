@@ -23,7 +23,7 @@ from typing import Any
 from deeprec.config import FeaturesConfig
 from deeprec.data.dataset import Dataset
 from deeprec.errors import FeatureError
-from deeprec.features.database import Database, resolved, server_url
+from deeprec.features.database import Database, redis_address, server_url
 from deeprec.features.feast_rows import FeastRows, make_registry
 from deeprec.features.log import Logged
 from deeprec.features.migrate import migrate
@@ -52,7 +52,7 @@ class ClusterPlace(FeaturePlace):
     """
 
     def __init__(self, features: FeaturesConfig) -> None:
-        self._redis = resolved(features.redis, "features.redis")
+        self._redis = redis_address(features.redis, "features.redis")
         self._offline = features.offline.rstrip("/")
         url = server_url(features.database, "features.database")
         host = url.rpartition("@")[2].partition("?")[0]

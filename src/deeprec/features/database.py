@@ -132,21 +132,39 @@ def server_url(text: str, key: str) -> str:
     return url.set(drivername="postgresql+psycopg").update_query_dict(timeout).render_as_string(hide_password=False)
 
 
+def redis_address(text: str, key: str) -> str:
+    """The address of a Redis that a configuration names as ``text``, under ``key``; see ``resolved``.
+
+    Raises:
+        ConfigError: it is not what Feast reads: hosts with ports, then parameters, with commas between.
+    """
+    told = resolved(text, key)
+    hosts = [part for part in told.split(",") if "=" not in part]
+    if not hosts or not all(re.fullmatch(r"[^\s:/]+:\d+", host) for host in hosts):
+        raise ConfigError(f"{key} is not HOST:PORT, or HOST:PORT,password=…; correct it, or what it refers to")
+    return told
+
+
 def resolved(text: str, key: str) -> str:
     """An address as it is used: ``${NAME}`` from the environment, ``file:/path`` from a file's one line.
 
     Raises:
-        ConfigError: a variable is not set, or the file cannot be read; ``key`` is what names the address.
+        ConfigError: a variable is not set or empty, or the file cannot be read or is empty; ``key`` is what names the
+            address.
     """
     if text.startswith("file:"):
         place = Path(text.removeprefix("file:"))
         try:
-            return place.read_text(encoding="utf-8").strip()
+            told = place.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeError) as error:
             raise ConfigError(f"{key} names the file {place}, which cannot be read ({error})") from error
-    missing = [name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ]
-    if missing:
-        raise ConfigError(f"{key} names the variable {missing[0]}, which is not in the environment; set it")
+        if not told:
+            raise ConfigError(f"{key} names the file {place}, which is empty; write the address into it")
+        return told
+    for name in re.findall(r"\$\{(\w+)\}", text):
+        if not os.environ.get(name):
+            state = "is empty" if name in os.environ else "is not in the environment"
+            raise ConfigError(f"{key} names the variable {name}, which {state}; set it")
     return re.sub(r"\$\{(\w+)\}", lambda found: os.environ[found[1]], text)
 
 
