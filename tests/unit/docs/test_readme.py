@@ -37,6 +37,16 @@ def test_its_table_is_of_the_page_that_says_how_it_was_measured() -> None:
         assert f"| {name} | {recall} | {ndcg} |" in measured, name
 
 
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_figures_of_quality_live_on_the_page_that_says_how_they_were_measured(page: Path) -> None:
+    measured = (ROOT / "docs" / "explanation" / "measured.md").read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    figures = set(re.findall(r"(?<![\w.])0\.\d{4}(?![\w.])", prose))
+    assert sorted(figures - set(re.findall(r"0\.\d{4}", measured))) == []
+
+
 def test_every_page_is_in_the_index_and_links_lead_somewhere() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     linked = set(re.findall(r"\]\(([^)]+)\)", index))
