@@ -25,15 +25,19 @@ def publish_bundle(
     from deeprec.components.boundary import reported
 
     with reported():
+        from deeprec.bundle.answers import make_answers
+        from deeprec.bundle.delivery import deliver, sweep_features
         from deeprec.bundle.publish import publish
-        from deeprec.bundle.shelf import deliver, sweep_features
         from deeprec.checks.gate import Verdict, require
         from deeprec.config import BundleConfig, ExploreConfig, TextConfig
+        from deeprec.data.dataset import read_dataset
 
         require(gate)
         inputs = [Path(artifact.path) for artifact in (dataset, trm, policy, evaluation, features)]
         sections = TextConfig.model_validate(text), ExploreConfig.model_validate(explore)
-        publish(*inputs, *sections, Verdict.from_json(gate), Path(bundle.path))
-        found = deliver(Path(bundle.path), BundleConfig.model_validate(settings))
+        kept = Path(evaluation.path) / "trajectories.parquet"
+        answers = make_answers(read_dataset(inputs[0]), inputs[1], kept, sections[1].answer_size)
+        publish(*inputs, *sections, Verdict.from_json(gate), Path(bundle.path), answers)
+        found = deliver(Path(bundle.path), BundleConfig.model_validate(settings), inputs[0], print)
         sweep_features(inputs[-1], BundleConfig.model_validate(settings))
         Path(version).write_text(found, encoding="utf-8")

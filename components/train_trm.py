@@ -24,6 +24,7 @@ def train_trm(
     from deeprec.components.boundary import checkpoints, reported, show
 
     with reported():
+        from deeprec.bundle.former import former_trm
         from deeprec.checks.gate import require
         from deeprec.config import TextConfig, TrmConfig
         from deeprec.trm.training import train
@@ -31,8 +32,8 @@ def train_trm(
         require(gate)
         sections = TrmConfig.model_validate(trm), TextConfig.model_validate(text)
         kept = checkpoints("train-trm", trm, text, seed, dataset.uri)
-        outputs = Path(model.path), Path(report.path)
-        result, values = train(Path(dataset.path), *sections, seed, *outputs, checkpoint=kept)
+        outputs, begin = (Path(model.path), Path(report.path)), former_trm(sections[0])
+        result, values = train(Path(dataset.path), *sections, seed, *outputs, checkpoint=kept, begin=begin)
         Path(verdict).write_text(result.to_json(), encoding="utf-8")
         show(result, outcome)
         for name, value in values.items():

@@ -21,6 +21,7 @@ def train_trm_everything(
     from deeprec.components.boundary import checkpoints, reported
 
     with reported():
+        from deeprec.bundle.former import former_trm
         from deeprec.checks.gate import require
         from deeprec.config import TextConfig, TrmConfig
         from deeprec.trm.training import train_everything
@@ -28,6 +29,7 @@ def train_trm_everything(
         require(gate)
         sections = TrmConfig.model_validate(trm), TextConfig.model_validate(text)
         kept = checkpoints("train-trm-everything", trm, text, seed, dataset.uri)
-        values = train_everything(Path(dataset.path), *sections, seed, Path(model.path), checkpoint=kept)
+        begin = former_trm(sections[0])
+        values = train_everything(Path(dataset.path), *sections, seed, Path(model.path), checkpoint=kept, begin=begin)
         for name, value in values.items():
             metrics.log_metric(name, value)

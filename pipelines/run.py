@@ -21,14 +21,15 @@ from typing import Any
 import yaml
 from kfp import dsl
 
-from deeprec.config import Config
+from deeprec.config import Config, EvaluationConfig
 from deeprec.data.version import check_source
 from deeprec.errors import CheckFailed, ConfigError, PipelineError
+from deeprec.evaluation.cost import Spent, spent_on, task_cost
 from deeprec.pipelines import training
 from deeprec.pipelines.environment import environment
 from deeprec.pipelines.local import TaskResult, run_pipeline
 from deeprec.pipelines.progress import Progress
-from deeprec.store import write_text
+from deeprec.store import MANIFEST, write_text
 
 _MARK = ".deeprec-run"
 _FOLDERS = ("pipeline", "cache", "logs", "reports", "checkpoints")
@@ -80,7 +81,7 @@ def run_training(config: Config, workdir: Path, *, resume: bool = False, progres
             on_result=lambda result: _copy_report(result, workdir),
         )
         _raise_failure(results, workdir)
-        return _finish(results, workdir, time.monotonic() - began)
+        return _finish(results, workdir, time.monotonic() - began, config.evaluation)
 
 
 def resolve(config: Config, workdir: Path) -> Config:
@@ -95,6 +96,8 @@ def resolve(config: Config, workdir: Path) -> Config:
         tree["data"]["path"] = os.path.abspath(os.path.expanduser(tree["data"]["path"]))
     shelf = tree["bundle"]["uri"] or (str(workdir / "shelf") if tree["bundle"]["promote"] else "")
     tree["bundle"]["uri"] = os.path.abspath(shelf) if shelf and "://" not in shelf else shelf
+    former = tree["trm"]["continue_from"]
+    tree["trm"]["continue_from"] = os.path.abspath(former) if former and "://" not in former else former
     return Config.model_validate(tree)
 
 
@@ -145,7 +148,9 @@ def _raise_failure(results: Sequence[TaskResult], workdir: Path) -> None:
     raise CheckFailed(f"{last.error}{report}")
 
 
-def _finish(results: Sequence[TaskResult], workdir: Path, wall: float) -> RunResult:
+def _finish(
+    results: Sequence[TaskResult], workdir: Path, wall: float, evaluation_config: EvaluationConfig
+) -> RunResult:
     """Put report, bundle and figures where a person looks for them."""
     outputs = {result.name: result.outputs for result in results}
     evaluation = Path(outputs["evaluate"]["results"].path)
@@ -153,10 +158,18 @@ def _finish(results: Sequence[TaskResult], workdir: Path, wall: float) -> RunRes
     cached = sum(result.seconds for result in results if result.status == "cached")
     seconds = {result.name: round(result.seconds, 2) for result in results}
     metrics["seconds"] = {**seconds, "total": round(wall + cached, 2)}
+    spent = {result.name: Spent(result.seconds, _accelerators(result)) for result in results}
+    metrics["cost"] |= task_cost(spent, evaluation_config.price_per_hour)
     shutil.copyfile(outputs["evaluate"]["report"].path, workdir / "report.html")
     _swap(Path(outputs["publish-bundle"]["bundle"].path), workdir / "bundle")
     write_text(workdir / "metrics.json", json.dumps(metrics, indent=2))
     return RunResult(workdir, tuple(results), metrics)
+
+
+def _accelerators(result: TaskResult) -> int:
+    """Those that the task's process had, by the artifacts it wrote; none where it wrote none."""
+    places = [Path(output.path) for output in result.outputs.values() if isinstance(output, dsl.Artifact)]
+    return max((spent_on(place).accelerators for place in places if (place / MANIFEST).is_file()), default=0)
 
 
 def _swap(source: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deeprec.config import Config, DataConfig, FeaturesConfig, GpuPool
+from deeprec.config import Config, DataConfig, FeaturesConfig, GpuPool, TrmConfig
 from deeprec.config.run import check_run
 from deeprec.errors import ConfigError, DeepRecError, PipelineError, StoreError
 from deeprec.objects import is_s3, open_objects
@@ -73,6 +73,7 @@ def training_checks(config: Config) -> list[Check]:
         Check("data", partial(data, config.data)),
         Check("feature place", partial(feature_place, config.features)),
         *_store_checks(config),
+        *([Check("former TRM", partial(former, config.trm))] if config.trm.continue_from else []),
         *(Check(f"model {name}", partial(hub, name)) for name in _models(config)),
         *_engine_checks(config),
         *_accelerator_checks(config),
@@ -112,6 +113,15 @@ def feature_place(settings: FeaturesConfig) -> str:
     finally:
         place.close()
     return f"{place.name} and its Redis can be reached, tables of this version"
+
+
+def former(settings: TrmConfig) -> str:
+    """Whether there is a bundle to continue from, with which a training of these settings can begin; see
+    ``bundle.former.pinned`` for what it raises.
+    """
+    from deeprec.bundle.former import pinned
+
+    return f"training begins with {pinned(settings).continue_from}"
 
 
 def store(address: str) -> str:

@@ -69,6 +69,12 @@ class PipelineError(DeepRecError):
     exit_code = 1
 
 
+class ReleaseError(DeepRecError):
+    """A release cannot go on, or the cluster refuses it. The message says what serves."""
+
+    exit_code = 1
+
+
 class CheckFailed(DeepRecError):
     """A gate did not pass. The message is the gate's reason, in one line."""
 

@@ -8,7 +8,7 @@ EXTRAS = ("serve", "train", "pipeline", "cluster", "gpu", "dev")
 _MODULES = {
     "serve": ("anyio", "fastapi", "kserve", "prometheus_client", "starlette", "uvicorn", "uvloop"),
     "train": ("accelerate", "datasets", "great_expectations", "jinja2", "peft", "plotly", "trl"),
-    "pipeline": ("kfp", "kubernetes"),
+    "pipeline": ("cron_descriptor", "cronsim", "kfp", "kfp_server_api", "kubernetes", "prometheus_client"),
     "cluster": ("feast", "pandas", "psycopg", "typeguard"),
     "gpu": ("vllm",),
 }

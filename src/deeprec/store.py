@@ -50,8 +50,9 @@ class Manifest:
 
     ``files`` maps relative POSIX paths to sha256; ``parents`` maps a parent's kind (``policy-2`` for the second of one
     kind) to the sha256 of its manifest. ``seconds`` is the wall time from the start of the writing process to the
-    moment of writing; of a training that was killed and gone on with, that of its last process alone. ``digest`` is the
-    sha256 of the manifest file itself; it differs between two runs that wrote equal files, ``contents`` does not.
+    moment of writing; of a training that was killed and gone on with, that of its last process alone. ``accelerators``
+    are those that the process asked for or used. ``digest`` is the sha256 of the manifest file itself; it differs
+    between two runs that wrote equal files, ``contents`` does not.
     """
 
     kind: str
@@ -64,6 +65,7 @@ class Manifest:
     created: str
     seconds: float
     digest: str
+    accelerators: int = 0
 
     @property
     def contents(self) -> str:
@@ -147,6 +149,7 @@ def write_artifact(
             "package_version": __version__,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(_process_seconds(), 3),
+            "accelerators": _accelerators(),
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -204,6 +207,7 @@ def parse_manifest(raw: bytes, where: str) -> Manifest:
             package_version=str(values["package_version"]),
             created=str(values["created"]),
             seconds=float(values["seconds"]),
+            accelerators=int(values.get("accelerators", 0)),
             digest=hashlib.sha256(raw).hexdigest(),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -272,6 +276,15 @@ def _process_seconds() -> float:
     fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     started = int(fields[_START_TIME]) / os.sysconf("SC_CLK_TCK")
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
+
+
+def _accelerators() -> int:
+    """Those that this process's pod has asked for, used or not; elsewhere those that it sees, if it has used any."""
+    asked = os.environ.get("DEEPREC_GPUS")
+    if asked:
+        return int(asked)
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.device_count()) if torch is not None and torch.cuda.is_initialized() else 0
 
 
 # ------------------------------------------------------------------------------------------------- replacing a place

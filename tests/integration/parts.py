@@ -54,11 +54,15 @@ def make_run(place: Path, features: FeaturesConfig | None = None) -> Path:
 
 def make_bundle(run: Path, out: Path, *, serve: str = "policy", published: Path | None = None, **explore: Any) -> Path:
     """A bundle of the run's parts at ``out``; another ``explore`` or ``published`` gives it another version."""
+    from deeprec.bundle.answers import make_answers
     from deeprec.bundle.publish import publish
+    from deeprec.data.dataset import read_dataset
 
     verdict = Verdict("evaluation", serve == "policy", "evaluation: passed, 0 of 0 checks", ())
     parts = [run / kind for kind in KINDS[:-1]]
-    publish(*parts, published or run / KINDS[-1], TEXT, EXPLORE.model_copy(update=explore), verdict, out)
+    settings = EXPLORE.model_copy(update=explore)
+    answers = make_answers(read_dataset(parts[0]), parts[1], parts[3] / "trajectories.parquet", settings.answer_size)
+    publish(*parts, published or run / KINDS[-1], TEXT, settings, verdict, out, answers)
     return out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from benchmarks import (
     feature_store,
     policy_learning,
+    retraining,
     rollout_throughput,
     serving,
     serving_faults,
@@ -24,6 +26,8 @@ from benchmarks import (
     trm_large,
     trm_training,
 )
+from deeprec.data.dataset import Dataset
+from deeprec.data.splits import standalone_sequences
 from deeprec.recommender import loading
 from deeprec.recommender.worker.explorer import WorkerExplorer
 from tests import forkserver
@@ -82,6 +86,38 @@ def test_ablation(sample_dataset: Path, tmp_path: Path, monkeypatch: pytest.Monk
     found = figures(trm_ablation, monkeypatch, tmp_path, "--data", str(sample_dataset), *TOY, *longer, "--rows", *rows)
     assert tuple(found) == rows
     assert len({row["preference_recall@10"] + row["mrr"] for row in found.values()}) == 3
+
+
+def test_retraining(
+    sample_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--data", str(sample_dataset), *TOY, "--keep", str(tmp_path / "kept"))
+    found = figures(retraining, monkeypatch, tmp_path, *arguments)
+    told = capsys.readouterr().out
+    assert (found["new tenth"], found["chosen"]["epochs"]) == ("by time", 1)
+    assert 0 < found["users of validation"] <= found["users"] < 150
+    rows = ["as it was", "continued", "afresh", "afresh, as short"]
+    assert list(found["intervals"]) == list(found["seconds"]) == rows
+    assert len(found["validation ndcg@10"]) == 6
+    for name, difference in found["differences"].items():
+        means = [found["intervals"][one]["mean"] for one in ("continued", name)]
+        assert difference["mean"] == pytest.approx(means[0] - means[1])
+        assert f"continued minus {name}: {difference['mean']:+.4f}" in told
+    again = figures(retraining, monkeypatch, tmp_path, *arguments)
+    assert "epoch" not in capsys.readouterr().out.partition("users whose last item")[0], "nothing is trained again"
+    assert again == found
+
+
+def test_retraining_has_seen_no_target(dataset: Dataset) -> None:
+    """Where there is only an order, each user's own last tenth is new."""
+    for unit in ("seconds", "order"):
+        world = retraining.split(replace(dataset, info={**dataset.info, "time_unit": unit}))
+        for examples in (world.validation, world.test):
+            for one in examples:
+                assert one.target not in world.before.sequences.get(one.user_id, ())
+                assert one.target not in standalone_sequences(world.now)[one.user_id]
+        total = sum(map(len, dataset.sequences.values()))
+        assert sum(map(len, world.before.sequences.values())) == pytest.approx(0.9 * total, rel=0.05)
 
 
 def test_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,9 @@ The index, small:
 - ``catalogue.json``: items with attributes and phrases, in the order of every model's rows;
 - ``popularity.safetensors``: ``counts`` (items,), of the interactions that the TRM was trained on;
 - ``explore.json``: the loop's limits and prompt; ``text.json``: the text encoder's configuration and identity;
-- ``metrics.json``: the figures of the evaluation, and the seconds each task took up to then.
+- ``metrics.json``: the figures of the evaluation, and the seconds each task took up to then;
+- ``snapshot.json``: what the data looked like (``bundle.snapshot``), and ``answers.json``: what it answered when it was
+  published (``bundle.answers``); bundles without them load as well.
 
 The parts, artifacts with manifests of their own:
 
@@ -33,6 +35,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from deeprec.bundle.answers import FILE as ANSWERS
+from deeprec.bundle.snapshot import FILE as SNAPSHOT
 from deeprec.config import ExploreConfig, TextConfig
 from deeprec.data.catalogue import FILE, read_catalogue
 from deeprec.errors import ArtifactError
@@ -46,7 +50,7 @@ BUNDLE, EXPLORE, TEXT, METRICS, POPULARITY = (
     "bundle.json", "explore.json", "text.json", "metrics.json", "popularity.safetensors"
 )  # fmt: skip
 INDEX = (BUNDLE, FILE, POPULARITY, EXPLORE, TEXT, METRICS)
-"""The index's files."""
+"""The index's files, besides those that a bundle may lack."""
 VERSION_DIGITS = 16
 _FIGURES = frozenset({"metrics.json", "curves.json"})
 """Files of a part that decide no answer."""
@@ -127,6 +131,11 @@ class Bundle:
         """Ids of the ``count`` most popular items, the most popular first."""
         rows = (-self.counts).argsort(kind="stable")[:count]
         return tuple(self.catalogue.items[row].item_id for row in rows)
+
+
+def index_files(index: Path) -> tuple[str, ...]:
+    """The files of an index: ``INDEX``, and those that a bundle may lack where it has them."""
+    return (*INDEX, *(name for name in (SNAPSHOT, ANSWERS) if (index / name).is_file()))
 
 
 def is_needed(folder: str, file: str, wanted: Collection[str]) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeprec.bundle.answers import FILE as ANSWERS
+from deeprec.bundle.answers import CheckAnswer, write_answers
 from deeprec.bundle.bundle import (
     ALL_PARTS,
     BUNDLE,
@@ -26,13 +28,15 @@ from deeprec.bundle.bundle import (
     check_together,
     encoder_of,
     ids_of,
+    index_files,
     part_digest,
     read_json,
     version_of,
 )
+from deeprec.bundle.snapshot import make_snapshot, write_snapshot
 from deeprec.checks.gate import Verdict
 from deeprec.config import ExploreConfig, TextConfig
-from deeprec.data.catalogue import read_catalogue, write_catalogue
+from deeprec.data.catalogue import FILE, read_catalogue, write_catalogue
 from deeprec.errors import ArtifactError
 from deeprec.store import Manifest, read_artifact, write_artifact
 from deeprec.types import Catalogue, Item, JsonDict
@@ -48,8 +52,9 @@ def publish(
     explore: ExploreConfig,
     verdict: Verdict,
     out: Path,
+    answers: Sequence[CheckAnswer] = (),
 ) -> None:
-    """Assemble the bundle of one run as the artifact ``out``.
+    """Assemble the bundle of one run as the artifact ``out``; ``answers`` are what its servers are held to.
 
     Raises:
         ArtifactError: a part is no whole artifact, or the parts do not belong together.
@@ -83,6 +88,8 @@ def publish(
         write_catalogue(work, data.catalogue)
         counted = everything_sequences(data) if refit else trm_sequences(data)
         _save_counts(work, interaction_counts(data.catalogue, counted))
+        write_snapshot(work, make_snapshot(data))
+        write_answers(work, answers)
         write_json(work / EXPLORE, sections["explore"])
         write_json(work / TEXT, {"config": sections["text"], "identity": encoder_of(trm)})
         write_json(work / METRICS, {**metrics, "seconds": _seconds(metrics, parents, refit)})
@@ -116,7 +123,7 @@ def extend_bundle(old: Bundle, items: Sequence[Item], out: Path) -> Bundle:
         catalogue = extend_trm(old.part("trm"), items, work / "trm").catalogue
         for name in set(old.parts) - {"trm"}:
             shutil.copytree(old.parts[name], work / name, copy_function=shutil.copyfile)
-        for name in (EXPLORE, TEXT, METRICS):
+        for name in set(index_files(old.index)) - {BUNDLE, FILE, POPULARITY, ANSWERS}:
             shutil.copyfile(old.index / name, work / name)
         write_catalogue(work, catalogue)
         _save_counts(work, np.concatenate([old.counts, np.zeros(len(items), dtype=old.counts.dtype)]))

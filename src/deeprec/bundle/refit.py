@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from deeprec.bundle.former import former_trm
 from deeprec.config import BundleConfig, TextConfig, TrmConfig
 from deeprec.evaluation.verdict import Served
 from deeprec.store import put_directory, read_artifact
@@ -36,7 +37,7 @@ def refit(
     """Write the bundle's TRM to ``out``: trained on everything, or a copy of ``trm`` with an equal digest.
 
     One that was trained anew names ``trm`` as that which it stands in for, so that the policy keeps its place beside
-    it.
+    it, and keeps its weights, with which a later training may begin and which a later bundle is compared with.
 
     Args:
         serve: what the evaluation found is to serve. Nothing else of it is asked for, so that another evaluation with
@@ -69,5 +70,7 @@ def refit(
         measure=False,
         progress=lambda line: progress(str(line)),
         checkpoint=checkpoint,
+        begin=former_trm(settings),
         refit_of=read_artifact(trm, "trm").digest,
+        measured=trm,
     )

@@ -1,9 +1,10 @@
 """A shelf: the place of bundles under one address, a directory or ``s3://bucket/prefix``.
 
 - ``PARTS/DIGEST/``: a part (TRM, policy, text encoder), an artifact; several versions share it.
-- ``VERSION/``: a bundle's index (``bundle.INDEX``), an artifact, small.
+- ``VERSION/``: a bundle's index (``bundle.index_files``), an artifact, small.
 - ``candidate.json``, ``live.json``: pointers, each the version it names and a record of its moves.
 - ``shelf.json``: says that this is a shelf.
+- ``RELEASES/``, ``release.json``: what was released on a cluster, see ``release.record``.
 
 Parts and versions are written once, their manifests last, and never changed; one without a manifest is none. A pointer
 moves by compare-and-set (``objects.Objects.swap``), so that of two who move it at once one is told. Pushing sets
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import logging
 import re
 import shutil
 import socket
@@ -31,25 +31,24 @@ from typing import Literal
 
 from deeprec.bundle.bundle import (
     BUNDLE,
-    INDEX,
     KIND,
     METRICS,
     VERSION_DIGITS,
     Bundle,
     Part,
     Served,
+    index_files,
     is_needed,
-    read_json,
 )
 from deeprec.bundle.publish import write_info
-from deeprec.config import BundleConfig
-from deeprec.errors import ArtifactError, FeatureError, StoreError
+from deeprec.errors import ArtifactError, StoreError
 from deeprec.objects import LocalObjects, MovedError, Objects, open_objects
 from deeprec.store import MANIFEST, Manifest, parse_manifest, read_artifact, write_artifact
 from deeprec.types import JsonDict
 
 MARK = "shelf.json"
 PARTS = "PARTS"
+RELEASES = "RELEASES"
 SCHEMA = 1
 GRACE_SECONDS = 86400.0
 """Parts and versions that are not whole, or that nothing names, are left alone for this long."""
@@ -57,7 +56,6 @@ KEPT_MOVES = 200
 ATTEMPTS = 50
 """Of setting ``candidate`` while others do."""
 VERSION = re.compile(rf"[0-9a-f]{{{VERSION_DIGITS}}}")
-logger = logging.getLogger(__name__)
 
 Pointer = Literal["candidate", "live"]
 POINTERS: tuple[Pointer, ...] = ("candidate", "live")
@@ -245,8 +243,8 @@ class Shelf:
         self.check(version)
         now, moves, tag = self._state("live")
         if now == version:
-            return Move(_now(), _who(), version, version, "promote")
-        return self._move("live", Move(_now(), _who(), now, version, "promote"), moves, tag)
+            return Move(_now(), who(), version, version, "promote")
+        return self._move("live", Move(_now(), who(), now, version, "promote"), moves, tag)
 
     def rollback(self) -> Move:
         """Let ``live`` name the version that served before the one that does now was promoted.
@@ -262,7 +260,7 @@ class Shelf:
         if promoted is None or promoted.before is None:
             raise ArtifactError(f"nothing was live on the shelf {self.address} before {now}; promote another version")
         self.check(promoted.before)
-        return self._move("live", Move(_now(), _who(), now, promoted.before, "rollback"), moves, tag)
+        return self._move("live", Move(_now(), who(), now, promoted.before, "rollback"), moves, tag)
 
     def sweep(self, grace: float = GRACE_SECONDS) -> list[str]:
         """Remove parts that no version names, and what is not whole, when it is older than ``grace`` seconds."""
@@ -271,7 +269,7 @@ class Shelf:
             for version in self._whole_versions()
             for digest in self._json(f"{version}/{BUNDLE}").get("parts", {}).values()
         }
-        whole = {*named, *self._whole_versions(), PARTS}
+        whole = {*named, *self._whole_versions(), PARTS, RELEASES}
         there = [f"{PARTS}/{digest}" for digest in self.objects.folders(PARTS)] + self.objects.folders()
         removed = []
         for folder in there:
@@ -335,7 +333,7 @@ class Shelf:
             if now == version:
                 return
             try:
-                self._move("candidate", Move(_now(), _who(), now, version, "push"), moves, tag)
+                self._move("candidate", Move(_now(), who(), now, version, "push"), moves, tag)
             except MovedError:
                 if attempt + 1 == ATTEMPTS:
                     raise
@@ -355,53 +353,6 @@ class Shelf:
         return move
 
 
-def deliver(bundle: Path, settings: BundleConfig) -> str:
-    """Push a bundle's directory to the shelf that the settings name, if any, and promote it if they say so.
-
-    Returns:
-        Its version.
-
-    Raises:
-        ArtifactError, StoreError: see ``Shelf.push``; ``live`` was moved by another meanwhile.
-    """
-    if not settings.uri:
-        return Bundle.load(bundle, ()).version
-    opened, shelf = Bundle.load(bundle), Shelf.make(settings.uri)
-    shelf.push(opened)
-    if settings.promote:
-        shelf.promote(opened.version)
-    return opened.version
-
-
-def sweep_features(published: Path, settings: BundleConfig) -> list[str]:
-    """Remove publications of features that older bundles of the shelf were made with and none in use names.
-
-    Publications that no bundle of this shelf names stay: others may use the same place.
-
-    Args:
-        published: the run's artifact ``features``, which says where they are.
-
-    Returns:
-        The names of those that were removed. What cannot be removed is logged and left to the next run.
-    """
-    from deeprec.config import FeaturesConfig
-    from deeprec.features.places import open_place
-    from deeprec.features.publish import RECORD
-
-    if not settings.uri:
-        return []
-    used, named = Shelf(settings.uri).publications()
-    place = open_place(FeaturesConfig.model_validate(read_json(published / RECORD)["features"]))
-    try:
-        others = {one.name for one in place.publications()} - named
-        return place.sweep({*used, *others})
-    except (FeatureError, StoreError) as error:
-        logger.warning("publications that nobody uses are left: %s", error)
-        return []
-    finally:
-        place.close()
-
-
 def _write_index(bundle: Bundle, serve: Served | None, index: Path) -> str:
     """The index of a bundle as an artifact of its own, with the decision ``serve`` where one is given; its version."""
     info: JsonDict = {**bundle.info}
@@ -412,9 +363,9 @@ def _write_index(bundle: Bundle, serve: Served | None, index: Path) -> str:
                 "with; publish the policy from a run with bundle.refit off"
             )
         which = "the TRM alone" if serve == "trm" else "the policy"
-        info |= {"serve": serve, "why": f"this bundle serves {which}, as {_who()} decided: pushed with --serve {serve}"}
+        info |= {"serve": serve, "why": f"this bundle serves {which}, as {who()} decided: pushed with --serve {serve}"}
     with write_artifact(index, KIND, parents=()) as work:
-        for name in INDEX:
+        for name in index_files(bundle.index):
             shutil.copyfile(bundle.index / name, work / name)
         if info["serve"] != bundle.serve:
             info = write_info(work, info, bundle.parts)
@@ -463,7 +414,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _who() -> str:
+def who() -> str:
+    """Who does this: user and machine."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):

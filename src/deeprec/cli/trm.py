@@ -66,7 +66,8 @@ def train(
 
     By default it is a stand-alone recommender, whose figures compare with those of papers; only one trained with
     `--for-policy` may serve a policy that is trained on the same data. A training that was killed goes on when the same
-    command is given again: its state is in `OUT.checkpoint`.
+    command is given again: its state is in `OUT.checkpoint`. With `--set trm.continue_from=BUNDLE` it begins with the
+    weights of a bundle's TRM.
 
     Examples:
 
@@ -75,6 +76,7 @@ def train(
     `deeprec trm train data/ml-1m --out models/ml-1m --config ml-1m --set trm.epochs=30 --report models/ml-1m.html`
     """
     settings = read_config(config, override)
+    from deeprec.bundle.former import former_trm
     from deeprec.trm.run import checkpoint_path, train_directory
 
     end_on_sigterm()
@@ -88,6 +90,7 @@ def train(
         out,
         standalone=standalone,
         fresh=not resume,
+        begin=former_trm(settings.trm),
         progress=say,
     )
     print_tables(_measured(metrics))

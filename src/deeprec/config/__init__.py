@@ -5,12 +5,15 @@ section leaves the others' results valid. Unknown keys are refused. Committed pr
 """
 
 from deeprec.config.data import ChecksConfig, DataConfig, FeaturesConfig, SampleConfig, TextConfig
+from deeprec.config.drift import DriftConfig
 from deeprec.config.explore import EngineConfig, ExploreConfig, RewardsConfig, StageRewards
 from deeprec.config.operation import (
     BundleConfig,
+    CompareConfig,
     DoorsConfig,
     EvaluationConfig,
     EvaluationGate,
+    PriceConfig,
     RequestLogConfig,
     ServingConfig,
 )
@@ -28,6 +31,8 @@ from deeprec.config.policy import (
     TinyConfig,
     WarmStartConfig,
 )
+from deeprec.config.release import RampConfig, ReleaseConfig, SmokeConfig
+from deeprec.config.schedule import ScheduleConfig
 from deeprec.config.section import Positive, Section, Share
 from deeprec.config.tree import Config, apply_override, load_config, parse_config
 from deeprec.config.trm import IndexConfig, TrmConfig, TrmGate
@@ -36,9 +41,11 @@ __all__ = [
     "BundleConfig",
     "ChecksConfig",
     "ClaimMount",
+    "CompareConfig",
     "Config",
     "DataConfig",
     "DoorsConfig",
+    "DriftConfig",
     "EngineConfig",
     "EvaluationConfig",
     "EvaluationGate",
@@ -55,13 +62,18 @@ __all__ = [
     "PodTemplate",
     "PolicyConfig",
     "Positive",
+    "PriceConfig",
+    "RampConfig",
+    "ReleaseConfig",
     "RequestLogConfig",
     "RewardsConfig",
     "SampleConfig",
+    "ScheduleConfig",
     "Section",
     "SelectConfig",
     "ServingConfig",
     "Share",
+    "SmokeConfig",
     "StageConfig",
     "StageGate",
     "StageRewards",

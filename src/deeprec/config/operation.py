@@ -21,6 +21,15 @@ class EvaluationGate(Section):
     everything; below, the bundle serves the TRM."""
 
 
+class PriceConfig(Section):
+    """What an hour costs, in any one currency. Where both are 0, reports show seconds and no money."""
+
+    cpu: float = Field(0.0, ge=0)
+    """An hour of a task: its CPUs and memory, without accelerators."""
+    accelerator: float = Field(0.0, ge=0)
+    """An hour of one accelerator."""
+
+
 class EvaluationConfig(Section):
     """Evaluation on the test target."""
 
@@ -29,7 +38,21 @@ class EvaluationConfig(Section):
     trajectories: int = Field(200, ge=1, le=1000)
     """Trajectories to browse in the report, some 5 kB each: a tenth of the highest reward and a tenth of the lowest; of
     the others half hits, a quarter invalid, the rest misses, evenly spaced."""
+    price_per_hour: PriceConfig = PriceConfig()
     gate: EvaluationGate = EvaluationGate()
+
+
+class CompareConfig(Section):
+    """What a bundle has to show beside the live one, on the same held-out interactions, before it takes its place."""
+
+    users: Positive = 2000
+    """Users that both answer for, at most."""
+    min_users: Positive = 200
+    """Users below which nothing can be said."""
+    margin: float = Field(0.0, ge=0)
+    """Share of the live one's NDCG@10 that may be lost: worse is an interval of the difference wholly below that."""
+    release_inconclusive: bool = False
+    """Let a bundle of which nothing can be said take the live one's place."""
 
 
 class BundleConfig(Section):
@@ -41,6 +64,7 @@ class BundleConfig(Section):
     promote: bool = False
     """Let the shelf's ``live``, which servers follow, name the bundle as soon as it is pushed. Off, ``candidate`` alone
     does."""
+    compare: CompareConfig = CompareConfig()
     refit: bool = True
     """Where the TRM is served, train it anew on everything, each user's last items included, which no figure measures.
     Off, the TRM that was evaluated serves; under a policy it always does, being the one the policy was trained with."""

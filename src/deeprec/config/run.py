@@ -8,7 +8,7 @@ servers', the other is in the compiled pods.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -63,18 +63,31 @@ def from_parameters(given: Mapping[str, Any], overrides: str, pipeline: Mapping[
     """
     tree = {name: given[name] for name in ("name", *SECTIONS, "seed")}
     tree["policy"] = {**given["policy"], **{name: given[name] for name in PARTS}}
-    for number, line in enumerate(overrides.splitlines(), start=1):
-        text = line.strip()
-        if not text or text.startswith("#"):
-            continue
-        section = text.partition("=")[0].partition(".")[0].strip()
-        if section in ("pipeline", "serving"):
+    for number, section, text in _lines(overrides):
+        if section in ("pipeline", "release", "serving"):
             raise ConfigError(
                 f"overrides, line {number}: {section} is no parameter of a run; "
-                + ("compile the pipeline again" if section == "pipeline" else "set it where the server is started")
+                + ("set it where the server is started" if section == "serving" else "compile the pipeline again")
             )
         apply_override(tree, text, f"overrides, line {number}:")
     return parse_config({**tree, "pipeline": pipeline}, "the run's parameters")
+
+
+def overridden(name: str, section: Mapping[str, Any], overrides: str) -> dict[str, Any]:
+    """A section with those lines of ``overrides`` laid over it that are of it."""
+    tree: dict[str, Any] = {name: dict(section)}
+    for number, of, text in _lines(overrides):
+        if of == name:
+            apply_override(tree, text, f"overrides, line {number}:")
+    return dict(tree[name])
+
+
+def _lines(overrides: str) -> Iterator[tuple[int, str, str]]:
+    """Number, section and text of each line that says something."""
+    for number, line in enumerate(overrides.splitlines(), start=1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            yield number, text.partition("=")[0].partition(".")[0].strip(), text
 
 
 def check_run(config: Config) -> None:
@@ -127,6 +140,7 @@ def _paths(config: Config) -> dict[str, str]:
         "data.path": config.data.path if config.data.source != "sample" else "",
         "features.path": config.features.path if config.features.place == "directory" else "",
         "features.offline": config.features.offline if config.features.place == "cluster" else "",
+        "trm.continue_from": config.trm.continue_from,
         "bundle.uri": config.bundle.uri,
         "text.model": config.text.model if config.text.model.startswith((".", "/", "~")) else "",
         "policy.model": config.policy.model if config.policy.model.startswith((".", "/", "~")) else "",

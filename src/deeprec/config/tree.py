@@ -10,10 +10,13 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from deeprec.config.data import ChecksConfig, DataConfig, FeaturesConfig, TextConfig
+from deeprec.config.drift import DriftConfig
 from deeprec.config.explore import ExploreConfig, RewardsConfig
 from deeprec.config.operation import BundleConfig, EvaluationConfig, ServingConfig
 from deeprec.config.pods import PipelineConfig
 from deeprec.config.policy import PolicyConfig
+from deeprec.config.release import ReleaseConfig
+from deeprec.config.schedule import ScheduleConfig
 from deeprec.config.section import Section
 from deeprec.config.trm import TrmConfig
 from deeprec.errors import ConfigError
@@ -38,6 +41,9 @@ class Config(Section):
     bundle: BundleConfig = BundleConfig()
     serving: ServingConfig = ServingConfig()
     pipeline: PipelineConfig = PipelineConfig()
+    release: ReleaseConfig = ReleaseConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    drift: DriftConfig = DriftConfig()
 
     @model_validator(mode="after")
     def _prompt_fits(self) -> Self:

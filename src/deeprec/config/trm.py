@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import Field
 
 from deeprec.config.section import Positive, Section, Share
@@ -40,6 +42,11 @@ class TrmConfig(Section):
     """Dropout of embeddings and residual branches; attention weights have none."""
     epochs: Positive = 20
     """Passes over the training sequences."""
+    continue_from: str = ""
+    """A bundle whose TRM's weights training begins with, new items as text alone: a bundle's directory, a run's, a
+    shelf (its ``live``) or ``SHELF@VERSION``. A run names the version when it begins. Empty begins afresh."""
+    continue_share: float = Field(0.25, gt=0, le=1)
+    """Share of ``epochs`` that a training takes which continues from another, rounded up; a schedule of its own."""
     batch_size: Positive = 64
     """Sequences per step."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -82,3 +89,8 @@ class TrmConfig(Section):
     """bfloat16 autocast on machines that have it."""
     index: IndexConfig = IndexConfig()
     gate: TrmGate = TrmGate()
+
+    @property
+    def continued_epochs(self) -> int:
+        """The epochs of a training that continues from another."""
+        return math.ceil(self.continue_share * self.epochs)

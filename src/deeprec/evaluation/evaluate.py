@@ -26,6 +26,7 @@ from deeprec.data.dataset import Dataset, read_dataset
 from deeprec.data.splits import popularity, test_examples
 from deeprec.errors import ArtifactError, PolicyError
 from deeprec.evaluation.baselines import fusion_answers, one_list, popularity_answers, trm_answers
+from deeprec.evaluation.cost import Spent, cost, cost_sentence, spent_on
 from deeprec.evaluation.outcome import Outcome, ranks_of
 from deeprec.evaluation.report import ReportData, render
 from deeprec.evaluation.setting import (
@@ -80,6 +81,23 @@ class Made:
         policy = [self.trm, self.start, self.candidates, self.prompts, self.stage1, self.stage2]
         return {"trm_everything": minutes([self.trm_everything]), "policy": minutes(policy)}
 
+    def spent(self) -> dict[str, Spent]:
+        """What each task spent that made one of these, by the task's name and in their order."""
+        tasks = {
+            "ingest": self.dataset,
+            "train-trm": self.trm,
+            "build-policy": self.start,
+            "rollout-candidates": self.candidates,
+            "select-prompts": self.prompts,
+            "train-stage-1": self.stage1,
+            "train-stage-2": self.stage2,
+            "train-trm-everything": self.trm_everything,
+            "rollout-start": self.start_rollouts,
+            "rollout-stage-1": self.stage1_rollouts,
+            "rollout-stage-2": self.stage2_rollouts,
+        }
+        return {task: spent_on(artifact) for task, artifact in tasks.items()}
+
 
 def minutes(artifacts: Sequence[Path]) -> float:
     """Minutes that the processes took which wrote these artifacts, their starts included."""
@@ -120,7 +138,7 @@ def evaluate(
         name: of the run, for the report's heading.
 
     Returns:
-        The gate's verdict and what ``metrics.json`` holds, see ``assemble``.
+        The gate's verdict and what ``metrics.json`` holds: see ``assemble``, and ``cost`` as of ``cost.cost``.
 
     Raises:
         ArtifactError, DataError, TrmError, PolicyError: a part cannot be read or does not belong to the others.
@@ -135,6 +153,8 @@ def evaluate(
     with write_artifact(out, KIND, config=configuration, parents=parents, seed=seed) as work:
         measured = measure_all(setting, data, made, progress)
         metrics = assemble(data, measured, made.minutes(), evaluation, seed)
+        metrics["cost"] = _cost(made, measured.milliseconds, evaluation)
+        told = [*sentences(metrics), *filter(None, [cost_sentence(metrics["cost"])])]
         trajectories = scored(setting, measured.trajectories)
         write_trajectories(work / "trajectories.parquet", trajectories)
         verdict = judge(metrics, evaluation.gate, work / "report.html")
@@ -144,7 +164,7 @@ def evaluate(
                 name=name,
                 metrics=metrics,
                 verdict=verdict,
-                sentences=sentences(metrics),
+                sentences=told,
                 behaviours={name: one.behaviour for name, one in outcomes.items() if one.behaviour is not None},
                 curves={
                     "trm": _curve(made.trm),
@@ -158,7 +178,7 @@ def evaluate(
         (work / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         (work / "report.html").write_text(page, encoding="utf-8")
     write_text(report, page)
-    for line in sentences(metrics):
+    for line in told:
         progress(line)
     return verdict, metrics
 
@@ -298,6 +318,13 @@ def _line(name: str, outcome: Outcome) -> str:
     shown = [f"NDCG@10 {metrics['ndcg@10']:.4f}", f"Recall@10 {metrics['recall@10']:.4f}"]
     shown += [f"{key} {metrics[key]:.3f}" for key in ("valid_rate", "mean_calls", "candidate_recall") if key in metrics]
     return f"{name}: " + ", ".join(shown)
+
+
+def _cost(made: Made, milliseconds: Mapping[str, float], evaluation: EvaluationConfig) -> JsonDict:
+    """Requests were timed by the last policy's rollouts, with the accelerators that they had."""
+    tasks = made.spent()
+    timed = dict.fromkeys(milliseconds, tasks["rollout-stage-2"].accelerators)
+    return cost(tasks, milliseconds, timed, evaluation.price_per_hour)
 
 
 def _curve(artifact: Path) -> list[Mapping[str, object]]:

@@ -28,6 +28,7 @@ from deeprec.evaluation.charts import (
     valid_chart,
     violations_chart,
 )
+from deeprec.evaluation.cost import cost_table
 from deeprec.evaluation.reading import ReadTrajectory
 from deeprec.evaluation.significance import COMPARED
 from deeprec.evaluation.templates import safe_json, template
@@ -77,6 +78,7 @@ def render(data: ReportData) -> str:
         behaviour_columns=BEHAVIOUR_FIGURES,
         behaviour_table=_behaviour_rows(data.metrics),
         steps=_step_rows(data.metrics),
+        cost=cost_table(data.metrics["cost"]) if "cost" in data.metrics else None,
         charts=charts,
         missing_curves=[title for key, title in STAGES.items() if key not in charts],
         figures={key: safe_json(chart.figure) for key, chart in charts.items()},

@@ -1,10 +1,15 @@
 """The TRM artifact: what a trained TRM consists of, on disk and in memory.
 
 A directory of kind ``trm``: ``model.safetensors`` (parameters), ``vectors.safetensors`` (item_text, phrase_text,
-popularity), ``config.json`` (the ``trm`` and ``text`` sections, the text encoder's identity, and by the digests of
-their manifests the TRMs it extends and the one it was trained anew for), ``catalogue.json`` (the items in row order),
-``phrases.json`` (in row order), ``metrics.json`` and ``curves.json``. It answers by itself: catalogue and encoder
-configuration are its own, and no other fit.
+popularity), ``config.json`` (the ``trm`` and ``text`` sections, the text encoder's identity, how many of each user's
+newest interactions its training was held away from, and by the digests of their manifests the TRMs it extends and the
+one it was trained anew for), ``catalogue.json`` (the items in row order), ``phrases.json`` (in row order),
+``metrics.json`` and ``curves.json``. It answers by itself: catalogue and encoder configuration are its own, and no
+other fit.
+
+One that was trained anew on everything has seen what every later split holds out of users who have not come back. So it
+keeps beside its own parameters those of the TRM that it stands in for, ``measured.safetensors``: figures are of them,
+and a later training begins with them (``read_measured``).
 
 ``item_text`` may be float16, in memory and on disk; it is read as it was written.
 """
@@ -12,6 +17,7 @@ configuration are its own, and no other fit.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +37,10 @@ if TYPE_CHECKING:
     from deeprec.trm.model import Trm
 
 KIND = "trm"
+WEIGHTS = "model.safetensors"
+MEASURED = "measured.safetensors"
+_ITEM_ROWS = "item_ids.weight"
+_HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True)
@@ -81,12 +91,16 @@ def write_trm(
     seed: int | None = None,
     extends: Sequence[str] = (),
     refit_of: str | None = None,
+    held_out: int | None = None,
+    measured: Path | None = None,
 ) -> None:
     """Write the artifact, whole or not at all.
 
     Args:
         extends: digests of the manifests of the TRMs this one was made from by adding items, oldest first.
         refit_of: digest of the manifest of the TRM that it, or the first it extends, was trained anew to stand in for.
+        held_out: newest interactions of each user that its training was held away from; None where that is not known.
+        measured: artifact of the TRM that is measured in its place, whose parameters it keeps beside its own.
 
     Raises:
         TrmError: the catalogue's items are not those of the vocabulary.
@@ -102,13 +116,15 @@ def write_trm(
             f"order; give the catalogue it was trained with"
         )
     parts = {"trm": trm.model_dump(mode="json"), "text": text.model_dump(mode="json")}
-    lineage = {"extends": list(extends), "refit_of": refit_of}
+    lineage = {"extends": list(extends), "refit_of": refit_of, _HELD_OUT: held_out}
     settings = {**parts, "text_identity": vocabulary.text_identity, **lineage}
     with write_artifact(out, KIND, config=parts, parents=parents, seed=seed) as work:
         save_tensors(
             {name: value.contiguous().cpu() for name, value in trained.model.state_dict().items()},
-            work / "model.safetensors",
+            work / WEIGHTS,
         )
+        if measured is not None:
+            _keep_measured(measured, work)
         vectors = {
             "item_text": np.ascontiguousarray(vocabulary.item_text),
             "phrase_text": np.ascontiguousarray(vocabulary.phrase_text),
@@ -131,13 +147,72 @@ def read_trm(path: Path) -> TrainedTrm:
     Raises:
         ArtifactError: no TRM there, or it cannot be read.
     """
+    return _read(Path(path), WEIGHTS)
+
+
+def read_measured(path: Path) -> tuple[TrainedTrm, int | None]:
+    """The TRM that figures are of, and how many of each user's newest interactions its training was held away from.
+
+    It is the artifact's own, or where that was trained anew on everything the one it stands in for; the number is None
+    where an artifact does not say. Items added since, or of which it saw no interaction, have their text alone.
+
+    Raises:
+        ArtifactError: no TRM there, it cannot be read, or it was trained anew and keeps no parameters from before.
+    """
+    place = Path(path)
+    settings = _part(place, "config.json")
+    if not (place / MEASURED).is_file():
+        if settings.get("refit_of"):
+            raise ArtifactError(
+                f"the TRM at {place} was trained anew on everything and keeps no weights that were held away from what "
+                f"is measured; name one that a newer run has made"
+            )
+        held_out = settings.get(_HELD_OUT)
+        return read_trm(place), None if held_out is None else int(held_out)
+    trained, held_out = _read(place, MEASURED), _said_in(place / MEASURED)
+    vocabulary = trained.vocabulary
+    seen = trained.model.item_ids.weight.detach().any(1).numpy()
+    counts = np.where(seen, vocabulary.popularity, 0)
+    return replace(trained, vocabulary=replace(vocabulary, popularity=counts)), held_out
+
+
+def keeps_measured(path: Path) -> bool:
+    """Whether ``read_measured`` finds a TRM that was held away from what is measured.
+
+    Raises:
+        ArtifactError: no TRM there, or it cannot be read.
+    """
+    return (Path(path) / MEASURED).is_file() or not _part(Path(path), "config.json").get("refit_of")
+
+
+def _keep_measured(source: Path, work: Path) -> None:
+    """Copy the parameters that are measured of the artifact ``source``, with what they were held away from."""
+    from safetensors.torch import load_file, save_file
+
+    if (source / MEASURED).is_file():
+        shutil.copyfile(source / MEASURED, work / MEASURED)
+        return
+    read_artifact(source, KIND)
+    said = _part(source, "config.json").get(_HELD_OUT)
+    metadata = {} if said is None else {_HELD_OUT: str(said)}
+    save_file(load_file(source / WEIGHTS), work / MEASURED, metadata=metadata)
+
+
+def _said_in(file: Path) -> int | None:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        said = (opened.metadata() or {}).get(_HELD_OUT)
+    return None if said is None else int(said)
+
+
+def _read(place: Path, weights: str) -> TrainedTrm:
     import torch
     from safetensors.numpy import load_file
     from safetensors.torch import load_file as load_tensors
 
     from deeprec.trm.model import Trm
 
-    place = Path(path)
     read_artifact(place, KIND)
     catalogue = read_catalogue(place)
     try:
@@ -152,7 +227,11 @@ def read_trm(path: Path) -> TrainedTrm:
         if not len(catalogue) == len(vocabulary.item_text) == len(vocabulary.popularity):
             raise ValueError(f"{len(catalogue)} items, {len(vocabulary.item_text)} text vectors")
         model = Trm(TrmConfig.model_validate(settings["trm"]), torch.from_numpy(vocabulary.item_text))
-        model.load_state_dict(load_tensors(place / "model.safetensors"))
+        state = load_tensors(place / weights)
+        rows = state[_ITEM_ROWS]
+        if weights == MEASURED and len(rows) < len(catalogue):  # items that were added since
+            state[_ITEM_ROWS] = torch.cat([rows, rows.new_zeros(len(catalogue) - len(rows), rows.shape[1])])
+        model.load_state_dict(state)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ArtifactError(f"cannot read the TRM at {place}: {error}; train it again") from error
     return TrainedTrm(model.eval(), vocabulary, catalogue)
@@ -177,7 +256,8 @@ class TrmRecord:
 
     ``metrics`` and ``curves`` are those of the training; ``extends`` names, by the digests of their manifests and
     oldest first, the TRMs it was made from by adding items, ``refit_of`` the one that it, or the first of these, was
-    trained anew to stand in for; ``digest`` is its own manifest's, None where it has none.
+    trained anew to stand in for; ``held_out`` is how many of each user's newest interactions its training was held away
+    from, where that is known; ``digest`` is its own manifest's, None where it has none.
     """
 
     text: TextConfig
@@ -187,6 +267,7 @@ class TrmRecord:
     seed: int | None = None
     extends: tuple[str, ...] = ()
     refit_of: str | None = None
+    held_out: int | None = None
     digest: str | None = None
 
     def extended(self) -> TrmRecord:
@@ -212,6 +293,7 @@ def read_record(path: Path) -> TrmRecord:
         seed=manifest.seed,
         extends=tuple(map(str, settings.get("extends", ()))),
         refit_of=settings.get("refit_of"),
+        held_out=settings.get(_HELD_OUT),
         digest=manifest.digest,
     )
 

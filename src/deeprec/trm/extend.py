@@ -17,7 +17,7 @@ import numpy as np
 from deeprec.data.catalogue import distinct_titles
 from deeprec.data.phrases import item_phrases
 from deeprec.errors import TrmError
-from deeprec.trm.artifact import TrainedTrm, Vocabulary, read_record, read_trm, write_trm
+from deeprec.trm.artifact import MEASURED, TrainedTrm, Vocabulary, read_record, read_trm, write_trm
 from deeprec.trm.text import item_text, load_embedder
 from deeprec.types import Catalogue, Embedder, FloatArray, Item
 
@@ -83,6 +83,8 @@ def extend_trm(trm: Path, items: Sequence[Item], out: Path) -> TrainedTrm:
         seed=record.seed,
         extends=record.extends,
         refit_of=record.refit_of,
+        held_out=record.held_out,
+        measured=trm if (trm / MEASURED).is_file() else None,
     )
     return extended
 

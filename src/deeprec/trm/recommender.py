@@ -180,6 +180,7 @@ class TrmRecommender:
             seed=record.seed,
             extends=record.extends,
             refit_of=record.refit_of,
+            held_out=record.held_out,
         )
         return Path(path)
 

@@ -28,12 +28,14 @@ def train_directory(
     *,
     standalone: bool = True,
     fresh: bool = False,
+    begin: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Train on a dataset, write the artifact ``out``, and return the metrics of its validation targets.
 
     Args:
         fresh: begin again even where a killed training left its state.
+        begin: the TRM of the bundle that ``trm.continue_from`` names; see ``train_trm``.
 
     Raises:
         ArtifactError, DataError: the dataset cannot be read.
@@ -49,7 +51,7 @@ def train_directory(
         remove_checkpoint(checkpoint_path(out))
     split = standalone_sequences if standalone else trm_sequences
     evaluation, _ = train_split(
-        dataset, split, trm, text, seed, out, progress=progress, checkpoint=checkpoint_path(out)
+        dataset, split, trm, text, seed, out, progress=progress, checkpoint=checkpoint_path(out), begin=begin
     )
     return dict(evaluation.metrics)
 

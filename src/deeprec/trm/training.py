@@ -3,9 +3,11 @@
 Every position of a sequence is asked for the next item without a preference, and a share of them a second time with
 one, drawn from the target's phrases (or, so that the TRM does not trust blindly, from another's); a few of these are
 not shown the history. The loss is a softmax over the whole catalogue, or above ``sampled_above`` items over a sample.
-What is measured and kept is a moving average of the weights. The same seed on the same machine gives the same weights,
-also when the training was killed and gone on with from its checkpoint; on a GPU, whose sums come in any order, the same
-but for rounding. The gate reads the validation targets; neither ``train`` nor ``train_everything`` sees a test target.
+What is measured and kept is a moving average of the weights. A training begins with random weights, or with those of
+the TRM that ``trm.continue_from`` names (``former``), and is then shorter. The same seed on the same machine gives the
+same weights, also when the training was killed and gone on with from its checkpoint; on a GPU, whose sums come in any
+order, the same but for rounding. The gate reads the validation targets; neither ``train`` nor ``train_everything`` sees
+a test target.
 """
 
 from __future__ import annotations
@@ -92,18 +94,22 @@ def train(
     report: Path,
     *,
     checkpoint: Path | None = None,
+    begin: Path | None = None,
 ) -> tuple[Verdict, dict[str, float]]:
     """Train on a dataset's training sequences, measure on its validation targets, write artifact and gate report.
 
     Args:
         checkpoint: see ``train_trm``.
+        begin: see ``train_trm``.
 
     Raises:
         ArtifactError, DataError: the dataset cannot be read.
         TrmError: training failed.
         StoreError: ``out`` or ``report`` cannot be written.
     """
-    evaluation, curves = train_split(dataset, trm_sequences, trm, text, seed, out, progress=say, checkpoint=checkpoint)
+    evaluation, curves = train_split(
+        dataset, trm_sequences, trm, text, seed, out, progress=say, checkpoint=checkpoint, begin=begin
+    )
     metrics = dict(evaluation.metrics)
     losses = [(float(point["epoch"]), point["loss"]) for point in curves]
     measured = [(float(point["epoch"]), point["ndcg@10"]) for point in curves if "ndcg@10" in point]
@@ -115,7 +121,7 @@ def train(
         ),
         Path(report),
         title="The preference-aware TRM",
-        intro=_summary(metrics),
+        intro=_summary(metrics) + (_continued(trm) if begin else ""),
         figures=[
             curve_svg("Training loss", losses),
             curve_svg("NDCG@10 of some validation users", measured),
@@ -126,7 +132,14 @@ def train(
 
 
 def train_everything(
-    dataset: Path, trm: TrmConfig, text: TextConfig, seed: int, out: Path, *, checkpoint: Path | None = None
+    dataset: Path,
+    trm: TrmConfig,
+    text: TextConfig,
+    seed: int,
+    out: Path,
+    *,
+    checkpoint: Path | None = None,
+    begin: Path | None = None,
 ) -> dict[str, float]:
     """Train as ``train`` does, but on everything before the validation item, which alone the figures returned measure.
 
@@ -136,7 +149,7 @@ def train_everything(
         ArtifactError, DataError, TrmError, StoreError: as ``train``.
     """
     evaluation, _ = train_split(
-        dataset, standalone_sequences, trm, text, seed, out, progress=say, checkpoint=checkpoint
+        dataset, standalone_sequences, trm, text, seed, out, progress=say, checkpoint=checkpoint, begin=begin
     )
     return dict(evaluation.metrics)
 
@@ -152,7 +165,9 @@ def train_split(
     measure: bool = True,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
+    begin: Path | None = None,
     refit_of: str | None = None,
+    measured: Path | None = None,
 ) -> tuple[Evaluation, list[dict[str, float]]]:
     """``train_trm`` on the sequences that ``split`` gives of the dataset at ``dataset``.
 
@@ -176,7 +191,9 @@ def train_split(
         validation=validation_examples(data) if measure else (),
         parents=(Path(dataset),),
         checkpoint=checkpoint,
+        begin=begin,
         refit_of=refit_of,
+        measured=measured,
     )
 
 
@@ -193,24 +210,38 @@ def train_trm(
     validation: Sequence[Example] | None = None,
     parents: Sequence[Path] = (),
     checkpoint: Path | None = None,
+    begin: Path | None = None,
     refit_of: str | None = None,
+    measured: Path | None = None,
 ) -> tuple[Evaluation, list[dict[str, float]]]:
     """Train on ``sequences`` and write the artifact.
 
     Args:
         checkpoint: directory that keeps the state after every epoch and is removed once the artifact is written. A
             training that finds one goes on from it, to the same weights as if it had never stopped.
-        refit_of: see ``write_trm``.
+        begin: artifact of the TRM whose weights it begins with, that of the bundle which ``trm.continue_from`` names;
+            it is to be the same for every training of a run, and one that has seen what ``sequences`` leave out of the
+            dataset is refused.
+        refit_of: see ``write_trm``, as ``measured``.
 
     Returns:
         The evaluation of the validation examples, and one point per epoch: ``epoch``, ``loss``, ``seconds``
         and, where measured, ``ndcg@10``.
 
     Raises:
-        TrmError: no sequence has two items, the loss is not finite, or the checkpoint is damaged or of other inputs.
+        TrmError: no sequence has two items, the loss is not finite, the checkpoint is damaged or of other inputs, or
+            the training cannot begin with ``begin`` (see ``former``).
         StoreError: the artifact or the checkpoint cannot be written.
     """
+    from deeprec.trm.former import read_former
+
+    if trm.continue_from and begin is None:
+        raise TrmError(
+            f"trm.continue_from is {trm.continue_from!r}, but no TRM was given to begin with; leave it empty to begin "
+            f"afresh"
+        )
     examples = list(validation or ())
+    held_out = _held_out(dataset, sequences)
     trained, curves = fit(
         dataset.catalogue,
         sequences,
@@ -220,11 +251,23 @@ def train_trm(
         progress=progress,
         validation=examples,
         checkpoint=checkpoint,
+        former=None if begin is None else read_former(begin, held_out),
     )
     retriever = TrmRetriever(trained, dataset.catalogue, embedder)
     evaluation = evaluate(retriever, examples)
     metrics = evaluation.metrics if examples else {}
-    write_trm(out, trained, text, metrics, curves, parents=parents, seed=seed, refit_of=refit_of)
+    write_trm(
+        out,
+        trained,
+        text,
+        metrics,
+        curves,
+        parents=parents if begin is None else (*parents, begin),
+        seed=seed,
+        refit_of=refit_of,
+        held_out=held_out,
+        measured=measured,
+    )
     if checkpoint is not None:
         remove_checkpoint(checkpoint)
     return evaluation, curves
@@ -240,13 +283,23 @@ def fit(
     progress: Progress | None = None,
     validation: Sequence[Example] = (),
     checkpoint: Path | None = None,
+    former: TrainedTrm | None = None,
 ) -> tuple[TrainedTrm, list[dict[str, float]]]:
-    """Train a network; see ``train_trm``. Leaves torch's global random state as it was, and its ``checkpoint``."""
+    """Train a network; see ``train_trm``. Leaves torch's global random state as it was, and its ``checkpoint``.
+
+    Args:
+        former: whose weights it begins with; ``trm.continued_epochs`` are trained then.
+    """
     import torch
 
+    from deeprec.trm.former import check_shapes, check_text, digest, take_over
     from deeprec.trm.learning.learner import Learner
     from deeprec.trm.model import Trm
 
+    if former is not None:
+        check_shapes(trm, former.model.config)
+        check_text(embedder.identity, former.vocabulary.text_identity)
+    epochs = trm.epochs if former is None else trm.continued_epochs
     users, rows = _usable(catalogue, sequences)
     counts = np.bincount(np.concatenate(rows), minlength=len(catalogue))
     large = len(catalogue) > trm.sampled_above
@@ -254,24 +307,28 @@ def fit(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     low = trm.bf16 and has_bf16(device)
     some = _some(validation, seed)
-    inputs = training_inputs(catalogue, sequences, trm, seed, embedder.identity) if checkpoint else {}
+    begun = None if former is None else digest(former)
+    inputs = training_inputs(catalogue, sequences, trm, seed, embedder.identity, begun) if checkpoint else {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Trm(trm, torch.from_numpy(vocabulary.item_text)).to(device)
+        if former is not None:
+            take_over(model, vocabulary.item_ids, former)
         trained = TrainedTrm(model, vocabulary, catalogue)
-        learner = Learner(model, vocabulary, phrase_table(catalogue, vocabulary.phrases), users, rows, seed, low)
+        table = phrase_table(catalogue, vocabulary.phrases)
+        learner = Learner(model, vocabulary, table, users, rows, seed, low, epochs)
         curves = _resume(learner, checkpoint, inputs)
         started, before = time.perf_counter(), len(curves)
-        for epoch in range(before + 1, trm.epochs + 1):
+        for epoch in range(before + 1, epochs + 1):
             epoch_started = time.perf_counter()
             loss, positions = learner.epoch(epoch)
             seconds = time.perf_counter() - epoch_started
             ndcg = None
-            if some and (epoch == trm.epochs or epoch % math.ceil(trm.epochs / CURVE_POINTS) == 0):
+            if some and (epoch == epochs or epoch % math.ceil(epochs / CURVE_POINTS) == 0):
                 with learner.optimiser.averaged():
                     ndcg = _quick_ndcg(TrmRetriever(trained, catalogue, embedder), some)
-            left = (time.perf_counter() - started) / (epoch - before) * (trm.epochs - epoch)
-            line = EpochReport(epoch, trm.epochs, loss, seconds, ndcg, positions / seconds, left)
+            left = (time.perf_counter() - started) / (epoch - before) * (epochs - epoch)
+            line = EpochReport(epoch, epochs, loss, seconds, ndcg, positions / seconds, left)
             curves.append(_point(line))
             if checkpoint is not None:
                 state = {**learner.state(), "curves": curves}
@@ -281,6 +338,11 @@ def fit(
         learner.optimiser.keep_average()
     model.eval()
     return trained, curves
+
+
+def _held_out(dataset: Dataset, sequences: Mapping[str, Sequence[str]]) -> int:
+    """How many of each user's newest interactions the sequences leave out at least."""
+    return min((len(dataset.sequences[user]) - len(items) for user, items in sequences.items()), default=0)
 
 
 def _resume(learner: Learner, place: Path | None, inputs: Mapping[str, str]) -> list[dict[str, float]]:
@@ -364,6 +426,13 @@ def _point(line: EpochReport) -> dict[str, float]:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _continued(trm: TrmConfig) -> str:
+    return (
+        f"\n\nThe training began with the weights of {trm.continue_from or 'another TRM'} and took "
+        f"{trm.continued_epochs} of {trm.epochs} epochs."
+    )
 
 
 def _summary(metrics: Mapping[str, float]) -> str:

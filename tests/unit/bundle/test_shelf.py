@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from deeprec.bundle.bundle import Bundle, needs_of
+from deeprec.bundle.delivery import deliver
 from deeprec.bundle.opening import everything, find_source, open_bundle
 from deeprec.bundle.publish import extend_bundle
-from deeprec.bundle.shelf import PARTS, Shelf, deliver
+from deeprec.bundle.shelf import PARTS, Shelf
 from deeprec.config import BundleConfig
 from deeprec.data.dataset import Dataset
 from deeprec.errors import ArtifactError, StoreError

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from deeprec.bundle.bundle import Bundle
-from deeprec.bundle.shelf import Shelf, sweep_features
+from deeprec.bundle.delivery import sweep_features
+from deeprec.bundle.shelf import Shelf
 from deeprec.cli import app
 from deeprec.config import BundleConfig, FeaturesConfig
 from deeprec.data.dataset import Dataset

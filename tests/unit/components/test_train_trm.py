@@ -22,8 +22,8 @@ def test_a_killed_training_is_gone_on_with_where_the_runner_keeps_its_state(
     passed = Verdict.of("data", [CheckRow("a", "1", "r", True)])
     seen: dict[str, Any] = {}
 
-    def train(*arguments: Any, checkpoint: Path | None) -> tuple[Verdict, dict[str, float]]:
-        seen.update(outputs=arguments[-2:], checkpoint=checkpoint)
+    def train(*arguments: Any, checkpoint: Path | None, begin: Path | None) -> tuple[Verdict, dict[str, float]]:
+        seen.update(outputs=arguments[-2:], checkpoint=checkpoint, begin=begin)
         return passed, {"ndcg@10": 0.5}
 
     monkeypatch.setattr(training, "train", train)

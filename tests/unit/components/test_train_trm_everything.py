@@ -33,7 +33,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What the training was asked for."""
     calls: list[tuple[Any, ...]] = []
 
-    def train(*arguments: Any, checkpoint: Path | None) -> dict[str, float]:
+    def train(*arguments: Any, checkpoint: Path | None, begin: Path | None) -> dict[str, float]:
+        assert begin is None, "nothing to continue from is named"
         calls.append((*arguments, checkpoint))
         return {"ndcg@10": 0.5}
 

@@ -108,7 +108,7 @@ def run(world: Path, scripted_policy: Any, tmp_path_factory: pytest.TempPathFact
 def test_metrics_have_the_promised_structure(run: Run) -> None:
     metrics = run.metrics
     assert set(metrics) == {
-        "data", "baselines", "policy", "users_evaluated", "minutes", "intervals", "steps", "verdict"
+        "data", "baselines", "policy", "users_evaluated", "minutes", "intervals", "steps", "verdict", "cost"
     }  # fmt: skip
     assert metrics["data"] == {"users": USERS, "items": ITEMS, "interactions": 9 * USERS}
     assert metrics["users_evaluated"] == USERS
@@ -143,6 +143,18 @@ def test_minutes_are_those_of_the_artifacts(run: Run, world: Path) -> None:
     assert run.metrics["minutes"]["trm_everything"] == pytest.approx(seconds["trm_everything"] / 60, abs=0.001)
     policy = sum(seconds[name] for name in ("trm", "start", "candidates", "prompts", "stage1", "stage2"))
     assert run.metrics["minutes"]["policy"] == pytest.approx(policy / 60, abs=0.001)
+
+
+def test_what_every_task_spent_is_in_the_figures_and_the_report(run: Run, world: Path) -> None:
+    found = run.metrics["cost"]
+    assert found["tasks"]["train-stage-1"]["seconds"] == read_artifact(world / "stage1").seconds
+    assert found["total"]["seconds"] == pytest.approx(sum(row["seconds"] for row in found["tasks"].values()), abs=0.01)
+    milliseconds = run.metrics["verdict"]["ms_per_request"]
+    assert found["per_1000"]["policy"]["seconds"] == pytest.approx(milliseconds["policy"], abs=0.001)
+    page = run.report.read_text(encoding="utf-8")
+    assert "What it costs" in page
+    assert "evaluation.price_per_hour gives prices" in page
+    assert "1,000 recommendations, policy" in page
 
 
 def test_baselines_are_what_they_are_called(run: Run, world: Path) -> None:
@@ -268,7 +280,7 @@ def test_a_failed_gate_still_writes_everything(world: Path, scripted_policy: Any
 
 def test_the_same_seed_gives_the_same_metrics(run: Run, world: Path, scripted_policy: Any, tmp_path: Path) -> None:
     again = Run(world, scripted_policy, tmp_path).metrics
-    measured = {"verdict", "minutes"}
+    measured = {"verdict", "minutes", "cost"}
     assert {key: again[key] for key in set(again) - measured} == {
         key: run.metrics[key] for key in set(again) - measured
     }

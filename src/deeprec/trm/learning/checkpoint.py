@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 KIND = "trm-checkpoint"
 _PREFIX = "epoch-"
-_DIGESTS = ("the catalogue", "the training sequences")
+_DIGESTS = ("the catalogue", "the training sequences", "the TRM it begins with")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,19 @@ class Checkpoint:
 
 
 def training_inputs(
-    catalogue: Catalogue, sequences: Mapping[str, Sequence[str]], trm: TrmConfig, seed: int, text_identity: str
+    catalogue: Catalogue,
+    sequences: Mapping[str, Sequence[str]],
+    trm: TrmConfig,
+    seed: int,
+    text_identity: str,
+    former: str | None = None,
 ) -> dict[str, str]:
-    """Everything that decides the weights, by the name a reader knows it by; long values as their sha256."""
-    settings = trm.model_dump(mode="json", exclude={"gate", "index", "new_item_score"})
+    """Everything that decides the weights, by the name a reader knows it by; long values as their sha256.
+
+    ``former`` is the digest of the weights that the training begins with, where it continues from another.
+    """
+    unused = {"gate", "index", "new_item_score", "continue_from"} | ({"continue_share"} if former is None else set())
+    settings = trm.model_dump(mode="json", exclude=unused)
     items, histories = hashlib.sha256(), hashlib.sha256()
     for item in catalogue.items:
         items.update(json.dumps([item.item_id, item_text(item), item.phrases]).encode())
@@ -58,6 +67,7 @@ def training_inputs(
         **{f"trm.{name}": json.dumps(value) for name, value in settings.items()},
         _DIGESTS[0]: items.hexdigest(),
         _DIGESTS[1]: histories.hexdigest(),
+        **({} if former is None else {_DIGESTS[2]: former}),
     }
 
 

@@ -56,12 +56,14 @@ class Learner:
         sequences: Sequence[Rows],
         seed: int,
         low: bool,
+        epochs: int | None = None,
     ) -> None:
         """
         Args:
             phrases: the items' phrases, of ``batches.phrase_table``.
             users: the ids of those whose ``sequences`` of catalogue rows are trained on.
             low: multiply in bfloat16.
+            epochs: how many the schedule is for; ``trm.epochs`` if not given.
         """
         self.model, self.trm = model, model.config
         self._phrases, self._users, self._sequences = phrases, users, sequences
@@ -74,7 +76,7 @@ class Learner:
             model.item_ids.weight.mul_(self._known[:, None])
         sampled = len(vocabulary.item_ids) > self.trm.sampled_above
         self._negatives = Negatives(vocabulary.popularity, self.trm.negatives) if sampled else None
-        steps = self.trm.epochs * math.ceil(len(sequences) / self.trm.batch_size)
+        steps = (epochs or self.trm.epochs) * math.ceil(len(sequences) / self.trm.batch_size)
         self.optimiser = Optimiser(model, self.trm, steps, sampled)
 
     def epoch(self, number: int) -> tuple[float, int]:
