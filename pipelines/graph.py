@@ -7,19 +7,27 @@ for false.
 from collections.abc import Callable
 from typing import Any
 
+from kfp import dsl
+
 from deeprec.components.build_policy import build_policy
 from deeprec.components.check_data import check_data
+from deeprec.components.compare_with_live import compare_with_live
 from deeprec.components.evaluate import evaluate
 from deeprec.components.ingest import ingest
 from deeprec.components.publish_bundle import publish_bundle
 from deeprec.components.publish_features import publish_features
 from deeprec.components.refit import refit
+from deeprec.components.release_end import release_end
+from deeprec.components.release_step import release_step
 from deeprec.components.resolve_data import resolve_data
 from deeprec.components.rollout import rollout
 from deeprec.components.select_prompts import select_prompts
 from deeprec.components.train_stage import train_stage
 from deeprec.components.train_trm import train_trm
 from deeprec.components.train_trm_everything import train_trm_everything
+
+STEPS = ("canary", "smoke", "ramp", "promote", "soak")
+"""The steps of a release, in order; ``deeprec.release.steps`` makes them."""
 
 
 class Graph:
@@ -148,7 +156,7 @@ class Graph:
                 **self._recipe,
             ),
         )
-        place(
+        self._bundled = place(
             "publish-bundle",
             publish_bundle(
                 gate=serves,
@@ -162,6 +170,39 @@ class Graph:
                 features=self._published.outputs["published"],
             ),
         )
+
+    def release(self, settings: dict[str, Any], bundle: Any, overrides: Any) -> None:
+        """What was published to users, and back where that fails.
+
+        The task behind all steps can take no other's output, so it is given what the run was asked for.
+
+        Args:
+            settings: the section ``release``.
+            bundle: the section of that name as the run was asked for it, before ``overrides``.
+        """
+        place, run = self._place, dsl.PIPELINE_JOB_ID_PLACEHOLDER
+        compared = place(
+            "compare-with-live",
+            compare_with_live(
+                settings=self._given["bundle"],
+                dataset=self._dataset,
+                bundle=self._bundled.outputs["bundle"],
+            ),
+        )
+        passed = self._let_through("require-compare", compared)
+        end = place("release-end", release_end(run=run, overrides=overrides, release=settings, bundle=bundle))
+        with dsl.ExitHandler(end, name="release"):
+            gate = passed
+            for step in STEPS:
+                made = release_step(
+                    step=step,
+                    gate=gate,
+                    run=run,
+                    version=self._bundled.outputs["version"],
+                    release=settings,
+                    bundle=self._given["bundle"],
+                )
+                gate = place(f"release-{step}", made).outputs["passed"]
 
     def _rolled(self, users: str, who: str, gate: Any, policy: Any, timed: bool = False) -> Any:
         made = rollout(users=users, gate=gate, select=self._given["select"], policy=policy, timed=timed, **self._world)

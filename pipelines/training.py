@@ -17,12 +17,12 @@ from kfp import compiler, dsl
 
 from deeprec.components.preflight import preflight
 from deeprec.components.require import require
-from deeprec.config import Config, PipelineConfig, PodTemplate
+from deeprec.config import Config, PipelineConfig, PodTemplate, ReleaseConfig
 from deeprec.config.run import PARTS, SECTIONS, check_paths, check_run, to_parameters
 from deeprec.errors import ConfigError, PipelineError
 from deeprec.pipelines import pods
 from deeprec.pipelines.environment import environment
-from deeprec.pipelines.graph import Graph
+from deeprec.pipelines.graph import STEPS, Graph
 
 NAME = "deeprec-training"
 
@@ -48,6 +48,11 @@ TASKS = (
 )
 """Every task, in order; the names under ``pipeline.tasks`` and in a run's figures."""
 
+RELEASING = ("compare-with-live", *(f"release-{step}" for step in STEPS), "release-end")
+"""Tasks of a compiled pipeline that releases what it has published."""
+
+NO_RELEASE = ReleaseConfig()
+
 TRAINING = frozenset({"train-trm", "train-stage-1", "train-stage-2", "train-trm-everything", "refit"})
 """Tasks that go on from a checkpoint when they are started again."""
 
@@ -66,17 +71,22 @@ READERS = {
     "data": ("preflight", "resolve-data", "ingest"),
     "features": ("preflight", "resolve-data", "ingest", "publish-features"),
     "text": tuple(name for name in TASKS[TASKS.index("train-trm") :] if name != "select-prompts"),
+    "trm": ("preflight", "train-trm", "train-trm-everything", "refit"),
     "policy": ("build-policy", "train-stage-1", "train-stage-2"),
     "bundle": ("preflight", "publish-bundle"),
 }
 """Section with a path → the tasks that read or write there; pinned by a test."""
 
-SIDE_EFFECTS = frozenset({"publish-features", "publish-bundle"})
+SIDE_EFFECTS = frozenset({"publish-features", "publish-bundle", *RELEASING, "require-compare"})
 """Tasks that change something outside their own artifacts; KFP never caches them."""
 
 
 def build(
-    settings: PipelineConfig, *, in_turn: bool = False, environment: Mapping[str, str] = MappingProxyType({})
+    settings: PipelineConfig,
+    *,
+    in_turn: bool = False,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    release: ReleaseConfig = NO_RELEASE,
 ) -> Any:
     """The pipeline for these pods: a KFP graph component that can be compiled, or called to run locally.
 
@@ -88,12 +98,16 @@ def build(
             needs nothing of it, so that ``TASKS`` is the order (KFP's own differs from one process to the next), and
             nothing stands behind the gates.
         environment: variables of every task.
+        release: how what was published reaches users, where it is enabled; a KFP server alone can run these tasks.
 
     Raises:
         ConfigError: ``settings`` names a task that does not exist, or a quantity Kubernetes does not know.
     """
     place = _placement(settings, environment)
     promised: dict[str, Any] = {} if in_turn else _promised(settings)
+    to_users = release.model_dump(mode="json") if release.enabled else {}
+    if to_users:
+        promised |= {"release": to_users}
 
     def let_through(name: str, task: Any) -> Any:
         verdict = task.outputs["verdict"]
@@ -128,6 +142,8 @@ def build(
         graph.learn()
         graph.judge()
         graph.publish()
+        if to_users:
+            graph.release(to_users, asked["bundle"], overrides)
 
     pods.lift_retry_limit(training)
     _describe(training)
@@ -155,7 +171,11 @@ def compile(config: Config, path: Path, data_version: str = "") -> None:
         PipelineError: the file cannot be written.
     """
     given = arguments(config, data_version)
-    pipeline = build(config.pipeline, environment=environment(config))
+    if config.release.enabled and not config.bundle.uri:
+        raise ConfigError(
+            "release.enabled is true, but bundle.uri is empty; name the shelf that releases are made from"
+        )
+    pipeline = build(config.pipeline, environment=environment(config), release=config.release)
     pods.check_images(config.pipeline, TASKS)
     check_paths(config, _mounted(config.pipeline))
     try:
@@ -200,13 +220,14 @@ def _mounted(settings: PipelineConfig) -> dict[str, dict[str, list[str]]]:
 
 def _placement(settings: PipelineConfig, environment: Mapping[str, str]) -> Callable[[str, Any], Any]:
     """A function that gives a task its name, pod, retries and caching."""
-    unknown = sorted(name for name in settings.tasks if name not in TASKS)
+    unknown = sorted(name for name in settings.tasks if name not in (*TASKS, *RELEASING))
     if unknown:
-        raise ConfigError(f"pipeline.tasks.{unknown[0]}: there is no such task; the tasks are {', '.join(TASKS)}")
+        known = ", ".join((*TASKS, *RELEASING))
+        raise ConfigError(f"pipeline.tasks.{unknown[0]}: there is no such task; the tasks are {known}")
 
     def place(name: str, task: Any) -> Any:
         pod = settings.pod(name)
-        if name not in TASKS:
+        if name not in (*TASKS, *RELEASING):
             pod = pod.model_copy(update={key: getattr(REQUIRE, key) for key in REQUIRE.model_fields_set})
         if name == "preflight":  # what it finds wrong is as wrong a minute later
             pod = pod.model_copy(update={"retries": 0})

@@ -41,7 +41,8 @@ settings.load_profile("deeprec")
 
 ROOT = Path(__file__).parent
 SLOW = (
-    "e2e/test_quickstart.py", "e2e/test_pipeline.py", "e2e/test_tutorial.py", "integration/test_benchmarks.py",
+    "e2e/test_quickstart.py", "e2e/test_pipeline.py", "e2e/test_tutorial.py", "e2e/test_loop.py",
+    "integration/test_benchmarks.py",
     "integration/test_vllm_server.py", "integration/test_trm_learning.py",
 )  # fmt: skip
 """What takes minutes, the longest first: marked ``slow``, together with the tests that are marked so by hand."""

@@ -122,8 +122,9 @@ DOCUMENTED = {
     "deeprec-store": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
     "deeprec-features": {"DEEPREC_DATABASE", "DEEPREC_REDIS"},
     "events-token": {"token"},
+    "training": {"config.yaml"},
 }
-"""The Secrets of the tests' values, and the keys that the chart's README says they have to have."""
+"""The Secrets and the ConfigMap of the tests' values, and the keys that the chart's README says they have to have."""
 
 
 def faults(objects: Sequence[Rendered]) -> list[str]:
@@ -172,7 +173,7 @@ def _pod_faults(pod: Pod) -> Iterator[str]:
 
 
 def _reference_faults(pod: Pod, objects: Sequence[Rendered]) -> Iterator[str]:
-    """Secrets whose keys nobody has documented, and ConfigMaps that are not there."""
+    """Secrets and ConfigMaps of others whose keys nobody has documented, and ConfigMaps that are not there."""
     maps = {one.name: set(one.object["data"]) for one in objects if one.kind == "ConfigMap"}
     asked: list[tuple[str, str]] = []
     for container in pod.containers:
@@ -187,10 +188,13 @@ def _reference_faults(pod: Pod, objects: Sequence[Rendered]) -> Iterator[str]:
         if "secret" in volume:
             asked += [(volume["secret"]["secretName"], item["key"]) for item in volume["secret"]["items"]]
         if "configMap" in volume and volume["configMap"]["name"] not in maps:
-            yield f"{pod.of}: there is no ConfigMap {volume['configMap']['name']}"
+            keys = [item["key"] for item in volume["configMap"].get("items", ())]
+            asked += [(volume["configMap"]["name"], key) for key in keys]
+            if not keys:
+                yield f"{pod.of}: there is no ConfigMap {volume['configMap']['name']}"
     for name, key in asked:
         if key not in DOCUMENTED.get(name, set()):
-            yield f"{pod.of}: the key {key} of the Secret {name} is in no table of the chart's README; add it"
+            yield f"{pod.of}: the key {key} of {name} is in no table of the chart's README; add it"
 
 
 def _selector_faults(objects: Sequence[Rendered]) -> Iterator[str]:
@@ -258,7 +262,18 @@ FACTORS: dict[str, tuple[dict[str, Any], ...]] = {
     "placement": ({}, {"placement": {"nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}]}}),
     "launcher": ({}, {"pipeline": {"launcher": {"enabled": True}}}),
     "queue": ({}, {"pipeline": {"queue": {"enabled": True, "clusterQueue": "gpus"}, "accountNamespace": "kubeflow"}}),
-    "jobs": ({}, {"pipeline": {"schedule": {"enabled": True}, "drift": {"enabled": True}}}),
+    "jobs": (
+        {},
+        {
+            "pipeline": {
+                "schedule": {"enabled": True},
+                "drift": {"enabled": True},
+                "config": "training",
+                "host": "http://kfp.example:8888",
+            }
+        },
+    ),
+    "log": ({}, {"serving": {"logClaim": "requests"}}),
 }
 
 

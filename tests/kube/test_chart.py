@@ -213,6 +213,7 @@ def test_a_digest_wins_over_a_tag_and_a_tag_over_the_version() -> None:
         ("serving.bootstrap.enabled=true,serving.bootstrap.bundle=", "serving.bootstrap.bundle is empty; set it to"),
         ("policy.enabled=true,policy.gpus=0", "policy.gpus is 0, and vLLM needs an accelerator; set policy.gpus to 1"),
         ("pipeline.queue.enabled=true", "pipeline.queue.clusterQueue is empty; name the ClusterQueue"),
+        ("pipeline.schedule.enabled=true", "pipeline.config is empty; name a ConfigMap whose key config.yaml"),
         ("serving.timeoutSeconds=30", "serving.timeoutSeconds is 30, but a request may ask for 30000 ms"),
         ("config.features.path=/x", "config.features is not the servers' to set"),
         ("config.serving.host=::", "config.serving.host is the chart's to set"),

@@ -84,7 +84,7 @@ def migrated(cluster: Cluster) -> str:
     with playing(cluster.pod("migrate"), cluster.objects, cluster.secrets, cluster.place, restart="Never") as pod:
         assert pod.wait_end() == 0, pod.log
         said = pod.log
-    from deeprec.bundle.shelf import deliver
+    from deeprec.bundle.delivery import deliver
     from deeprec.config import BundleConfig
 
     published = FeaturesConfig(

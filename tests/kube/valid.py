@@ -15,6 +15,7 @@ import yaml
 VERSIONS = ("1.32", "1.37")
 """Of Kubernetes: the oldest that the chart takes, and the newest."""
 KEPT = ("type", "enum", "required", "pattern", "minimum", "maximum")
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 UNKNOWN = ("monitoring.coreos.com",)
 """Groups whose definitions are nowhere at hand; golden files stand for them."""
 
@@ -45,20 +46,28 @@ def objections(thing: dict[str, Any]) -> Iterator[str]:
 
 
 @cache
-def _schemas() -> dict[tuple[str, str], dict[str, Any]]:
+def installed() -> dict[str, dict[str, Any]]:
+    """The CustomResourceDefinitions at hand, by name."""
     place = definitions()
     assert place
     found = {}
     for path in place.rglob("*.yaml"):
-        for definition in yaml.safe_load_all(path.read_text(encoding="utf-8")):
-            if not definition or definition.get("kind") != "CustomResourceDefinition":
-                continue
-            spec = definition["spec"]
-            for version in spec["versions"]:
-                if version.get("served"):
-                    schema = _strict(version["schema"]["openAPIV3Schema"])
-                    schema["properties"]["metadata"] = {"type": "object"}
-                    found[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = schema
+        for definition in yaml.load_all(path.read_text(encoding="utf-8"), Loader=_Loader):
+            if definition and definition.get("kind") == "CustomResourceDefinition":
+                found[definition["metadata"]["name"]] = definition
+    return found
+
+
+@cache
+def _schemas() -> dict[tuple[str, str], dict[str, Any]]:
+    found = {}
+    for definition in installed().values():
+        spec = definition["spec"]
+        for version in spec["versions"]:
+            if version.get("served"):
+                schema = _strict(version["schema"]["openAPIV3Schema"])
+                schema["properties"]["metadata"] = {"type": "object"}
+                found[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = schema
     return found
 
 

@@ -1,9 +1,9 @@
 """Imports point one way, and each volatile dependency is imported in one place.
 
-The house, from top to bottom: __main__ → cli → pipelines → components → serving → recommender → bundle → policy,
-evaluation → explore, rewards, trm → checks, features, data → client, feature_repo, store, config, metrics → objects →
-wire, types, errors, markup, retrying. A room may import rooms below its own level, and no other room of its own level
-but those named in ``NEIGHBOURS``.
+The house, from top to bottom: __main__ → cli → pipelines → components → release, serving → recommender → bundle →
+policy, evaluation → explore, rewards, trm → checks, features, data → client, feature_repo, store, config, metrics →
+objects → wire, types, errors, markup, retrying. A room may import rooms below its own level, and no other room of its
+own level but those named in ``NEIGHBOURS``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEVELS = (
     {"policy", "evaluation"},
     {"bundle"},
     {"recommender", "doctor"},
-    {"serving"},
+    {"serving", "release"},
     {"components"},
     {"pipelines"},
     {"cli"},
@@ -43,10 +43,10 @@ NEIGHBOURS = {
 """Importer and imported within one level: the reader of the dataset's contract is the lowest of its level."""
 
 HOMES = {
-    "kfp": {"components", "pipelines"},
-    "kfp_server_api": {"pipelines"},
+    "kfp": {"components", "pipelines", "release"},
+    "kfp_server_api": {"pipelines", "release"},
     "trl": {"policy.trl_adapter"},
-    "kserve": {"serving"},
+    "kserve": {"serving", "release"},
     "feast": {"features", "feature_repo"},
     "great_expectations": {"checks"},
 }

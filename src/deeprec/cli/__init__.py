@@ -14,7 +14,23 @@ from typing import Annotated
 import typer
 
 from deeprec import __version__
-from deeprec.cli import bundle, config, data, doctor, evaluate, explore, features, pipeline, policy, run, serve, trm
+from deeprec.cli import (
+    bundle,
+    config,
+    data,
+    doctor,
+    drift,
+    evaluate,
+    explore,
+    features,
+    pipeline,
+    policy,
+    release,
+    run,
+    schedule,
+    serve,
+    trm,
+)
 from deeprec.errors import DeepRecError
 from deeprec.extras import missing
 
@@ -45,6 +61,7 @@ def _options(
 
 run.register(app)
 doctor.register(app)
+drift.register(app)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(features.app, name="features")
@@ -55,6 +72,8 @@ app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(serve.app, name="serve")
 app.add_typer(pipeline.app, name="pipeline")
+app.add_typer(release.app, name="release")
+app.add_typer(schedule.app, name="schedule")
 
 
 def main() -> None:

@@ -150,6 +150,7 @@ def test_the_tasks_that_read_a_sections_path_are_those_that_are_given_it(compile
         ({"features": {"path": "/features"}}, r"features\.path is '/features'.*\{claim: NAME, path: /features\}"),
         ({"features": {"path": ""}}, r"features\.path is empty, so that histories would end with a pod"),
         ({"bundle": {"uri": "/shelf"}}, r"bundle\.uri is '/shelf', .* of the pod of preflight"),
+        ({"trm": {"continue_from": "/shelf"}}, r"trm\.continue_from is '/shelf', .* of the pod of preflight"),
         ({"text": {"model": "/models/bge"}}, r"text\.model is '/models/bge', .* of the pod of train-trm"),
         ({"policy": {"model": "/models/qwen"}}, r"policy\.model is '/models/qwen', .* of the pod of build-policy"),
     ],

@@ -6,6 +6,7 @@ After an intended change: ``make golden``, and read the diff.
 import copy
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from deeprec.config import Config, DataConfig, PolicyConfig, load_config
 from deeprec.config.run import PARTS, SECTIONS
 from deeprec.errors import ConfigError, PipelineError
 from deeprec.pipelines import training
+from deeprec.pipelines.graph import STEPS
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(__file__).parent / "golden" / "train.yaml"
@@ -402,3 +404,48 @@ def test_a_7b_model_gets_eight_accelerators_for_its_eight_processes(tmp_path: Pa
     policy = compiled["root"]["inputDefinitions"]["parameters"]["policy"]["defaultValue"]
     assert policy["parallel"] == {"nodes": 1, "per_node": 8, "strategy": "fsdp"}
     assert policy["generation"]["engine"] == "vllm"
+
+
+class TestRelease:
+    """What a pipeline that releases has besides."""
+
+    @pytest.fixture(scope="class")
+    def compiled(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+        file = tmp_path_factory.mktemp("release") / "train.yaml"
+        config = in_pods(bundle={"uri": "s3://shop/bundles"}, release={"enabled": True, "name": "shop"})
+        training.compile(config, file)
+        found: dict[str, Any] = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+        return found
+
+    def test_its_steps_stand_behind_the_bundle_and_the_comparison_with_what_is_live(
+        self, compiled: dict[str, Any]
+    ) -> None:
+        tasks = compiled["root"]["dag"]["tasks"]
+        shown = {task["taskInfo"]["name"]: name for name, task in tasks.items()}
+        added = {"compare-with-live", "require-compare", "release-end", "release"}
+        assert set(shown) - {*training.TASKS, *BEHIND} == added
+        assert set(tasks[shown["release"]]["dependentTasks"]) >= {shown["publish-bundle"], shown["require-compare"]}
+        inside = compiled["components"][tasks[shown["release"]]["componentRef"]["name"]]["dag"]["tasks"]
+        steps = {task["taskInfo"]["name"]: (name, task) for name, task in inside.items()}
+        assert set(steps) == {f"release-{step}" for step in STEPS}
+        for before, after in pairwise(STEPS):
+            name, _ = steps[f"release-{before}"]
+            _, task = steps[f"release-{after}"]
+            gate = task["inputs"]["parameters"]["gate"]["taskOutputParameter"]
+            assert gate == {"producerTask": name, "outputParameterKey": "passed"}
+        assert not any(task["cachingOptions"].get("enableCache") for _, task in steps.values())
+
+    def test_its_end_runs_however_the_steps_end_and_takes_no_tasks_output(self, compiled: dict[str, Any]) -> None:
+        tasks = compiled["root"]["dag"]["tasks"]
+        end = tasks["release-end"]
+        assert end["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+        assert not any("taskOutputParameter" in given for given in end["inputs"]["parameters"].values())
+        run = end["inputs"]["parameters"]["run"]["runtimeValue"]["constant"]
+        assert run == "{{$.pipeline_job_uuid}}", "which names the release in its record"
+
+    def test_nothing_of_it_is_in_a_pipeline_that_does_not_release(self, tasks: dict[str, Any]) -> None:
+        assert not any(name.startswith(("release", "compare", "exit")) for name in tasks)
+
+    def test_a_shelf_has_to_be_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"bundle\.uri is empty"):
+            training.compile(in_pods(release={"enabled": True}), tmp_path / "train.yaml")
