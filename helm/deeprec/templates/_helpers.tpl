@@ -127,6 +127,9 @@ tolerations:
 {{- if .Values.events.enabled -}}
 {{- $_ := set $serving "doors" (dict "events" false) -}}
 {{- end -}}
+{{- if .Values.serving.logClaim -}}
+{{- $_ := set $serving "log" (dict "path" "/var/log/deeprec/requests") -}}
+{{- end -}}
 {{- toYaml (mustMergeOverwrite $tree (deepCopy .Values.config)) -}}
 {{- end -}}
 
@@ -206,6 +209,20 @@ tolerations:
     sizeLimit: {{ .scratch }}
     {{- else }} {}
     {{- end }}
+{{- end -}}
+
+{{- /* The claim that requests are logged to, and where it is mounted: (dict "root" $ "readOnly" …) */ -}}
+{{- define "deeprec.logVolume" -}}
+{{- with .Values.serving.logClaim }}
+- name: requests
+  persistentVolumeClaim:
+    claimName: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "deeprec.logMount" -}}
+- name: requests
+  mountPath: /var/log/deeprec
 {{- end -}}
 
 {{- /* Where Prometheus looks, on pods that it finds by annotations. */ -}}
