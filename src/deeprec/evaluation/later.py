@@ -85,11 +85,11 @@ def later_events(
     import polars as pl
 
     answered = both_lists(rows).filter(pl.col("user").is_not_null())
-    took = _by_user(events, set(answered["user"]), user_hash)
+    took = taken_by_user(events, set(answered["user"]), user_hash)
     scores: dict[str, list[tuple[float, ...]]] = {}
     taken = 0
     for user, at, *lists in answered.select("user", pl.col("at").dt.epoch("us"), "trm_items", "policy_items").rows():
-        items = _within(took.get(user, ([], [])), at / 1e6, window_hours * 3600)
+        items = taken_within(took.get(user, ([], [])), at / 1e6, window_hours * 3600)
         if items:
             taken += len(items)
             cut = paired(lists[0], lists[1], k)
@@ -137,7 +137,7 @@ def read_events(place: str | Path) -> pl.DataFrame:
 # ---------------------------------------------------------------------------------------------------------- measuring
 
 
-def _by_user(
+def taken_by_user(
     events: pl.DataFrame, users: set[str], user_hash: Callable[[str], str] | None
 ) -> dict[str, tuple[list[float], list[str]]]:
     """Times (ascending) and items of the events of the log's users, by the log's name of the user."""
@@ -156,7 +156,8 @@ def _by_user(
     return found
 
 
-def _within(took: tuple[list[float], list[str]], start: float, seconds: float) -> set[str]:
+def taken_within(took: tuple[list[float], list[str]], start: float, seconds: float) -> set[str]:
+    """What of a user's events (times, ascending, and items) came after ``start``, within so many seconds."""
     times, items = took
     return set(items[bisect_right(times, start) : bisect_right(times, start + seconds)])
 

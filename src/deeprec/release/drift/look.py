@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.bundle.snapshot import DAY, Bins, Distribution, Snapshot, by_user, read_snapshot, user_days
-from deeprec.evaluation.later import _by_user as taken_by_user
-from deeprec.evaluation.later import _within as taken_within
+from deeprec.evaluation.later import taken_by_user, taken_within
 from deeprec.evaluation.significance import Interval
 from deeprec.release.drift.figure import Bars, Day, Drift, Figure, judge, whole
 from deeprec.release.drift.seen import Answers, Seen, gather
