@@ -25,9 +25,7 @@ from deeprec.components.select_prompts import select_prompts
 from deeprec.components.train_stage import train_stage
 from deeprec.components.train_trm import train_trm
 from deeprec.components.train_trm_everything import train_trm_everything
-
-STEPS = ("canary", "smoke", "ramp", "promote", "soak")
-"""The steps of a release, in order; ``deeprec.release.steps`` makes them."""
+from deeprec.release import STEPS
 
 
 class Graph:

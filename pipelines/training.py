@@ -22,7 +22,8 @@ from deeprec.config.run import PARTS, SECTIONS, check_paths, check_run, to_param
 from deeprec.errors import ConfigError, PipelineError
 from deeprec.pipelines import pods
 from deeprec.pipelines.environment import environment
-from deeprec.pipelines.graph import STEPS, Graph
+from deeprec.pipelines.graph import Graph
+from deeprec.release import STEPS
 
 NAME = "deeprec-training"
 

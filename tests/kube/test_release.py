@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 from deeprec.bundle.bundle import Bundle
 from deeprec.cli import app
 from deeprec.errors import ReleaseError
+from deeprec.release import STEPS
 from deeprec.release.cluster import Cluster
 from deeprec.release.protocol import Release, Waits, begin, resume
 from deeprec.release.record import Records
 from deeprec.release.service import as_service, of_recommender
-from deeprec.release.steps import STEPS, end_run, run_step, to_markdown
+from deeprec.release.steps import end_run, run_step, to_markdown
 from tests.kube.valid import definitions
 from tests.kube.world import SHOP, World, opened
 from tests.policy_server import serving_policy
@@ -351,8 +352,25 @@ def test_behind_the_steps_of_a_pipeline_what_was_not_promoted_goes_back(served: 
     promoted = "promote" in STEPS[:made]
     assert served.told() == [(second if promoted else first, 100)]
     assert Records(served.shelf).all()[0].ending == ("released" if promoted else "rolled back")
-    with pytest.raises(ReleaseError, match="was ended meanwhile"):
+    if not promoted:
+        with pytest.raises(ReleaseError, match="was rolled back meanwhile"):
+            run_step("soak", "run-1", second, *settings)
+
+
+def test_one_that_fails_after_its_promotion_goes_back_too(served: World) -> None:
+    first, second = served.versions
+    settings = sections(served, soak_seconds=5)
+    for step in STEPS[:4]:
+        run_step(step, "run-1", second, *settings)
+    served.controller.plans[second] = Plan(failure="out of memory")
+    served.api.objects.merge(Key(SERVING, SERVICES, SHOP, "deeprec"), {"metadata": {"labels": {"look": "now"}}}, "test")
+    served.controller.settled()
+    with pytest.raises(ReleaseError, match="is not ready any more"):
         run_step("soak", "run-1", second, *settings)
+    with pytest.raises(ReleaseError, match=f"{first} serves as before"):
+        end_run("run-1", "", *settings)
+    assert served.told() == [(first, 100)]
+    assert served.shelf.pointer("live") == first
 
 
 def test_a_pipeline_waits_for_a_person_and_goes_back_without_one(served: World) -> None:
@@ -366,6 +384,7 @@ def test_a_pipeline_waits_for_a_person_and_goes_back_without_one(served: World) 
         assert ran.exit_code == 0, ran.output
 
     run_step("promote", "run-1", second, *settings, sleep=a_person_promotes)
+    assert run_step("soak", "run-1", second, *settings).ending == "released", "by the person's command already"
     assert served.told() == [(second, 100)]
     settings = sections(served, approval="manual", approval_seconds=0)
     for step in STEPS[:3]:

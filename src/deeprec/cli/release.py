@@ -129,10 +129,7 @@ def promote(config: ConfigOption = "cluster", override: SetOption = None) -> Non
             f"the release of {release.version} has not come so far; see `deeprec release status`, or let it go on with "
             f"`deeprec release deploy {release.version}`"
         )
-    with release.or_back():
-        release.promote()
-        release.soak()
-    release.finish()
+    release.conclude()
     say(f"{release.version} serves; {_host(release)}")
 
 

@@ -280,6 +280,17 @@ class Release:
             serves = "nothing serves, as before" if self.record.made else serves
             raise ReleaseError(f"{self.version} was not released: {reason.rstrip('.')}; {serves}") from error
 
+    def conclude(self) -> None:
+        """Promote, soak, and close the record; back to what served before where that fails.
+
+        Raises:
+            ReleaseError: it was rolled back, with the reason.
+        """
+        with self.or_back():
+            self.promote()
+            self.soak()
+        self.finish()
+
     def finish(self) -> None:
         """Close the record."""
         self.record = self.records.end(self.record.id, "released", f"{self.version} serves")
@@ -315,17 +326,17 @@ class Release:
         """End a release that has died: what was promoted is finished, anything else goes back.
 
         Whether it was promoted is what the cluster says of the InferenceService that users see.
+
+        Raises:
+            ReleaseError: it had been promoted, is no longer ready, and was rolled back.
         """
         if self.record.ending:
             return
         if not self._replaces and self._is_promoted(self.units[-1]) and self.record.before is not None:
             self.say(f"{self.version} had been promoted: finishing")
-            self.promote()
-            self.soak()
-            self.finish()
+            self.conclude()
         elif self.record.promoted:
-            self.soak()
-            self.finish()
+            self.conclude()
         else:
             self.rollback(reason)
 
@@ -436,7 +447,7 @@ class Release:
         while True:
             passed = sides[0].seconds
             if passed >= ramp.step_seconds:
-                found = [side.compare(ramp) for side in sides]
+                found = [side.compare() for side in sides]
                 worst = max(found, key=lambda one: ("pass", "inconclusive", "fail").index(one.verdict))
                 last = passed >= ramp.step_seconds + ramp.wait_seconds
                 if worst.verdict != "inconclusive" or last:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from deeprec.config import Config, RampConfig
+from deeprec.config import Config
 from deeprec.release.cluster import Cluster
 from deeprec.release.figures import Comparison, Figures, compare, of_pods, of_prometheus, together
 
@@ -29,14 +29,14 @@ class Sides:
         """Since it was made."""
         return time.monotonic() - self._began
 
-    def compare(self, ramp: RampConfig) -> Comparison:
+    def compare(self) -> Comparison:
         """What the two have shown so far.
 
         Raises:
             ReleaseError: figures cannot be read.
         """
         stable, canary = (self._since(place) for place in range(2))
-        return compare(stable, canary, ramp)
+        return compare(stable, canary, self._config.release.ramp)
 
     @property
     def _prometheus(self) -> str:

@@ -11,13 +11,12 @@ from deeprec.bundle.shelf import Shelf
 from deeprec.config import Config, parse_config
 from deeprec.config.run import overridden
 from deeprec.errors import ConfigError, ReleaseError
+from deeprec.release import STEPS
 from deeprec.release.cluster import Cluster
 from deeprec.release.preflight import preflight
 from deeprec.release.protocol import Release, Waits, begin, resume
 from deeprec.release.record import Record
 
-STEPS = ("canary", "smoke", "ramp", "promote", "soak")
-"""The tasks, in order."""
 _LOOK_SECONDS = 30.0
 _say: Callable[[str], None] = partial(print, flush=True)
 
@@ -56,6 +55,8 @@ def run_step(
         mine.canary()
         return mine.record
     mine = _found(config, cluster, shelf, run)
+    if mine.record.ending == "released":
+        return mine.record  # a person has promoted it, and it came to its end
     if step == "smoke":
         mine.smoke()
     elif step == "ramp":
@@ -107,8 +108,8 @@ def _found(config: Config, cluster: Cluster, shelf: Shelf, run: str) -> Release:
     mine = resume(config, cluster, shelf, _say, run)
     if mine is None:
         raise ReleaseError(f"the shelf {shelf.address} has no record of the release of run {run}; release again")
-    if mine.record.ending:
-        raise ReleaseError(f"the release of run {run} was ended meanwhile, {mine.record.ending}: {mine.record.reason}")
+    if mine.record.ending == "rolled back":
+        raise ReleaseError(f"the release of run {run} was rolled back meanwhile: {mine.record.reason}")
     return mine
 
 

@@ -18,7 +18,7 @@ from deeprec.config import Config, DataConfig, PolicyConfig, load_config
 from deeprec.config.run import PARTS, SECTIONS
 from deeprec.errors import ConfigError, PipelineError
 from deeprec.pipelines import training
-from deeprec.pipelines.graph import STEPS
+from deeprec.release import STEPS
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(__file__).parent / "golden" / "train.yaml"
