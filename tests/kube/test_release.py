@@ -205,8 +205,6 @@ def test_a_quota_that_is_used_up_and_a_runtime_that_is_missing_are_said_at_once(
 
 
 def test_an_api_server_that_fails_now_and_then_is_asked_again(served: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deeprec.release.cluster._PAUSE", 0.01)
-    monkeypatch.setattr("deeprec.release.asking._PAUSE", 0.01)
     monkeypatch.setattr("deeprec.release.cluster._SECONDS", 0.5)
 
     def faults(asked: Asked) -> None:
@@ -223,7 +221,7 @@ def test_an_api_server_that_fails_now_and_then_is_asked_again(served: World, mon
 def test_an_api_server_that_is_gone_leaves_a_release_that_is_settled_later(
     served: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deeprec.release.cluster._PAUSE", 0.001)
+    monkeypatch.setattr("deeprec.release.cluster.PATIENCE_SECONDS", 0.3)
     first, second = served.versions
     config = served.config()
     mine = begin(config, Cluster(SHOP), served.shelf, second, lambda line: None)

@@ -1,64 +1,36 @@
-"""One HTTP request, made again where a proxy or a pod that is just coming or going has no answer."""
+"""One HTTP request to a Service, a pod or Prometheus, made again where it has no answer for a moment."""
 
 from __future__ import annotations
-
-import time
-from collections.abc import Mapping
 
 import httpx
 
 from deeprec.errors import ReleaseError
-from deeprec.types import JsonDict
+from deeprec.retrying import BUSY_BEHIND_A_GATEWAY, Again, keep_asking
 
-_ATTEMPTS = 4
-_PAUSE = 0.5
-_PASSING = (429, 502, 503, 504)
+PATIENCE_SECONDS = 5.0
+"""After which a request is not made again."""
 
 
-def ask(
-    client: httpx.Client,
-    who: str,
-    method: str,
-    url: str,
-    body: JsonDict | None = None,
-    params: Mapping[str, str] | None = None,
-) -> httpx.Response:
-    """The answer, whatever its status.
+def ask(client: httpx.Client, who: str, request: httpx.Request) -> httpx.Response:
+    """The answer, with status 200.
 
     Args:
         who: how an error calls what is asked.
 
     Raises:
-        ReleaseError: it cannot be reached.
-    """
-    for attempt in range(_ATTEMPTS):
-        last = attempt + 1 == _ATTEMPTS
-        try:
-            answer = client.request(method, url, json=body, params=params)
-        except httpx.TransportError as error:
-            if last:
-                raise ReleaseError(f"{who} cannot be asked ({type(error).__name__}: {error})") from error
-        else:
-            if last or answer.status_code not in _PASSING:
-                return answer
-        time.sleep(_PAUSE * 2**attempt)
-    raise AssertionError("unreachable")
-
-
-def ask_well(
-    client: httpx.Client,
-    who: str,
-    method: str,
-    url: str,
-    body: JsonDict | None = None,
-    params: Mapping[str, str] | None = None,
-) -> httpx.Response:
-    """The answer, with status 200.
-
-    Raises:
         ReleaseError: it cannot be reached, or answers otherwise.
     """
-    answer = ask(client, who, method, url, body, params)
-    if answer.status_code != httpx.codes.OK:
-        raise ReleaseError(f"{who} answers {answer.status_code} to {answer.request.url.path}: {answer.text[:200]}")
-    return answer
+
+    def attempt() -> httpx.Response:
+        try:
+            answer = client.send(request)
+        except httpx.TransportError as error:
+            raise Again(ReleaseError(f"{who} cannot be asked ({type(error).__name__}: {error})")) from error
+        if answer.status_code == httpx.codes.OK:
+            return answer
+        refused = ReleaseError(f"{who} answers {answer.status_code} to {request.url.path}: {answer.text[:200]}")
+        if answer.status_code in BUSY_BEHIND_A_GATEWAY:
+            raise Again(refused)
+        raise refused
+
+    return keep_asking(attempt, PATIENCE_SECONDS)

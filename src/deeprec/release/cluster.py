@@ -14,6 +14,7 @@ from typing import Any, Literal
 import urllib3
 
 from deeprec.errors import ConfigError, ReleaseError
+from deeprec.retrying import Again, keep_asking
 from deeprec.types import JsonDict
 
 MANAGER = "deeprec"
@@ -23,8 +24,9 @@ CRD = f"{SERVICES}.{GROUP}"
 Kind = Literal["services", "pods"]
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _SECONDS = 30.0
-_ATTEMPTS = 6
 _PAUSE = 0.5
+PATIENCE_SECONDS = 15.0
+"""After which a request that a busy or restarting API server fails is not made again."""
 _CONFLICT, _GONE, _NOT_FOUND, _FORBIDDEN = 409, 410, 404, 403
 
 
@@ -266,21 +268,24 @@ class Cluster:
 
 
 def _patiently(ask: Callable[[], Any]) -> Any:
-    """What ``ask`` returns; a broken connection, 429 and 5xx are tried again with growing pauses."""
+    """What ``ask`` returns; a broken connection, 429 and 5xx are tried again."""
     from kubernetes.client.exceptions import ApiException
 
-    for attempt in range(_ATTEMPTS):
-        last = attempt + 1 == _ATTEMPTS
+    def attempt() -> Any:
         try:
             return ask()
         except ApiException as error:
-            if last or not (error.status in (0, 429) or error.status >= 500):
+            if not _passes(error):
                 raise
-        except urllib3.exceptions.HTTPError:
-            if last:
-                raise
-        time.sleep(_PAUSE * 2**attempt)
-    raise AssertionError("unreachable")
+            raise Again(error) from error
+        except urllib3.exceptions.HTTPError as error:
+            raise Again(error) from error
+
+    return keep_asking(attempt, PATIENCE_SECONDS)
+
+
+def _passes(error: Any) -> bool:
+    return error.status in (0, 429) or error.status >= 500
 
 
 @contextmanager
@@ -298,7 +303,7 @@ def _refusing(what: str) -> Iterator[None]:
             raise ForbiddenError(
                 f"this account may not {what} ({told}); bind it to the chart's Role, pipeline.account of the chart"
             ) from error
-        if error.status in (0, 429) or error.status >= 500:
+        if _passes(error):
             raise UnreachableError(f"cannot {what}: the API server fails ({error.status}: {told})") from error
         raise ReleaseError(f"cannot {what}: {told}") from error
     except urllib3.exceptions.HTTPError as error:

@@ -18,7 +18,7 @@ import httpx
 
 from deeprec.config import RampConfig
 from deeprec.errors import ReleaseError
-from deeprec.release.asking import ask_well
+from deeprec.release.asking import ask
 from deeprec.release.cluster import Cluster
 from deeprec.types import JsonDict
 
@@ -163,7 +163,8 @@ def of_prometheus(address: str, namespace: str, app: str, seconds: float) -> Fig
             query = f"sum by ({labels}) (increase({name}{{{pods}}}[{max(1, round(seconds))}s]))"
             try:
                 url = f"{address.rstrip('/')}/api/v1/query"
-                answer = ask_well(client, f"Prometheus at {address}", "GET", url, params={"query": query}).json()
+                request = client.build_request("GET", url, params={"query": query})
+                answer = ask(client, f"Prometheus at {address}", request).json()
                 found += [(name, one["metric"], float(one["value"][1])) for one in answer["data"]["result"]]
             except (ReleaseError, ValueError, KeyError) as error:
                 cure = "correct release.prometheus, or leave it empty to ask the pods"
@@ -211,7 +212,7 @@ def _is_asked(route: str) -> bool:
 def _asked(client: httpx.Client, cluster: Cluster, pod: str, inside: str) -> str:
     base = cluster.address("pods", pod, ADMIN_PORT, inside)
     try:
-        return ask_well(client, f"pod {pod}", "GET", f"{base}/metrics").text
+        return ask(client, f"pod {pod}", client.build_request("GET", f"{base}/metrics")).text
     except ReleaseError as error:
         raise ReleaseError(
             f"the metrics of {error}; see that its admin port is {ADMIN_PORT} and can be reached from here, or name "

@@ -19,7 +19,8 @@ import httpx
 from deeprec.bundle.answers import CheckAnswer, read_answers
 from deeprec.bundle.bundle import Bundle
 from deeprec.config import SmokeConfig
-from deeprec.release.asking import ask, ask_well
+from deeprec.errors import ReleaseError
+from deeprec.release.asking import ask
 from deeprec.release.cluster import Cluster
 from deeprec.types import JsonDict
 
@@ -45,12 +46,12 @@ class Door:
         self._client.close()
 
     def get(self, path: str) -> httpx.Response:
-        """What a path answers, whatever its status.
+        """What a path answers.
 
         Raises:
-            ReleaseError: it cannot be reached.
+            ReleaseError: it cannot be reached, or refuses.
         """
-        return ask(self._client, self.service, "GET", f"{self._base}{path}")
+        return ask(self._client, self.service, self._client.build_request("GET", f"{self._base}{path}"))
 
     def post(self, path: str, body: JsonDict) -> JsonDict:
         """What a path answers to a body.
@@ -58,7 +59,8 @@ class Door:
         Raises:
             ReleaseError: it cannot be reached, or refuses.
         """
-        found: JsonDict = ask_well(self._client, self.service, "POST", f"{self._base}{path}", body).json()
+        request = self._client.build_request("POST", f"{self._base}{path}", json=body)
+        found: JsonDict = ask(self._client, self.service, request).json()
         return found
 
     def predict(self, model: str, instances: Sequence[JsonDict]) -> list[JsonDict]:
@@ -127,9 +129,10 @@ def smoke_policy(door: Door) -> Smoked:
 
 def _ready(door: Door, model: str, bundle: Bundle) -> Iterator[str]:
     for path in ("/v2/health/ready", f"/v2/models/{model}/ready", f"/v1/models/{model}"):
-        code = door.get(path).status_code
-        if code != httpx.codes.OK:
-            yield f"{path} of {door.service} answers {code}"
+        try:
+            door.get(path)
+        except ReleaseError as error:
+            yield str(error)
 
 
 def _protocols(door: Door, model: str, bundle: Bundle) -> Iterator[str]:
